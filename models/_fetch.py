@@ -102,7 +102,7 @@ def fetch(requirement: str, kind: Kind = "wheel", *, downloads: Path = DOWNLOADS
     downloads.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=downloads, prefix=".fetch-") as scratch:
         _pip_download(requirement, kind, pin, Path(scratch))
-        os.replace(_checked(Path(scratch), pin), path)
+        _checked(Path(scratch), pin).replace(path)
     print(f"  fetched {pin.filename}: {path.stat().st_size / 1e6:.1f} MB", flush=True)
     return path
 
@@ -175,7 +175,7 @@ def _pip_download(requirement: str, kind: Kind, pin: Pin, target: Path) -> None:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired as error:
-        raise FetchFailed(f"pip did not finish downloading {pin.filename} within {TIMEOUT_S} s; check the connection and run again") from error
+        raise FetchFailed(f"pip did not finish downloading {pin.filename} within {TIMEOUT_S} s; run again when the network is") from error
     if done.returncode != 0:
         why = "\n".join(line for line in done.stderr.splitlines() if "ERROR" in line) or done.stderr[-2000:]
         raise FetchFailed(f"pip could not download {pin.filename}:\n{why}")
@@ -212,4 +212,4 @@ def _write_whole(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     scratch.write_bytes(content)
-    os.replace(scratch, path)
+    scratch.replace(path)
