@@ -1,0 +1,140 @@
+"""Run ONNX graphs: the one place that touches ONNX Runtime, so that packing and serving execute alike."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+from .errors import EnvironmentUnfit, ExecutionError
+
+CPU: tuple[str, ...] = ("CPUExecutionProvider",)
+CUDA: tuple[str, ...] = ("CUDAExecutionProvider", "CPUExecutionProvider")
+
+#: Distributions that all install a top-level module called `onnxruntime`; two at once overwrite each other's files.
+_DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino", "onnxruntime-silicon", "ort-nightly")
+
+
+class Executor(Protocol):
+    """One loaded graph. `run` may be called from several threads at once."""
+
+    @property
+    def input_names(self) -> Sequence[str]:
+        """Names of the graph's inputs."""
+        ...
+
+    @property
+    def output_names(self) -> Sequence[str]:
+        """Names of the graph's outputs, in the order `run` returns them."""
+        ...
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """Run the graph once.
+
+        Args:
+            feeds: One array per input name.
+
+        Returns:
+            One array per output, in order.
+
+        Raises:
+            ExecutionError: The runtime refused the inputs or failed.
+        """
+        ...
+
+
+class OrtExecutor:
+    """An ONNX Runtime session with the options every stage runs with.
+
+    One intra-op thread by default: parallelism comes from concurrent `run` calls on one session, which keeps sums in one
+    order (threads change the last bits of tree ensembles) and the weights in memory once.
+
+    Args:
+        model: The graph, in memory or as a path (a path lets external data be found).
+        intra_op_threads: Threads inside one `run`; 1 keeps results independent of the machine's core count.
+        providers: ONNX Runtime execution providers in order of preference.
+
+    Raises:
+        ExecutionError: The graph does not load.
+    """
+
+    def __init__(self, model: onnx.ModelProto | Path, *, intra_op_threads: int = 1, providers: Sequence[str] = CPU) -> None:
+        source = os.fspath(model) if isinstance(model, Path) else model.SerializeToString()
+        try:
+            self._session = ort.InferenceSession(source, sess_options=_session_options(intra_op_threads), providers=list(providers))
+        except Exception as error:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes; all mean "does not load"
+            raise ExecutionError(f"the graph does not load in ONNX Runtime {ort.__version__}: {_first_line(error)}") from error
+        self.input_names: tuple[str, ...] = tuple(i.name for i in self._session.get_inputs())
+        self.output_names: tuple[str, ...] = tuple(o.name for o in self._session.get_outputs())
+        self._outputs = list(self.output_names)
+        self.providers: tuple[str, ...] = tuple(self._session.get_providers())
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """See `Executor.run`."""
+        try:
+            return self._session.run(self._outputs, feeds)  # type: ignore[no-any-return]
+        except Exception as error:  # noqa: BLE001 - see __init__
+            raise ExecutionError(f"the graph failed to run: {_first_line(error)}") from error
+
+
+def available_providers(device: str) -> tuple[str, ...]:
+    """Choose execution providers for `device`.
+
+    Args:
+        device: `cpu`, `cuda` (an error without a GPU) or `auto` (a GPU when one is there).
+
+    Returns:
+        Provider names for ONNX Runtime.
+
+    Raises:
+        EnvironmentUnfit: `cuda` was asked for and cannot be had.
+    """
+    if device == "cpu":
+        return CPU
+    # The GPU wheel lists its provider on machines without a GPU too, and complains loudly when it is tried there.
+    present = "CUDAExecutionProvider" in ort.get_available_providers() and os.path.exists("/dev/nvidiactl")
+    if not present and device == "cuda":
+        raise EnvironmentUnfit("device=cuda was asked for, but there is no NVIDIA device or the installed ONNX Runtime has no CUDA; use device=auto or cpu")
+    return CUDA if present else CPU
+
+
+def check_environment() -> str:
+    """Check that exactly one distribution provides ONNX Runtime and return its name.
+
+    Raises:
+        EnvironmentUnfit: None or several are installed (they share files, and the last one installed wins silently).
+    """
+    found = [name for name in _DISTRIBUTIONS if _installed(name)]
+    if len(found) != 1:
+        what = "no ONNX Runtime distribution is installed" if not found else f"several ONNX Runtime distributions are installed ({', '.join(found)})"
+        raise EnvironmentUnfit(f"{what}; keep exactly one: `pip uninstall {' '.join(_DISTRIBUTIONS[:2])}` and install samegraph-transforms again")
+    return found[0]
+
+
+def _installed(distribution: str) -> bool:
+    try:
+        metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _session_options(intra_op_threads: int) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = intra_op_threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = 3  # errors only: they reach the caller as exceptions anyway
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # an idle server burns no CPU
+    return options
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return text[0][:400] if text else type(error).__name__

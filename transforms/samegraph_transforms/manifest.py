@@ -1,0 +1,275 @@
+"""The manifest: what one model package says about itself.
+
+`manifest.json` is written last, holds the digest of every other file, and its own SHA-256 is the package's identity.
+The JSON Schema published in docs/manifest.schema.json is generated from these classes.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
+
+FORMAT = 1
+MAX_EXACT_INTEGER = 2**53
+
+#: A model name: it becomes a directory and a URL segment, so nothing that means something to either.
+NAME_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}$"
+#: A field or value name: also an ONNX value name and a JSON key.
+VALUE_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9_.\- ]{0,127}$"
+
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+ValueName = Annotated[str, Field(pattern=VALUE_PATTERN)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+Kind = Literal["number", "integer", "boolean", "string", "text", "image", "bytes", "tensor"]
+Dtype = Literal[
+    "float16", "float32", "float64", "int8", "int16", "int32", "int64",
+    "uint8", "uint16", "uint32", "uint64", "bool", "string",
+]  # fmt: skip
+StageName = Literal["preprocess.item", "preprocess.batch", "model", "postprocess"]
+STAGE_FILES: dict[str, str] = {
+    "preprocess.item": "preprocess.item.onnx",
+    "preprocess.batch": "preprocess.batch.onnx",
+    "model": "model.onnx",
+    "postprocess": "postprocess.onnx",
+}
+STAGE_ORDER: tuple[str, ...] = tuple(STAGE_FILES)
+#: Kinds whose value in a request is encoded bytes.
+BINARY_KINDS = frozenset({"image", "bytes"})
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Missing(_Model):
+    """What a missing value (JSON null, or NaN in a binary tensor) becomes before the graph sees it."""
+
+    rule: Literal["refuse", "nan", "sentinel", "companion"] = Field(
+        default="refuse",
+        description=(
+            "refuse: null is an error. nan: a float64 NaN (numbers and integers only). sentinel: the value in `sentinel`. "
+            "companion: the kind's zero value, with the boolean graph input `<field>__missing` set."
+        ),
+    )
+    sentinel: float | int | bool | str | None = Field(default=None, description="The stand-in value when rule is `sentinel`.")
+
+    @model_validator(mode="after")
+    def _sentinel_goes_with_its_rule(self) -> Missing:
+        if (self.rule == "sentinel") != (self.sentinel is not None):
+            raise ValueError("`sentinel` is given exactly when rule is 'sentinel'")
+        return self
+
+
+class RawField(_Model):
+    """One named raw input of an instance, as the caller sends it."""
+
+    name: ValueName = Field(description="Name in requests; also the name of the graph input it feeds.")
+    kind: Kind = Field(description="What the caller sends: a JSON scalar, encoded bytes, or a tensor.")
+    description: str = Field(default="", description="A sentence for people who call the model.")
+    required: bool = Field(default=True, description="False: the field may be left out; `default`, or else the missing rule, applies.")
+    default: JsonValue = Field(default=None, description="Value of a field that was left out (never of one sent as null).")
+    missing: Missing = Field(default_factory=Missing, description="What null becomes.")
+    allowed: list[float | int | bool | str] | None = Field(
+        default=None, description="The closed set of values; anything else is refused. None: open (the graph decides what an unseen value means)."
+    )
+    known: list[str] | None = Field(
+        default=None, description="Values seen in training, when the set is open: for documentation, examples and drift, never a check."
+    )
+    minimum: float | None = Field(default=None, description="Smallest accepted number (inclusive).")
+    maximum: float | None = Field(default=None, description="Largest accepted number (inclusive).")
+    max_length: int | None = Field(default=None, ge=1, description="Longest accepted string or text, in characters.")
+    max_bytes: int | None = Field(default=None, ge=1, description="Largest accepted encoded image or byte string.")
+    max_pixels: int | None = Field(default=None, ge=1, description="Largest accepted width × height of an image, read from its header before decoding.")
+    dtype: Dtype | None = Field(default=None, description="Tensors only: element type in the graph.")
+    shape: list[int | None] | None = Field(default=None, description="Tensors only: shape of one instance; null is any length.")
+    example: JsonValue = Field(default=None, description="A value that works, in JSON form (`{\"b64\": …}` for bytes).")
+
+    @model_validator(mode="after")
+    def _facts_fit_the_kind(self) -> RawField:
+        if self.kind == "tensor" and (self.dtype is None or self.shape is None):
+            raise ValueError(f"field {self.name!r}: a tensor needs dtype and shape")
+        if self.kind != "tensor" and (self.dtype is not None or self.shape is not None):
+            raise ValueError(f"field {self.name!r}: dtype and shape are for tensors; a {self.kind}'s are fixed")
+        if (self.minimum is not None or self.maximum is not None) and self.kind not in ("number", "integer"):
+            raise ValueError(f"field {self.name!r}: minimum and maximum are for numbers")
+        if self.missing.rule == "nan" and self.kind not in ("number", "integer"):
+            raise ValueError(f"field {self.name!r}: only numbers can be NaN; give a {self.kind} a sentinel or a companion")
+        if self.required and self.default is not None:
+            raise ValueError(f"field {self.name!r}: a default is for fields that are not required")
+        return self
+
+    @property
+    def graph_dtype(self) -> str:
+        """Element type of the graph input (numpy's name; `string` for text); numbers are always float64."""
+        if self.kind == "tensor":
+            assert self.dtype is not None
+            return self.dtype
+        if self.kind == "integer":
+            return "float64" if self.missing.rule == "nan" else "int64"
+        return {"number": "float64", "boolean": "bool", "string": "string", "text": "string", "image": "uint8", "bytes": "uint8"}[self.kind]
+
+    @property
+    def companion(self) -> str | None:
+        """Name of the boolean graph input that says the value was missing, if the field has one."""
+        return f"{self.name}__missing" if self.missing.rule == "companion" else None
+
+
+class Output(_Model):
+    """One named output of an instance."""
+
+    name: ValueName
+    dtype: Dtype = Field(description="Element type of the graph output.")
+    shape: list[int | None] = Field(default_factory=list, description="Shape for one instance; [] is a scalar. The graph output is [n, *shape].")
+    description: str = ""
+    element_names: list[str] | None = Field(default=None, description="What each place along the last axis means (class names, say).")
+    decided_by: ValueName | None = Field(
+        default=None,
+        description="For a class or label: the float output it is chosen from. A choice may differ from training only where that output's margin is below the promised bound.",
+    )
+
+
+class Stage(_Model):
+    """One graph of the chain. Values flow by name: raw fields first, then every stage's outputs."""
+
+    name: StageName
+    file: str = Field(description="Path inside the package.")
+    inputs: dict[str, str] = Field(description="Graph input name → name of the value bound to it.")
+    outputs: dict[str, str] = Field(description="Graph output name → name the value has from here on.")
+
+
+class Decoder(_Model):
+    """Which decoder an ImageDecoder host node stands for, and what it returns for every pixel mode."""
+
+    node: str = Field(description="Name of the ImageDecoder node in preprocess.item.onnx.")
+    library: Literal["Pillow"] = "Pillow"
+    library_version: str = Field(description="Version of the library training decoded with.")
+    codecs: dict[str, str] = Field(default_factory=dict, description="Codec library versions, for example libjpeg_turbo, zlib, webp.")
+    formats: list[str] = Field(description="Container formats accepted, by the library's names; any other is refused.")
+    modes: dict[str, str] = Field(
+        description="The library's pixel mode → the mode it is handed over as (grey, grey+alpha, RGB or RGBA arrays of shape [H, W, C]); a mode not listed is refused."
+    )
+    exif_orientation: Literal["ignore", "apply"] = Field(default="ignore", description="Whether the EXIF orientation tag is applied after decoding.")
+    truncated: Literal["refuse"] = Field(default="refuse", description="What a file that ends early gets.")
+
+
+class Batching(_Model):
+    """Hints the server starts from; it may choose smaller batches, never larger ones."""
+
+    max_batch_size: int = Field(default=64, ge=1, le=65536, description="Most instances in one execution.")
+    max_queue_delay_s: float = Field(default=0.0, ge=0, le=10, description="Opt-in wait for more instances; 0 starts at once with what is there.")
+
+
+class FileEntry(_Model):
+    sha256: Sha256
+    bytes: int = Field(ge=0)
+
+
+class Tolerance(_Model):
+    """The promise for float tensors on one device profile; integers, strings and booleans are always equal.
+
+    A float element passes when it is within `ulp` units in the last place, or within
+    `relative_to_max` × the largest magnitude of the reference tensor, or within `atol + rtol × |reference|`.
+    """
+
+    ulp: int = Field(default=0, ge=0)
+    relative_to_max: float = Field(default=0.0, ge=0)
+    atol: float = Field(default=0.0, ge=0)
+    rtol: float = Field(default=0.0, ge=0)
+
+
+#: What is promised when an author states nothing else (docs/exactness: the contract).
+DEFAULT_TOLERANCES: dict[str, Tolerance] = {
+    "cpu.same": Tolerance(ulp=4, relative_to_max=1e-7),
+    "cpu.other": Tolerance(atol=1e-5, rtol=1e-5),
+    "gpu": Tolerance(atol=1e-5, rtol=1e-5),
+}
+
+
+class Measured(_Model):
+    """What `pack` measured against the training code, per tensor, beside what is promised."""
+
+    tensor: str
+    elements: int = Field(ge=0)
+    different: int = Field(ge=0, description="Elements that are not bit-equal.")
+    max_ulp: int = Field(ge=0)
+    max_abs: float = Field(ge=0)
+
+
+class Provenance(_Model):
+    """Where the package came from. Holds no time stamp, so that the same training gives the same digest."""
+
+    trainer: str = Field(default="", description="What made it: a script, a repository and revision.")
+    framework: str = Field(default="", description="For example `scikit-learn 1.9.1`.")
+    libraries: dict[str, str] = Field(default_factory=dict, description="Library → version in the training environment.")
+    python: str = ""
+    machine: str = Field(default="", description="Processor architecture the proof ran on, for example x86_64.")
+    data: str = Field(default="", description="The training data, in a sentence: source, rows, period, licence.")
+    license: str = ""
+    notes: str = ""
+
+
+class Manifest(_Model):
+    """The whole of manifest.json."""
+
+    format: Literal[1] = FORMAT
+    name: Name
+    version: int = Field(ge=1, le=2**31 - 1)
+    description: str = ""
+    fields: list[RawField] = Field(min_length=1)
+    outputs: list[Output] = Field(min_length=1)
+    stages: list[Stage] = Field(min_length=1)
+    decoders: list[Decoder] = Field(default_factory=list)
+    batching: Batching = Field(default_factory=Batching)
+    tolerances: dict[str, Tolerance] = Field(default_factory=lambda: dict(DEFAULT_TOLERANCES))
+    measured: list[Measured] = Field(default_factory=list)
+    golden_samples: int = Field(default=0, ge=0)
+    provenance: Provenance = Field(default_factory=Provenance)
+    files: dict[str, FileEntry] = Field(default_factory=dict, description="Every file of the package but manifest.json, by POSIX path.")
+
+    @field_validator("stages")
+    @classmethod
+    def _stages_in_order(cls, stages: list[Stage]) -> list[Stage]:
+        names = [s.name for s in stages]
+        if "model" not in names:
+            raise ValueError("a package needs a `model` stage")
+        if names != sorted(set(names), key=STAGE_ORDER.index):
+            raise ValueError(f"stages must be distinct and in the order {', '.join(STAGE_ORDER)}; got {', '.join(names)}")
+        return stages
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Manifest:
+        for what, names in (("field", [f.name for f in self.fields]), ("output", [o.name for o in self.outputs])):
+            twice = sorted({n for n in names if names.count(n) > 1})
+            if twice:
+                raise ValueError(f"{what} named twice: {', '.join(twice)}")
+        return self
+
+    def field(self, name: str) -> RawField:
+        """Return the raw field called `name`; KeyError if there is none."""
+        for f in self.fields:
+            if f.name == name:
+                return f
+        raise KeyError(name)
+
+    def stage(self, name: str) -> Stage | None:
+        """Return the stage called `name`, or None."""
+        return next((s for s in self.stages if s.name == name), None)
+
+
+def is_safe_name(name: str) -> bool:
+    """Whether `name` may be a model's name (and so a directory and a URL segment)."""
+    return re.match(NAME_PATTERN, name) is not None and not name.endswith(".")
+
+
+def json_number(value: float) -> float | None:
+    """Return `value`, or None for NaN and infinities, which JSON cannot carry."""
+    return value if math.isfinite(value) else None
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON Schema of manifest.json (published as docs/manifest.schema.json)."""
+    return Manifest.model_json_schema()

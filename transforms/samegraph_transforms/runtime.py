@@ -1,0 +1,217 @@
+"""Run a package: raw rows in, output arrays out. Packing, verifying and serving all run this one class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+import onnx
+
+from .errors import ExecutionError
+from .executor import CPU, Executor, OrtExecutor
+from .itemplan import ItemPlan, compile_item_plan
+from .manifest import Manifest, RawField, Stage
+from .merging import CannotMerge, merge_stages
+from .signature import Row, Signature, column
+
+if TYPE_CHECKING:
+    from .package import Package
+
+#: A row after the item stage: one entry per batch input in `PackageRuntime.feed_names` order.
+Item: TypeAlias = tuple[Any, ...]
+Feeds: TypeAlias = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True, slots=True)
+class _Feed:
+    """One input of the batch stages and where its value comes from."""
+
+    name: str
+    field: RawField | None  # None: an item-stage output
+    place: int  # place in the item tuple
+
+
+class PackageRuntime:
+    """One package, loaded and ready to run. Every method but `close` may be called from several threads at once.
+
+    Attributes:
+        manifest: The package's manifest.
+        digest: The package's identity.
+        signature: Its raw inputs.
+        item_plan: The compiled item stage, or None when rows go straight into a batch.
+        merged: Whether the batch stages run as one graph.
+        providers: The execution providers in use.
+    """
+
+    def __init__(
+        self,
+        package: Package,
+        *,
+        make_item: Callable[[onnx.ModelProto], Executor],
+        make_merged: Callable[[onnx.ModelProto], Executor],
+        load_stage: Callable[[Stage], Executor],
+        kernels: Literal["auto", "off"],
+        merge: bool,
+    ) -> None:
+        self.manifest: Manifest = package.manifest
+        self.digest: str = package.digest
+        self.signature = Signature(package.manifest)
+        self._package = package
+        self._load_stage = load_stage
+        self._output_names = [o.name for o in self.manifest.outputs]
+        self.item_plan: ItemPlan | None = None
+        if self.manifest.stage("preprocess.item") is not None:
+            self.item_plan = compile_item_plan(package.load_stage("preprocess.item"), self.manifest, make_executor=make_item, kernels=kernels)
+        self._batch_stages = [s for s in self.manifest.stages if s.name != "preprocess.item"]
+        self._feeds = self._plan_feeds()
+        self.feed_names: tuple[str, ...] = tuple(f.name for f in self._feeds)
+        self._chain = self._load_chain(make_merged, merge)
+        self.merged: bool = len(self._chain) == 1
+        self._stage_executors: list[tuple[Stage, Executor]] | None = None if self.merged and len(self._batch_stages) > 1 else self._chain
+        self._row_is_item = self.item_plan is None
+        self.providers: tuple[str, ...] = tuple(getattr(self._chain[-1][1], "providers", CPU))
+
+    @classmethod
+    def load(
+        cls,
+        package: Package,
+        *,
+        intra_op_threads: int = 1,
+        providers: Sequence[str] = CPU,
+        kernels: Literal["auto", "off"] = "auto",
+        merge: bool = True,
+    ) -> PackageRuntime:
+        """Load a package's graphs.
+
+        Args:
+            package: A read and verified package.
+            intra_op_threads: Threads inside one execution.
+            providers: Execution providers of the batch stages; the item stage always runs on the CPU.
+            kernels: `off` runs every item-stage function by its ONNX body.
+            merge: Whether to run the batch stages as one graph where their operator sets allow it.
+
+        Raises:
+            ExecutionError: A graph does not load, or the stages do not fit together.
+        """
+
+        def from_file(stage: Stage) -> Executor:
+            return OrtExecutor(package.stage_path(stage.name), intra_op_threads=intra_op_threads, providers=providers)
+
+        def in_memory(model: onnx.ModelProto) -> Executor:
+            return OrtExecutor(model, intra_op_threads=intra_op_threads, providers=providers)
+
+        return cls(package, make_item=OrtExecutor, make_merged=in_memory, load_stage=from_file, kernels=kernels, merge=merge)
+
+    # --- running ----------------------------------------------------------------------------------------------------
+
+    def prepare(self, row: Row) -> Item:
+        """Run the item stage on one row, on the calling thread.
+
+        Raises:
+            InputError: The row's bytes cannot be decoded; it names the field.
+            ExecutionError: A graph of the item stage failed.
+        """
+        if self.item_plan is None:
+            return row
+        values = self.item_plan(dict(zip(self.signature.names, row, strict=True)))
+        return tuple(row[feed.place] if feed.field is not None else values[feed.name] for feed in self._feeds)
+
+    def collate(self, items: Sequence[Item]) -> Feeds:
+        """Stack items into batch inputs: [n, 1] per scalar field, [n, *shape] otherwise."""
+        if self._row_is_item:
+            return self.signature.columns(items)
+        feeds: Feeds = {}
+        for feed, values in zip(self._feeds, zip(*items, strict=True), strict=True):
+            if feed.field is None:
+                feeds[feed.name] = np.stack(values)
+            else:
+                feeds.update(column(feed.field, values))
+        return feeds
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """Run the batch stages once.
+
+        Args:
+            feeds: As `collate` returns them; names the graphs do not read are ignored.
+
+        Returns:
+            One array [n, *shape] per manifest output, in order.
+
+        Raises:
+            ExecutionError: The runtime failed, or returned another number of rows than it was given.
+        """
+        values: dict[str, np.ndarray] = dict(feeds)
+        n = len(next(iter(values.values())))
+        for stage, executor in self._chain:
+            results = executor.run({name: values[stage.inputs[name]] for name in executor.input_names})
+            values.update(zip((stage.outputs[name] for name in executor.output_names), results, strict=True))
+        outputs = [values[name] for name in self._output_names]
+        for name, array in zip(self._output_names, outputs, strict=True):
+            if array.ndim == 0 or array.shape[0] != n:
+                raise ExecutionError(f"output {name!r} has shape {list(array.shape)} for a batch of {n}; its first dimension must be the batch")
+        return outputs
+
+    def predict(self, rows: Sequence[Row]) -> dict[str, np.ndarray]:
+        """Run rows through all stages as one batch and return each output, [n, *shape]."""
+        outputs = self.run(self.collate([self.prepare(row) for row in rows]))
+        return dict(zip(self._output_names, outputs, strict=True))
+
+    def trace(self, rows: Sequence[Row]) -> dict[str, np.ndarray]:
+        """Run rows stage by stage and return every value that crosses a stage boundary, in data-flow order."""
+        values: dict[str, np.ndarray] = dict(self.collate([self.prepare(row) for row in rows]))
+        for stage, executor in self._stages_apart():
+            results = executor.run({name: values[stage.inputs[name]] for name in executor.input_names})
+            values.update(zip((stage.outputs[name] for name in executor.output_names), results, strict=True))
+        return values
+
+    def close(self) -> None:
+        """Drop the sessions; running executions finish first because they hold their own reference."""
+        self._chain = []
+        self._stage_executors = None
+
+    # --- loading ----------------------------------------------------------------------------------------------------
+
+    def _plan_feeds(self) -> list[_Feed]:
+        """Find what the batch stages read that no batch stage makes: item-stage outputs and raw fields."""
+        made = set(self.item_plan.outputs) if self.item_plan is not None else set()
+        by_name = {f.name: (i, f) for i, f in enumerate(self.signature.fields)}
+        by_companion = {f.companion: (i, f) for i, f in enumerate(self.signature.fields) if f.companion is not None}
+        feeds: dict[str, _Feed] = {}
+        produced: set[str] = set()
+        for stage in self._batch_stages:
+            for name in stage.inputs.values():
+                if name in produced:
+                    continue
+                if name in made:
+                    feeds[name] = _Feed(name, None, -1)
+                elif name in by_name or name in by_companion:
+                    place, field = by_name.get(name) or by_companion[name]
+                    feeds[field.name] = _Feed(field.name, field, place)
+                else:
+                    raise ExecutionError(f"stage {stage.name!r} reads {name!r}, which is neither a raw field nor made by an earlier stage")
+            produced.update(stage.outputs.values())
+        missing = [name for name in self._output_names if name not in produced and name not in made]
+        if missing:
+            raise ExecutionError(f"no stage makes the output {missing[0]!r}")
+        return list(feeds.values())
+
+    def _load_chain(self, make_merged: Callable[[onnx.ModelProto], Executor], merge: bool) -> list[tuple[Stage, Executor]]:
+        if merge and len(self._batch_stages) > 1:
+            try:
+                model = merge_stages([(s, self._package.load_stage(s.name)) for s in self._batch_stages], self._output_names)
+            except CannotMerge:
+                pass
+            else:
+                executor = make_merged(model)
+                identity = Stage(
+                    name="model", file="", inputs={n: n for n in executor.input_names}, outputs={n: n for n in executor.output_names}
+                )
+                return [(identity, executor)]
+        return [(s, self._load_stage(s)) for s in self._batch_stages]
+
+    def _stages_apart(self) -> list[tuple[Stage, Executor]]:
+        if self._stage_executors is None:
+            self._stage_executors = [(s, self._load_stage(s)) for s in self._batch_stages]
+        return self._stage_executors
