@@ -1,0 +1,28 @@
+#!/usr/bin/env python3
+"""Print what the service needs from the registry, one requirement a line, without our own distributions.
+
+    python3 scripts/requirements.py | pip install -r /dev/stdin -c constraints.txt
+
+An image installs these before the source is copied in, so that a change of code does not reinstall them.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SERVING = ("pyproject.toml", "transforms/pyproject.toml")
+
+
+def requirements() -> list[str]:
+    """Return the declared dependencies of the service and of what it imports, plus what builds them, sorted."""
+    found: set[str] = set()
+    for path in SERVING:
+        declared = tomllib.loads((ROOT / path).read_text())
+        found.update(declared["project"]["dependencies"], declared["build-system"]["requires"])
+    return sorted(line for line in found if not line.startswith("samegraph"))
+
+
+if __name__ == "__main__":
+    print("\n".join(requirements()))
