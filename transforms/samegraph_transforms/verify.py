@@ -1,0 +1,272 @@
+"""Prove a package again, anywhere: replay its golden samples here and say how far its answers are from training's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import onnxruntime
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from .draft import GoldenSample
+from .errors import PackageError
+from .exactness import UNREACHABLE, Comparison, Flip
+from .executor import CPU
+from .golden import SampleResult, default_batch_sizes, device_profile, processor, promised, read_samples, replay
+from .manifest import Manifest, Tolerance, json_number
+from .pack import describe_tolerance
+from .package import Package
+from .runtime import PackageRuntime
+
+#: Flips and failures that the page lists one by one; the JSON form has them all.
+SHOWN = 20
+
+
+@dataclass(frozen=True)
+class TensorReport:
+    """One tensor over all samples and batch sizes.
+
+    Attributes:
+        tensor: Its name.
+        source: The stage that computes it, or `merged` for an output of the stages run as one graph.
+        comparisons: How many comparisons went into it.
+        elements: How many elements were compared.
+        different: How many are not equal.
+        max_ulp: Largest distance in ULP.
+        max_abs: Largest absolute difference.
+        flips: Labels that differ where training was undecided, which is allowed.
+        passed: Whether everything is within the promise.
+    """
+
+    tensor: str
+    source: str
+    comparisons: int
+    elements: int
+    different: int
+    max_ulp: int
+    max_abs: float
+    flips: int
+    passed: bool
+
+    @property
+    def verdict(self) -> str:
+        """One word or two: equal, within the promise, or not."""
+        if not self.passed:
+            return "DIFFERS"
+        return "equal" if self.different == 0 else "within promise"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `verify` found.
+
+    Attributes:
+        package: `<name>/<version>`.
+        digest: The package's identity.
+        profile: Which promise was applied.
+        tolerance: That promise.
+        environment: What the replay ran with.
+        batch_sizes: Instances in one execution.
+        samples: How many golden samples were replayed.
+        tensors: Per tensor, in data-flow order.
+        failures: Results that break the promise, first one first.
+        flips: Sample name, tensor and flip, each once.
+    """
+
+    package: str
+    digest: str
+    profile: str
+    tolerance: Tolerance
+    environment: dict[str, str]
+    batch_sizes: tuple[int, ...]
+    samples: int
+    tensors: tuple[TensorReport, ...]
+    failures: tuple[SampleResult, ...]
+    flips: tuple[tuple[str, str, Flip], ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every answer is within the promise."""
+        return not self.failures
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the whole report as JSON values."""
+        return {
+            "package": self.package,
+            "digest": self.digest,
+            "ok": self.ok,
+            "profile": self.profile,
+            "promised": self.tolerance.model_dump(),
+            "environment": self.environment,
+            "batch_sizes": list(self.batch_sizes),
+            "samples": self.samples,
+            "tensors": [_tensor_json(t) for t in self.tensors],
+            "failures": [_failure_json(f) for f in self.failures],
+            "flips": [_flip_json(*f) for f in self.flips],
+        }
+
+    def render(self, console: Console) -> None:
+        """Print the report as a page."""
+        console.print(self)
+
+    def __rich__(self) -> RenderableType:
+        head = Text.assemble(
+            (f"{self.package}", "bold"), f"  {self.digest[:12]}\n",
+            f"{self.samples} golden samples, batches of {', '.join(map(str, self.batch_sizes))}, "
+            f"on {self.environment['device']} with ONNX Runtime {self.environment['onnxruntime']}\n",
+            f"promised here ({self.profile}): {describe_tolerance(self.tolerance)}",
+        )  # fmt: skip
+        return Group(head, _table(self.tensors), *_notes(self))
+
+
+def _tensor_json(report: TensorReport) -> dict[str, Any]:
+    document = {**report.__dict__, "max_abs": json_number(report.max_abs), "verdict": report.verdict}
+    return document | {"max_ulp": None if report.max_ulp == UNREACHABLE else report.max_ulp}
+
+
+def _failure_json(result: SampleResult) -> dict[str, Any]:
+    return {
+        "sample": result.sample,
+        "batch_size": result.batch_size,
+        "merged": result.merged,
+        "tensor": result.failure.tensor if result.failure else None,
+        "detail": result.error or (result.failure.detail if result.failure else ""),
+    }
+
+
+def _flip_json(sample: str, tensor: str, flip: Flip) -> dict[str, Any]:
+    return {
+        "sample": sample,
+        "tensor": tensor,
+        "index": list(flip.index),
+        "expected": flip.expected,
+        "got": flip.got,
+        "margin": json_number(flip.margin),
+        "bound": json_number(flip.bound),
+    }
+
+
+def _table(tensors: Sequence[TensorReport]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("tensor", "from"):
+        table.add_column(heading)
+    for heading in ("elements", "not equal", "max ULP", "max abs", "flips"):
+        table.add_column(heading, justify="right")
+    table.add_column("verdict")
+    for t in tensors:
+        style = "red bold" if not t.passed else "green" if t.different == 0 else "yellow"
+        ulp = "∞" if t.max_ulp == UNREACHABLE else f"{t.max_ulp:,}"
+        numbers = (f"{t.elements:,}", f"{t.different:,}", ulp, f"{t.max_abs:.3g}", str(t.flips))
+        table.add_row(Text(t.tensor), t.source, *numbers, Text(t.verdict, style=style))
+    return table
+
+
+def _notes(report: Report) -> list[Text]:
+    notes = [
+        Text(f"allowed: {t}{list(f.index)} of {s!r} is {f.got}, training said {f.expected} (margin {f.margin:.3g})")
+        for s, t, f in report.flips
+    ]
+    notes = notes[:SHOWN] + ([Text(f"… and {len(notes) - SHOWN} more such labels")] if len(notes) > SHOWN else [])
+    if report.ok:
+        return [*notes, Text("exact: the package answers as training did", style="green")]
+    failures = [Text(f.reason, style="red") for f in report.failures[:SHOWN]]
+    if len(report.failures) > SHOWN:
+        failures.append(Text(f"… and {len(report.failures) - SHOWN} more", style="red"))
+    return [*notes, Text("NOT EXACT: this package does not answer as training did here", style="red bold"), *failures]
+
+
+def verify(
+    package: Package,
+    samples: Sequence[GoldenSample] | None = None,
+    batch_sizes: Sequence[int] | None = None,
+    *,
+    profile: str | None = None,
+    providers: Sequence[str] = CPU,
+    progress: Callable[[int, int], None] | None = None,
+) -> Report:
+    """Replay golden samples on this machine and compare with what the training code gave.
+
+    Args:
+        package: A read and verified package.
+        samples: What to replay; None takes the package's own golden samples.
+        batch_sizes: Instances in one execution; None is 1, 2 and the package's largest.
+        profile: Which of the package's promises to apply; None finds out (`cpu.same`, `cpu.other` or `gpu`).
+        providers: ONNX Runtime execution providers.
+        progress: Called with instances done and instances in all.
+
+    Raises:
+        PackageError: There are no samples to replay, or no such promise.
+        ExecutionError: A graph does not load here.
+    """
+    if samples is None:
+        samples = golden_samples(package)
+    if not samples:
+        raise PackageError(f"{package}: there are no samples to replay")
+    sizes = tuple(batch_sizes) if batch_sizes is not None else default_batch_sizes(package.manifest)
+    with closing(PackageRuntime.load(package, providers=providers)) as runtime:
+        profile = profile or device_profile(package.manifest, runtime.providers)
+        results = replay(runtime, samples, sizes, profile=profile, progress=progress)
+        used = runtime.providers
+    return Report(
+        package=str(package),
+        digest=package.digest,
+        profile=profile,
+        tolerance=promised(package.manifest, profile),
+        environment={
+            "device": processor() if profile != "gpu" else used[0],
+            "onnxruntime": onnxruntime.__version__,
+            "providers": ", ".join(used),
+        },
+        batch_sizes=sizes,
+        samples=len(samples),
+        tensors=_tensors(package.manifest, results),
+        failures=tuple(r for r in results if not r.passed),
+        flips=_flips(results),
+    )
+
+
+def golden_samples(package: Package) -> list[GoldenSample]:
+    """Return the package's own golden samples; PackageError if it has none."""
+    if package.manifest.golden_samples == 0:
+        what = "is a bare model" if not package.proven else "holds no golden samples"
+        raise PackageError(f"{package} {what}, so there is nothing to verify it against; pack it with samples from its training code")
+    return read_samples(package.golden_dir())
+
+
+def _tensors(manifest: Manifest, results: Sequence[SampleResult]) -> tuple[TensorReport, ...]:
+    """Gather comparisons by tensor, keeping the order of data flow; merged outputs come last."""
+    grouped: dict[tuple[bool, str], list[Comparison]] = {}
+    for result in sorted(results, key=lambda r: r.merged):
+        for comparison in result.comparisons:
+            grouped.setdefault((result.merged, comparison.tensor), []).append(comparison)
+    sources = {value: stage.name for stage in manifest.stages for value in stage.outputs.values()}
+    return tuple(_summary(name, "served" if merged else sources.get(name, "raw field"), found) for (merged, name), found in grouped.items())
+
+
+def _summary(name: str, source: str, comparisons: Sequence[Comparison]) -> TensorReport:
+    return TensorReport(
+        tensor=name,
+        source=source,
+        comparisons=len(comparisons),
+        elements=sum(c.elements for c in comparisons),
+        different=sum(c.different for c in comparisons),
+        max_ulp=max(c.max_ulp for c in comparisons),
+        max_abs=max(c.max_abs for c in comparisons),
+        flips=sum(len(c.flips) for c in comparisons),
+        passed=all(c.passed for c in comparisons),
+    )
+
+
+def _flips(results: Sequence[SampleResult]) -> tuple[tuple[str, str, Flip], ...]:
+    found = {
+        (result.sample, comparison.tensor, flip.index): flip
+        for result in results
+        for comparison in result.comparisons
+        for flip in comparison.flips
+    }  # fmt: skip
+    return tuple((sample, tensor, flip) for (sample, tensor, _), flip in found.items())
