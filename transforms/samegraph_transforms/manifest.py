@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
-FORMAT = 1
+FORMAT: Literal[1] = 1
 MAX_EXACT_INTEGER = 2**53
 
 #: A model name: it becomes a directory and a URL segment, so nothing that means something to either.
@@ -197,6 +197,7 @@ class Measured(_Model):
     different: int = Field(ge=0, description="Elements that are not bit-equal.")
     max_ulp: int = Field(ge=0)
     max_abs: float = Field(ge=0)
+    flips: int = Field(default=0, ge=0, description="Labels that differ where the reference's margin is below the promised bound.")
 
 
 class Provenance(_Model):
