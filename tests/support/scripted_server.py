@@ -1,0 +1,110 @@
+"""A real HTTP server on a loopback port that answers from a script and remembers what it was sent."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+@dataclass(frozen=True)
+class Received:
+    """One request as the server read it; header names are in lower case."""
+
+    path: str
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> object:
+        """The body as JSON."""
+        return json.loads(self.body)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One scripted answer; `drop` closes the connection instead of answering."""
+
+    status: int = 200
+    document: object = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes | None = None
+    drop: bool = False
+    before: Callable[[], object] | None = None
+
+    def content(self) -> bytes:
+        """The bytes of the body."""
+        return self.body if self.body is not None else json.dumps(self.document).encode()
+
+
+def predicted(*predictions: object, **headers: str) -> Reply:
+    """Return a good V1 answer with these predictions."""
+    return Reply(document={"predictions": list(predictions)}, headers={name.replace("_", "-"): value for name, value in headers.items()})
+
+
+def refused(status: int = 429, error: str = "overloaded", headers: Mapping[str, str] | None = None, **members: object) -> Reply:
+    """Return an error document."""
+    return Reply(status=status, document={"error": error, **members}, headers=headers or {})
+
+
+@dataclass
+class ScriptedServer:
+    """What a test sees of the server.
+
+    Attributes:
+        url: Where it listens.
+        received: Every request so far, in order of arrival.
+    """
+
+    url: str
+    script: list[Reply]
+    received: list[Received] = field(default_factory=list)
+
+    def next_reply(self, request: Received) -> Reply:
+        """Remember the request and take the next answer of the script; the last one repeats."""
+        self.received.append(request)
+        return self.script.pop(0) if len(self.script) > 1 else self.script[0]
+
+
+@contextmanager
+def scripted_server(*script: Reply) -> Iterator[ScriptedServer]:
+    """Run a server that gives these answers in turn, the last one for ever."""
+    state = ScriptedServer(url="", script=list(script))
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers.get("content-length", "0")))
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            reply = state.next_reply(Received(self.path, headers, body))
+            if reply.before:
+                reply.before()
+            if reply.drop:
+                self.close_connection = True
+                return
+            content = reply.content()
+            self.send_response(reply.status)
+            for name, value in {"content-type": "application/json", **reply.headers, "content-length": str(len(content))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002 - the base class's name
+            """Stay quiet."""
+
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True  # a kept connection must not hold the test up
+
+    with Server(("127.0.0.1", 0), Handler) as server:
+        state.url = f"http://127.0.0.1:{server.server_address[1]}"
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield state
+        finally:
+            server.shutdown()
+            thread.join()
