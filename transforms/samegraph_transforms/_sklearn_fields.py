@@ -1,0 +1,436 @@
+"""Raw fields of a tabular model: inferred from the training frame, and turned back into frames the pipeline can read.
+
+The two directions live together because they must agree: a `RawField` says what a caller may send, and `Reference.frame` is
+what the training code sees when exactly that is sent.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final, Literal, TypeAlias, TypeVar, cast
+
+import numpy as np
+import pandas as pd
+from pydantic import BaseModel, ValidationError
+
+from .errors import AuthoringError, UnsupportedStep
+from .manifest import Missing, RawField
+
+Scalar: TypeAlias = float | int | bool | str
+Instance: TypeAlias = Mapping[str, Scalar | None]
+TabularKind: TypeAlias = Literal["number", "integer", "boolean", "string"]
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+#: Stands for a missing string inside the graph. It starts with a private-use character, so that no real value is likely to be it.
+_SENTINEL: Final = "\ue000missing"
+_MAX_KNOWN_VALUES: Final = 10_000
+#: What an author may say about a field in place of what was inferred.
+OVERRIDABLE: Final = frozenset(
+    {"kind", "description", "required", "default", "missing", "allowed", "known", "minimum", "maximum", "max_length", "example"}
+)
+#: Magnitudes tried, largest first, to find where the training code stops accepting numbers.
+_MAGNITUDES: Final = (1.7e308, 1e300, 1e200, 1e100, 1e50, 1e38, 1e35, 1e30, 1e25, 1e20, 1e15, 1e10)
+
+
+@dataclass(frozen=True)
+class ColumnFacts:
+    """What the training frame says about one raw column.
+
+    Attributes:
+        name: Column name.
+        kind: What a caller sends for it.
+        dtype: The pandas dtype it was trained with.
+        null: What a missing value is to the steps that read the column: None, NaN or pandas.NA.
+        missing: How many of the training values are missing.
+        rows: How many training values there are.
+        values: The distinct non-missing values as plain Python scalars, sorted; None when there are more than 10,000.
+        low: Smallest number seen; None for strings and booleans.
+        high: Largest number seen.
+        example: The value training saw most often.
+    """
+
+    name: str
+    kind: TabularKind
+    dtype: Any
+    null: object
+    missing: int
+    rows: int
+    values: tuple[Scalar, ...] | None
+    low: float | int | None
+    high: float | int | None
+    example: Scalar
+
+    @property
+    def description(self) -> str:
+        """A sentence about the training values, for people who call the model."""
+        if self.low is not None:
+            seen = f"{self.low:g} to {self.high:g}"
+        elif self.values is None:
+            seen = f"more than {_MAX_KNOWN_VALUES:,} different values"
+        else:
+            seen = ", ".join(map(str, self.values)) if len(self.values) <= 8 else f"{len(self.values):,} different values"
+        gaps = f", missing in {self.missing:,} of {self.rows:,} rows" if self.missing else ""
+        return f"Training saw {seen}{gaps}."
+
+
+def inspect_column(name: str, series: pd.Series) -> ColumnFacts:
+    """Read kind, missing marker, values and range of one training column.
+
+    Raises:
+        UnsupportedStep: The column's type has no exact raw field (float32, dates, mixed types), or all of it is missing.
+    """
+    present = series.dropna()
+    if present.empty:
+        raise _bad_column(name, "has no value at all in the training frame; drop it from the pipeline")
+    kind = _kind(name, present)
+    counts = present.value_counts()
+    values = sorted({plain(v, kind) for v in counts.index[counts > 0]})
+    numeric = kind in ("number", "integer")
+    if numeric and not all(math.isfinite(v) for v in (values[0], values[-1])):
+        raise _bad_column(name, "holds infinite numbers, which JSON cannot carry; replace them before training")
+    return ColumnFacts(
+        name=name,
+        kind=kind,
+        dtype=series.dtype,
+        null=_null(name, series),
+        missing=int(series.isna().sum()),
+        rows=len(series),
+        values=tuple(values) if len(values) <= _MAX_KNOWN_VALUES else None,
+        low=values[0] if numeric else None,
+        high=values[-1] if numeric else None,
+        example=plain(counts.index[0], kind),
+    )
+
+
+def plain(value: Any, kind: str) -> Any:
+    """Return a frame's non-missing value as the plain Python scalar a caller sends."""
+    return {"number": float, "integer": int, "boolean": bool, "string": str}[kind](value)
+
+
+def _bad_column(name: str, what: str) -> UnsupportedStep:
+    return UnsupportedStep(f"column {name!r} {what}", step=f"columns.{name}")
+
+
+def _kind(name: str, present: pd.Series) -> TabularKind:
+    dtype = present.dtype
+    if isinstance(dtype, pd.CategoricalDtype):
+        return _kind(name, pd.Series(dtype.categories))
+    if pd.api.types.is_bool_dtype(dtype):
+        return "boolean"
+    if pd.api.types.is_integer_dtype(dtype):
+        return "integer"
+    if pd.api.types.is_float_dtype(dtype):
+        if str(dtype).lower() == "float64":
+            return "number"
+        raise _bad_column(
+            name,
+            f"is {dtype}: training then computes in {dtype} while requests carry float64; train on frame.astype({{{name!r}: 'float64'}})",
+        )
+    found = pd.api.types.infer_dtype(present, skipna=True)
+    if found == "boolean":
+        return "boolean"
+    if found == "string":
+        return "string"
+    raise _bad_column(
+        name,
+        f"holds {found} values ({dtype}); a raw field is a number, an integer, a boolean or a string: convert the column before training",
+    )
+
+
+def _null(name: str, series: pd.Series) -> object:
+    """What steps see in place of a missing value: only object and NA-backed string columns keep their own marker."""
+    if isinstance(series.dtype, pd.StringDtype):
+        return series.dtype.na_value
+    if series.dtype != np.dtype(object):
+        return np.nan
+    markers = [m for m in (None, pd.NA) if any(v is m for v in series)]
+    if any(isinstance(v, float) and math.isnan(v) for v in series):
+        markers.append(np.nan)
+    if len(markers) > 1:
+        raise _bad_column(
+            name,
+            f"marks missing values in several ways ({', '.join(map(repr, markers))}), which encoders tell apart and JSON null cannot; "
+            "use one, for example column.where(column.notna(), None)",
+        )
+    return markers[0] if markers else np.nan
+
+
+def choose_sentinel(frame: pd.DataFrame, names: Sequence[str]) -> str:
+    """Return a string that stands for a missing string and that no training value equals."""
+    taken = {v for name in names for v in frame[name].dropna().unique() if isinstance(v, str)}
+    sentinel = _SENTINEL
+    while sentinel in taken:
+        sentinel += "_"
+    return sentinel
+
+
+# --- the training code as a function of raw instances -----------------------------------------------------------------
+
+
+class Reference:
+    """The training code, answering raw instances: the frame it would have seen, and what it makes of it.
+
+    Args:
+        pipeline: The fitted pipeline, search or estimator.
+        frame: The training frame.
+        order: Names of the columns the pipeline was fitted on, in order.
+    """
+
+    def __init__(self, pipeline: Any, frame: pd.DataFrame, order: Sequence[str]) -> None:
+        self.pipeline = pipeline
+        self.training = frame
+        self.order = list(order)
+        self.facts: dict[str, ColumnFacts] = {}
+
+    def use(self, names: Sequence[str]) -> None:
+        """Inspect the columns that become raw fields; every other column is filled with its first training value."""
+        self.facts = {name: inspect_column(name, self.training[name]) for name in names}
+
+    def instances(self, rows: pd.DataFrame) -> list[dict[str, Scalar | None]]:
+        """Return frame rows as callers would send them."""
+        missing = {name: rows[name].isna().to_numpy() for name in self.facts}
+        values = {name: list(rows[name]) for name in self.facts}
+        return [
+            {name: None if missing[name][i] else plain(values[name][i], facts.kind) for name, facts in self.facts.items()}
+            for i in range(len(rows))
+        ]
+
+    def frame(self, instances: Sequence[Instance], fields: Sequence[RawField] = ()) -> pd.DataFrame:
+        """Return the frame the training code sees for raw instances.
+
+        Args:
+            instances: Values by field name; None is missing. A field that is left out takes its default.
+            fields: The package's fields, whose defaults and numeric stand-ins apply; none for the training columns as they are.
+        """
+        by_name = {f.name: f for f in fields}
+        columns: dict[str, pd.Series] = {}
+        for name in self.order:
+            if name not in self.facts:
+                columns[name] = pd.Series([self.training[name].iloc[0]] * len(instances), dtype=self.training[name].dtype)
+                continue
+            values = [_after_rules(instance, name, by_name.get(name)) for instance in instances]
+            columns[name] = reference_series(self.facts[name], values)
+        return pd.DataFrame(columns)
+
+    def accepts(self, instances: Sequence[Instance]) -> bool:
+        """Whether the training code answers these instances at all."""
+        try:
+            with quiet():
+                self.pipeline.predict(self.frame(instances))
+        except Exception:  # noqa: BLE001 - whatever training raises means that it does not take the value
+            return False
+        return True
+
+    def typical(self) -> dict[str, Scalar | None]:
+        """Return one training row, the one with the fewest missing values."""
+        fullest = int(self.training[list(self.facts)].isna().sum(axis=1).to_numpy().argmin())
+        return self.instances(self.training.iloc[[fullest]])[0]
+
+    def nullable(self) -> dict[str, bool]:
+        """Find, per column, whether the training code answers a row in which it is missing."""
+        typical = self.typical()
+        return {name: self.accepts([{**typical, name: None}]) for name in self.facts}
+
+    def magnitude_limit(self, names: Sequence[str]) -> float | None:
+        """Find the largest magnitude at which the training code still answers, all of `names` at once.
+
+        Returns:
+            None when it takes every float64, else a power of ten with a thousandfold margin. Trees that read float32, for
+            example, refuse what float32 cannot hold; the graph could not refuse it, so the signature must.
+        """
+        if not names:
+            return None
+        typical = self.typical()
+        for magnitude in _MAGNITUDES:
+            signs = (1.0, -1.0)
+            patterns = [
+                {**typical, **{n: s * magnitude * (-1) ** (i * flip) for i, n in enumerate(names)}} for s in signs for flip in (0, 1)
+            ]
+            if all(self.accepts([p]) for p in patterns):
+                return None if magnitude == _MAGNITUDES[0] else magnitude / 1000
+        raise AuthoringError(
+            f"the pipeline fails on every large number in {', '.join(names)}; set minimum and maximum for them in overrides"
+        )
+
+
+def _after_rules(instance: Instance, name: str, field: RawField | None) -> Scalar | None:
+    value = instance.get(name) if field is None or name in instance else cast(Scalar | None, field.default)
+    if value is None and field is not None and field.missing.rule == "sentinel" and not is_internal_sentinel(field.missing.sentinel):
+        return field.missing.sentinel
+    return value
+
+
+def is_internal_sentinel(value: object) -> bool:
+    """Whether a sentinel is the one the graph reads as missing (and not a value the author put in place of null)."""
+    return isinstance(value, str) and value.rstrip("_") == _SENTINEL
+
+
+def reference_series(facts: ColumnFacts, values: Sequence[Scalar | None]) -> pd.Series:
+    """Build the column the training code would have had for `values`, None standing for missing."""
+    dtype, gaps = facts.dtype, any(v is None for v in values)
+    if isinstance(dtype, pd.CategoricalDtype):
+        unseen = sorted({v for v in values if v is not None} - set(dtype.categories.tolist()), key=str)
+        categories = [*dtype.categories.tolist(), *unseen] if unseen else dtype.categories
+        return pd.Series(pd.Categorical([np.nan if v is None else v for v in values], categories=categories, ordered=dtype.ordered))
+    if isinstance(dtype, pd.StringDtype):
+        return pd.Series(list(values), dtype=dtype)
+    if dtype == np.dtype(object) or (dtype == np.dtype(bool) and gaps):
+        return pd.Series([facts.null if v is None else v for v in values], dtype=object)
+    if pd.api.types.is_integer_dtype(dtype):
+        extension = pd.api.types.is_extension_array_dtype(dtype)
+        return pd.Series(list(values), dtype="Int64" if extension else "float64" if gaps else "int64")
+    return pd.Series(list(values), dtype=dtype)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence warnings of probes: they send values on purpose that training did not see."""
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        yield
+
+
+# --- the raw fields ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FieldPlan:
+    """One raw field before the graph is written: enough to declare its graph input.
+
+    Attributes:
+        facts: The training column.
+        kind: The kind in force (an author may call an integral float column an integer).
+        missing: The missing rule in force.
+        nullable: Whether the training code takes a missing value here.
+    """
+
+    facts: ColumnFacts
+    kind: TabularKind
+    missing: Missing
+    nullable: bool
+
+    @property
+    def null_reaches_graph(self) -> bool:
+        """Whether the graph can meet a missing value in this field."""
+        return self.missing.rule in ("nan", "companion") or is_internal_sentinel(self.missing.sentinel)
+
+
+def plan_field(facts: ColumnFacts, *, nullable: bool, sentinel: str, override: Mapping[str, Any]) -> FieldPlan:
+    """Decide kind and missing rule of one field.
+
+    Raises:
+        AuthoringError: The override names something unknown, or asks for what the training code does not do.
+    """
+    unknown = sorted(set(override) - OVERRIDABLE)
+    if unknown:
+        raise AuthoringError(f"override of {facts.name!r}: {unknown[0]!r} cannot be set; choose from {', '.join(sorted(OVERRIDABLE))}")
+    kind = _overridden_kind(facts, override.get("kind"))
+    missing = _inferred_missing(kind, nullable, sentinel)
+    if override.get("missing") is not None:
+        missing = _overridden_missing(facts, kind, nullable, sentinel, override["missing"])
+    return FieldPlan(facts, kind, missing, nullable)
+
+
+def _overridden_kind(facts: ColumnFacts, kind: object) -> TabularKind:
+    if kind is None or kind == facts.kind:
+        return facts.kind
+    integral = facts.kind == "number" and facts.values is not None and all(float(v).is_integer() for v in facts.values)
+    if kind == "integer" and integral:
+        return "integer"
+    if kind == "number" and facts.kind == "integer":
+        return "number"
+    why = "it has values that are not whole numbers" if kind == "integer" and facts.kind == "number" else f"training had a {facts.kind}"
+    raise AuthoringError(f"override of {facts.name!r}: kind cannot become {kind!r}, because {why}")
+
+
+def _inferred_missing(kind: TabularKind, nullable: bool, sentinel: str) -> Missing:
+    if not nullable:
+        return Missing()
+    if kind == "string":
+        return Missing(rule="sentinel", sentinel=sentinel)
+    return Missing(rule="companion" if kind == "boolean" else "nan")
+
+
+def _overridden_missing(facts: ColumnFacts, kind: TabularKind, nullable: bool, sentinel: str, given: Any) -> Missing:
+    data = {"rule": given} if isinstance(given, str) else given
+    if isinstance(data, Mapping) and data.get("rule") == "sentinel" and kind == "string":
+        data = {"sentinel": sentinel, **data}
+    missing = validated(Missing, data, f"override of {facts.name!r}: missing")
+    stands_for_null = missing.rule in ("nan", "companion") or missing.sentinel == sentinel
+    if stands_for_null and not nullable:
+        raise AuthoringError(
+            f"override of {facts.name!r}: the training code fails when it is missing, so missing.rule cannot be {missing.rule!r}; "
+            "keep 'refuse', or give a 'sentinel' value that stands in for null"
+        )
+    if missing.rule == "sentinel" and not _is_a(kind, missing.sentinel):
+        raise AuthoringError(f"override of {facts.name!r}: the sentinel {missing.sentinel!r} is not a {kind}")
+    return missing
+
+
+def _is_a(kind: TabularKind, value: object) -> bool:
+    return type(value) in {"number": (float, int), "integer": (int,), "boolean": (bool,), "string": (str,)}[kind]
+
+
+def validated(model: type[_Model], data: Any, where: str) -> _Model:
+    """Build a manifest object, turning a schema error into one that names the place.
+
+    Raises:
+        AuthoringError: The data breaks the schema.
+    """
+    try:
+        return model.model_validate(data.model_dump() if hasattr(data, "model_dump") else data)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'value'}: {e['msg']}" for e in error.errors())
+        raise AuthoringError(f"{where}: {problems}") from error
+
+
+def raw_field(plan: FieldPlan, *, closed: Sequence[Scalar] | None, limit: float | None, override: Mapping[str, Any]) -> RawField:
+    """Describe one raw field, with the author's overrides on top of what was inferred.
+
+    Args:
+        plan: Kind and missing rule.
+        closed: The only values the training code accepts, or None when the set is open.
+        limit: Largest magnitude the training code accepts, or None.
+        override: The author's wishes.
+
+    Raises:
+        AuthoringError: An override widens what the training code accepts, or breaks the schema.
+    """
+    facts, is_number = plan.facts, plan.kind in ("number", "integer")
+    both = plan.kind == "boolean" and closed is not None and len(closed) == 2
+    inferred: dict[str, Any] = {
+        "name": facts.name,
+        "kind": plan.kind,
+        "description": facts.description,
+        "missing": plan.missing,
+        "allowed": None if closed is None or both else [plain(v, plan.kind) for v in closed],
+        "known": list(facts.values) if plan.kind == "string" and closed is None and facts.values is not None else None,
+        "minimum": -limit if is_number and limit is not None and closed is None else None,
+        "maximum": limit if is_number and limit is not None and closed is None else None,
+        "example": plain(facts.example, plan.kind),
+    }
+    wishes = {k: v for k, v in override.items() if k not in ("kind", "missing")}
+    field = validated(RawField, {**inferred, **wishes}, f"field {facts.name!r}")
+    _refuse_wider(field, inferred)
+    return field
+
+
+def _refuse_wider(field: RawField, inferred: Mapping[str, Any]) -> None:
+    """Refuse overrides that let in what the training code would refuse."""
+    allowed = inferred["allowed"]
+    if allowed is not None and (field.allowed is None or not set(field.allowed) <= set(allowed)):
+        raise AuthoringError(
+            f"override of {field.name!r}: training accepts only {', '.join(map(repr, allowed[:20]))}; `allowed` can only be narrower"
+        )
+    low, high = inferred["minimum"], inferred["maximum"]
+    if (low is not None and (field.minimum is None or field.minimum < low)) or (
+        high is not None and (field.maximum is None or field.maximum > high)
+    ):
+        raise AuthoringError(
+            f"override of {field.name!r}: the training code fails beyond ±{high:g}; minimum and maximum can only be narrower"
+        )

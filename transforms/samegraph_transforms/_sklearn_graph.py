@@ -1,0 +1,192 @@
+"""Writing ONNX graphs for fitted scikit-learn steps: tensors, columns and one small writer.
+
+A table travels through the graph as a *block*: a list of `Column`s, each naming the tensor and the place in it where its
+values are. Nothing is copied until a step needs a matrix; a matrix that is already there is used as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from typing import Any, Final, Literal, TypeAlias
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from . import opsets
+
+ColumnDtype: TypeAlias = Literal["float64", "int64", "bool", "string"]
+Array: TypeAlias = NDArray[Any]
+
+_ONNX_TYPES: Final[dict[str, int]] = {
+    "float64": TensorProto.DOUBLE,
+    "float32": TensorProto.FLOAT,
+    "int64": TensorProto.INT64,
+    "bool": TensorProto.BOOL,
+    "string": TensorProto.STRING,
+}
+_ML_OPERATORS: Final = frozenset({"LabelEncoder", "TreeEnsemble"})
+
+
+class _NoNull:
+    """The type of `NO_NULL`; a class of its own so that it prints well."""
+
+    def __repr__(self) -> str:
+        return "NO_NULL"
+
+
+#: Marks a column that cannot hold a missing value at this point of the pipeline.
+NO_NULL: Final = _NoNull()
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a block: where its values are and what is known about them.
+
+    Attributes:
+        label: Name for people: the raw column, or what a step made of it.
+        tensor: Graph tensor of shape [n, width] that holds it.
+        index: Place along that tensor's last axis.
+        width: Width of that tensor.
+        dtype: Element type of that tensor. A missing number is NaN; a missing string is the package's sentinel.
+        field: The raw field whose non-missing values these still are, or None once a step has changed them.
+        null: What a missing value is in training at this point (None, NaN or pandas.NA), or `NO_NULL`.
+        also_accepted: Raw values that an imputer replaced, so that they are fine even in a closed set.
+    """
+
+    label: str
+    tensor: str
+    index: int
+    width: int
+    dtype: ColumnDtype
+    field: str | None = None
+    null: object = NO_NULL
+    also_accepted: tuple[object, ...] = ()
+
+    @property
+    def is_string(self) -> bool:
+        """Whether the values are strings; all others are numbers in training's eyes."""
+        return self.dtype == "string"
+
+    def without_field(self) -> Column:
+        """Return this column as computed values, no longer those of a raw field."""
+        return replace(self, field=None, also_accepted=())
+
+
+Block: TypeAlias = list[Column]
+
+
+@dataclass
+class GraphWriter:
+    """Collects nodes, constants, inputs and outputs of one graph, with names that say where in the pipeline they come from.
+
+    Internal names start with "/", which no raw field or value name may, so they never collide.
+    """
+
+    name: str
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+    initializers: list[onnx.TensorProto] = field(default_factory=list)
+    inputs: list[onnx.ValueInfoProto] = field(default_factory=list)
+    outputs: list[onnx.ValueInfoProto] = field(default_factory=list)
+    _counts: dict[str, int] = field(default_factory=dict)
+    _constants: dict[tuple[object, ...], str] = field(default_factory=dict)
+    _matrices: dict[tuple[tuple[str, int], ...], str] = field(default_factory=dict)
+
+    def _unique(self, stem: str) -> str:
+        count = self._counts.get(stem, 0)
+        self._counts[stem] = count + 1
+        return stem if count == 0 else f"{stem}_{count}"
+
+    def input(self, name: str, dtype: str, width: int) -> str:
+        """Declare a graph input of shape [n, width] and return its name."""
+        self.inputs.append(helper.make_tensor_value_info(name, _ONNX_TYPES[dtype], ["n", width]))
+        return name
+
+    def output(self, tensor: str, name: str, dtype: str, shape: Sequence[int]) -> None:
+        """Give `tensor` out under `name`, of shape [n, *shape]."""
+        self.node("Identity", [tensor], at=name, output=name)
+        self.outputs.append(helper.make_tensor_value_info(name, _ONNX_TYPES[dtype], ["n", *shape]))
+
+    def node(self, op: str, inputs: Sequence[str], *, at: str, output: str = "", **attributes: Any) -> str:
+        """Append one node placed at pipeline path `at` and return the name of its only output."""
+        unique = self._unique(f"/{at}/{op}")
+        result = output or unique
+        domain = "ai.onnx.ml" if op in _ML_OPERATORS else ""
+        self.nodes.append(helper.make_node(op, list(inputs), [result], name=unique, domain=domain, **attributes))
+        return result
+
+    def constant(self, value: Array | Sequence[str], *, at: str) -> str:
+        """Add an initializer (equal ones are shared) and return its name; a sequence of str becomes a string tensor."""
+        array = np.asarray(value)
+        key = (array.dtype.str, array.shape, array.tobytes())
+        if key not in self._constants:
+            name = self._unique(f"/{at}/constant")
+            self.initializers.append(string_tensor(name, value) if array.dtype.kind == "U" else numpy_helper.from_array(array, name))
+            self._constants[key] = name
+        return self._constants[key]
+
+    def cast(self, tensor: str, dtype: str, *, at: str) -> str:
+        """Cast `tensor` to `dtype`."""
+        return self.node("Cast", [tensor], at=at, to=_ONNX_TYPES[dtype])
+
+    def label_encoder(self, tensor: str, keys: Array, values: Array, default: Array, *, at: str) -> str:
+        """Map each key to its value and everything else to `default`; NaN is a key like any other."""
+        attributes: dict[str, Any] = {
+            "keys_tensor": string_tensor("keys", keys) if keys.dtype.kind == "U" else numpy_helper.from_array(keys, "keys"),
+            "values_tensor": numpy_helper.from_array(values, "values"),
+            "default_tensor": numpy_helper.from_array(default, "default"),
+        }
+        return self.node("LabelEncoder", [tensor], at=at, **attributes)
+
+    def concat(self, tensors: Sequence[str], *, at: str) -> str:
+        """Join [n, ·] tensors along their last axis; one tensor stays as it is."""
+        return tensors[0] if len(tensors) == 1 else self.node("Concat", tensors, at=at, axis=1)
+
+    def single(self, column: Column, *, at: str) -> str:
+        """Return a [n, 1] tensor of one column in its own element type."""
+        return self._take([column], at=at)
+
+    def matrix(self, columns: Sequence[Column], *, at: str) -> str:
+        """Return a float64 [n, len(columns)] tensor of number columns, in order."""
+        key = tuple((c.tensor, c.index) for c in columns)
+        if key not in self._matrices:
+            self._matrices[key] = self.concat(list(self._float_runs(columns, at)), at=at)
+        return self._matrices[key]
+
+    def _float_runs(self, columns: Sequence[Column], at: str) -> Iterator[str]:
+        """Yield float64 tensors that joined give `columns`: neighbours of one element type share one cast."""
+        for dtype, same_dtype in groupby(columns, key=lambda c: c.dtype):
+            parts = [self._take(list(run), at=at) for _, run in groupby(same_dtype, key=lambda c: c.tensor)]
+            joined = self.concat(parts, at=at)
+            yield joined if dtype == "float64" else self.cast(joined, "float64", at=at)
+
+    def _take(self, columns: Sequence[Column], *, at: str) -> str:
+        """Return columns of one tensor as a tensor; the tensor itself when they are all of it."""
+        first = columns[0]
+        indices = [c.index for c in columns]
+        if indices == list(range(first.width)):
+            return first.tensor
+        return self.node("Gather", [first.tensor, self.constant(np.array(indices, dtype=np.int64), at=at)], at=at, axis=1)
+
+    def columns_of(self, tensor: str, like: Sequence[Column]) -> Block:
+        """Describe `tensor` [n, len(like)] as computed float64 columns named and nullable as `like` are."""
+        return [
+            replace(c, tensor=tensor, index=i, width=len(like), dtype="float64", field=None, also_accepted=()) for i, c in enumerate(like)
+        ]
+
+    def build(self) -> onnx.ModelProto:
+        """Return the finished, checked model."""
+        graph = helper.make_graph(self.nodes, self.name, self.inputs, self.outputs, self.initializers)
+        imports = [i for i in opsets.opset_imports() if i.domain != opsets.DOMAIN]
+        model = helper.make_model(graph, opset_imports=imports, ir_version=opsets.IR_VERSION, producer_name="samegraph")
+        onnx.checker.check_model(model)
+        return model
+
+
+def string_tensor(name: str, values: Sequence[str] | Array) -> onnx.TensorProto:
+    """Return a string tensor; ONNX strings are UTF-8 bytes."""
+    encoded = [str(v).encode() for v in values]
+    return helper.make_tensor(name, TensorProto.STRING, [len(encoded)], encoded)  # type: ignore[arg-type]  # its stub forgets bytes

@@ -1,0 +1,332 @@
+"""Fitted scikit-learn classifiers and regressors as graphs from `features` (float64 [n, k]) to their answer, in double.
+
+Each writer follows the estimator's own `predict` and `predict_proba`, including where it compares with zero by > and where by >=,
+and casts to float32 exactly where the estimator does (trees do, histogram gradient boosting does not).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import onnx
+from sklearn.dummy import DummyClassifier, DummyRegressor
+from sklearn.ensemble import (
+    ExtraTreesClassifier,
+    ExtraTreesRegressor,
+    GradientBoostingClassifier,
+    GradientBoostingRegressor,
+    HistGradientBoostingClassifier,
+    HistGradientBoostingRegressor,
+    RandomForestClassifier,
+    RandomForestRegressor,
+)
+from sklearn.linear_model import (
+    BayesianRidge,
+    ElasticNet,
+    ElasticNetCV,
+    HuberRegressor,
+    Lars,
+    Lasso,
+    LassoCV,
+    LassoLars,
+    LinearRegression,
+    LogisticRegression,
+    LogisticRegressionCV,
+    Ridge,
+    RidgeCV,
+)
+from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor, ExtraTreeClassifier, ExtraTreeRegressor
+
+from ._sklearn_graph import Block, GraphWriter
+from ._sklearn_steps import StepContext, emit_step
+from ._sklearn_trees import Tree, constant_tree, emit_trees, from_histogram_tree, from_sklearn_tree
+from .errors import UnsupportedStep
+from .manifest import Output
+
+LINEAR_REGRESSORS: Final = (
+    LinearRegression, Ridge, RidgeCV, Lasso, LassoCV, LassoLars, Lars, ElasticNet, ElasticNetCV, BayesianRidge, HuberRegressor,
+)  # fmt: skip
+LINEAR_CLASSIFIERS: Final = (LogisticRegression, LogisticRegressionCV)
+TREES: Final = (DecisionTreeClassifier, DecisionTreeRegressor, ExtraTreeClassifier, ExtraTreeRegressor)
+FORESTS: Final = (RandomForestClassifier, RandomForestRegressor, ExtraTreesClassifier, ExtraTreesRegressor)
+BOOSTERS: Final = (GradientBoostingClassifier, GradientBoostingRegressor)
+HISTOGRAM_BOOSTERS: Final = (HistGradientBoostingClassifier, HistGradientBoostingRegressor)
+SUPPORTED: Final = (*LINEAR_CLASSIFIERS, *LINEAR_REGRESSORS, *TREES, *FORESTS, *BOOSTERS, *HISTOGRAM_BOOSTERS)
+
+
+@dataclass(frozen=True)
+class OutputNames:
+    """What the answers and the boundary value are called.
+
+    Attributes:
+        label: The class a classifier chooses.
+        probability: Its probabilities.
+        value: A regressor's answer.
+        features: The matrix between preprocessing and model.
+    """
+
+    label: str = "label"
+    probability: str = "probability"
+    value: str = "value"
+    features: str = "features"
+
+
+def reads_float32(estimator: Any) -> bool:
+    """Whether the estimator rounds its features to float32 before it looks at them."""
+    return isinstance(estimator, (*TREES, *FORESTS, *BOOSTERS))
+
+
+def refuse_unsupported(estimator: Any, at: str) -> None:
+    """Refuse an estimator that has no exact graph.
+
+    Raises:
+        UnsupportedStep: Its type, its targets or one of its parts is not supported.
+    """
+    if type(estimator) not in SUPPORTED:
+        names = ", ".join(sorted(t.__name__ for t in SUPPORTED))
+        raise UnsupportedStep(f"{at} is a {type(estimator).__name__}, which has no exact graph; supported are {names}", step=at)
+    if getattr(estimator, "n_outputs_", 1) != 1 or (isinstance(estimator, LINEAR_REGRESSORS) and np.ndim(estimator.coef_) != 1):
+        raise UnsupportedStep(
+            f"{at} ({type(estimator).__name__}) was trained on a table of targets; train it on one, as a 1-D array", step=at
+        )
+    if isinstance(estimator, BOOSTERS) and not (
+        isinstance(estimator.init_, str) or type(estimator.init_) in (DummyClassifier, DummyRegressor)
+    ):
+        raise UnsupportedStep(f"{at}: init={type(estimator.init_).__name__} is a model of its own; leave init at None or 'zero'", step=at)
+    coefficients = getattr(estimator, "coef_", None)
+    if coefficients is not None and np.asarray(coefficients).dtype != np.float64:
+        raise UnsupportedStep(f"{at}: was trained in {np.asarray(coefficients).dtype}; train it on float64", step=at)
+
+
+def emit_features(context: StepContext, estimator: Any, at: str, block: Block, data: Any) -> Block:
+    """Write what the estimator itself does to its columns before the model proper: histogram boosters encode categories.
+
+    Raises:
+        UnsupportedStep: A string column reaches an estimator that computes on it.
+    """
+    preprocessor = getattr(estimator, "_preprocessor", None) if isinstance(estimator, HISTOGRAM_BOOSTERS) else None
+    if preprocessor is not None:
+        # A ColumnTransformer of the booster's own: an encoder of categories, then the other columns as float64.
+        encoder = preprocessor.named_transformers_["encoder"]
+        indices = preprocessor._transformer_to_input_indices
+        encoded, _ = emit_step(
+            context, encoder, f"{at}.categories", [block[i] for i in indices["encoder"]], _select(data, indices["encoder"])
+        )
+        block = encoded + [block[i] for i in indices["numerical"]]
+    strings = [c.label for c in block if c.is_string]
+    if strings:
+        raise UnsupportedStep(f"{at}: the string column {strings[0]!r} reaches {type(estimator).__name__} unencoded", step=at)
+    return block
+
+
+def _select(data: Any, indices: Sequence[int]) -> Any:
+    return data.iloc[:, list(indices)] if hasattr(data, "iloc") else data[:, list(indices)]
+
+
+def reference_features(estimator: Any, data: Any) -> np.ndarray:
+    """Return the float64 matrix the training code gives to the model proper."""
+    if isinstance(estimator, HISTOGRAM_BOOSTERS):
+        data = estimator._preprocess_X(data, reset=False)
+    dense = data.toarray() if hasattr(data, "toarray") else data
+    return np.ascontiguousarray(np.asarray(dense, dtype=np.float64))
+
+
+def build_model(estimator: Any, at: str, n_features: int, names: OutputNames) -> tuple[onnx.ModelProto, list[Output]]:
+    """Write the model stage.
+
+    Args:
+        estimator: A fitted, supported estimator.
+        at: Its path in the pipeline.
+        n_features: Columns of the features matrix.
+        names: What inputs and outputs are called.
+
+    Returns:
+        The graph and the manifest's description of its outputs.
+    """
+    writer = GraphWriter("model")
+    features = writer.input(names.features, "float64", n_features)
+    emit = next(emit for types, emit in _EMITTERS if isinstance(estimator, types))
+    answer = emit(writer, estimator, at, features)
+    outputs = _give_classes(writer, estimator, at, answer, names) if hasattr(estimator, "classes_") else _give_value(writer, answer, names)
+    return writer.build(), outputs
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model's graph has worked out.
+
+    Attributes:
+        value: A regressor's answer, [n, 1].
+        index: A classifier's class index, int64 [n].
+        probability: Its probabilities, float64 [n, n_classes].
+    """
+
+    value: str = ""
+    index: str = ""
+    probability: str = ""
+
+
+_Emit: TypeAlias = Callable[[GraphWriter, Any, str, str], Answer]
+
+
+def _give_value(writer: GraphWriter, answer: Answer, names: OutputNames) -> list[Output]:
+    flat = writer.node("Squeeze", [answer.value, writer.constant(np.array([1], dtype=np.int64), at=names.value)], at=names.value)
+    writer.output(flat, names.value, "float64", [])
+    return [Output(name=names.value, dtype="float64", description="The predicted value.")]
+
+
+def _give_classes(writer: GraphWriter, estimator: Any, at: str, answer: Answer, names: OutputNames) -> list[Output]:
+    classes, dtype = class_table(estimator, at)
+    label = writer.node("Gather", [writer.constant(classes, at=names.label), answer.index], at=names.label, axis=0)
+    writer.output(label, names.label, dtype, [])
+    writer.output(answer.probability, names.probability, "float64", [len(classes)])
+    return [
+        Output(name=names.label, dtype=dtype, description="The most probable class.", decided_by=names.probability),  # type: ignore[arg-type]
+        Output(
+            name=names.probability,
+            dtype="float64",
+            shape=[len(classes)],
+            description="The probability of each class.",
+            element_names=[str(c) for c in classes],
+        ),
+    ]
+
+
+def class_table(estimator: Any, at: str) -> tuple[np.ndarray, str]:
+    """Return the classes as an array the graph can hold, and its manifest dtype.
+
+    Raises:
+        UnsupportedStep: The classes are neither strings, integers, booleans nor float64.
+    """
+    classes = np.asarray(estimator.classes_)
+    if classes.dtype.kind in "OUT" and all(isinstance(c, str) for c in classes):
+        return classes.astype(np.str_), "string"
+    if classes.dtype.kind in "iu":
+        return classes.astype(np.int64), "int64"
+    if classes.dtype.kind == "b" or classes.dtype == np.float64:
+        return classes, classes.dtype.name
+    raise UnsupportedStep(f"{at}: classes of type {classes.dtype} have no label; train on strings, integers or booleans", step=at)
+
+
+# --- pieces -----------------------------------------------------------------------------------------------------------
+
+
+def _constant(writer: GraphWriter, value: Any, at: str) -> str:
+    return writer.constant(np.asarray(value, dtype=np.float64), at=at)
+
+
+def _two_classes(writer: GraphWriter, score: str, at: str, *, comparison: str, doubled: bool = False) -> Answer:
+    """Two probabilities from one score per row, [n, 1]: the logistic function and what is left of 1.
+
+    The operator `Sigmoid` is not used: ONNX Runtime's loses all relative precision for scores far below zero.
+    """
+    compared = writer.node(comparison, [score, _constant(writer, 0.0, at)], at=at)
+    axis = writer.constant(np.array([1], dtype=np.int64), at=at)
+    index = writer.cast(writer.node("Squeeze", [compared, axis], at=at), "int64", at=at)
+    if doubled:
+        score = writer.node("Mul", [score, _constant(writer, 2.0, at)], at=at)
+    one = _constant(writer, 1.0, at)
+    decay = writer.node("Exp", [writer.node("Neg", [score], at=at)], at=at)
+    second = writer.node("Div", [one, writer.node("Add", [one, decay], at=at)], at=at)
+    first = writer.node("Sub", [one, second], at=at)
+    return Answer(index=index, probability=writer.concat([first, second], at=at))
+
+
+def _many_classes(writer: GraphWriter, scores: str, at: str) -> Answer:
+    """Softmax as training computes it: subtract the largest, exponentiate, divide by the sum."""
+    axis = writer.constant(np.array([1], dtype=np.int64), at=at)
+    shifted = writer.node("Sub", [scores, writer.node("ReduceMax", [scores, axis], at=at)], at=at)
+    powers = writer.node("Exp", [shifted], at=at)
+    total = writer.node("ReduceSum", [powers, axis], at=at)
+    return Answer(index=_argmax(writer, scores, at), probability=writer.node("Div", [powers, total], at=at))
+
+
+def _argmax(writer: GraphWriter, scores: str, at: str) -> str:
+    return writer.node("ArgMax", [scores], at=at, axis=1, keepdims=0)
+
+
+def _as_float32(writer: GraphWriter, tensor: str, at: str) -> str:
+    """Round to float32 as trees do in training; thresholds stay double and are compared with the rounded value."""
+    return writer.cast(writer.cast(tensor, "float32", at=at), "float64", at=at)
+
+
+def _scores(writer: GraphWriter, estimator: Any, at: str, features: str) -> str:
+    coefficients = np.atleast_2d(np.asarray(estimator.coef_, dtype=np.float64)).T
+    product = writer.node("MatMul", [features, _constant(writer, coefficients, at)], at=at)
+    return writer.node("Add", [product, _constant(writer, np.atleast_1d(estimator.intercept_), at)], at=at)
+
+
+# --- estimators -------------------------------------------------------------------------------------------------------
+
+
+def _emit_linear_classifier(writer: GraphWriter, estimator: Any, at: str, features: str) -> Answer:
+    scores = _scores(writer, estimator, at, features)
+    if len(estimator.classes_) == 2:
+        return _two_classes(writer, scores, at, comparison="Greater")
+    return _many_classes(writer, scores, at)
+
+
+def _emit_linear_regressor(writer: GraphWriter, estimator: Any, at: str, features: str) -> Answer:
+    return Answer(value=_scores(writer, estimator, at, features))
+
+
+def _emit_forest(writer: GraphWriter, estimator: Any, at: str, features: str) -> Answer:
+    trees = [part.tree_ for part in estimator.estimators_] if isinstance(estimator, FORESTS) else [estimator.tree_]
+    width = trees[0].value.shape[2]
+    targets = [[from_sklearn_tree(tree, tree.value[:, 0, k]) for tree in trees] for k in range(width)]
+    total = emit_trees(writer, _as_float32(writer, features, at), targets, at=at)
+    mean = writer.node("Div", [total, _constant(writer, float(len(trees)), at)], at=at) if isinstance(estimator, FORESTS) else total
+    if hasattr(estimator, "classes_"):
+        return Answer(index=_argmax(writer, mean, at), probability=mean)
+    return Answer(value=mean)
+
+
+def _emit_booster(writer: GraphWriter, estimator: Any, at: str, features: str) -> Answer:
+    start = np.asarray(estimator._raw_predict_init(np.zeros((1, estimator.n_features_in_))), dtype=np.float64)[0]
+    targets = [
+        [constant_tree(float(start[k])), *(from_sklearn_tree(e.tree_, estimator.learning_rate * e.tree_.value[:, 0, 0]) for e in column)]
+        for k, column in enumerate(np.asarray(estimator.estimators_).T)
+    ]
+    raw = emit_trees(writer, _as_float32(writer, features, at), targets, at=at)
+    if not hasattr(estimator, "classes_"):
+        return Answer(value=raw)
+    if len(targets) == 1:
+        return _two_classes(writer, raw, at, comparison="GreaterOrEqual", doubled=estimator.loss == "exponential")
+    return _many_classes(writer, raw, at)
+
+
+def _emit_histogram_booster(writer: GraphWriter, estimator: Any, at: str, features: str) -> Answer:
+    start = np.asarray(estimator._baseline_prediction, dtype=np.float64).reshape(-1)
+    raw = emit_trees(writer, features, histogram_targets(estimator, start), at=at)
+    if hasattr(estimator, "classes_"):
+        return _two_classes(writer, raw, at, comparison="Greater") if len(start) == 1 else _many_classes(writer, raw, at)
+    link = type(estimator._loss.link).__name__
+    if link == "IdentityLink":
+        return Answer(value=raw)
+    if link == "LogLink":
+        return Answer(value=writer.node("Exp", [raw], at=at))
+    raise UnsupportedStep(f"{at}: loss={estimator.loss!r} answers through {link}, which has no exact graph", step=at)
+
+
+def histogram_targets(estimator: Any, start: np.ndarray) -> list[list[Tree]]:
+    """Return, per target, the start value and the trees of a histogram gradient booster, in the order it adds them."""
+    n_categories: dict[int, int] = {}
+    if estimator._preprocessor is not None:
+        encoder = estimator._preprocessor.named_transformers_["encoder"]
+        n_categories = {i: len(categories) for i, categories in enumerate(encoder.categories_)}
+    return [
+        [constant_tree(float(start[k])), *(from_histogram_tree(stage[k], n_categories) for stage in estimator._predictors)]
+        for k in range(len(start))
+    ]
+
+
+_EMITTERS: Final[tuple[tuple[tuple[type, ...], _Emit], ...]] = (
+    (LINEAR_CLASSIFIERS, _emit_linear_classifier),
+    (LINEAR_REGRESSORS, _emit_linear_regressor),
+    ((*TREES, *FORESTS), _emit_forest),
+    (BOOSTERS, _emit_booster),
+    (HISTOGRAM_BOOSTERS, _emit_histogram_booster),
+)
