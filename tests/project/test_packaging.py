@@ -1,0 +1,112 @@
+"""The project's own files keep their promises."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PROJECTS = ("pyproject.toml", "transforms/pyproject.toml", "client/pyproject.toml")
+
+
+def declared(path: str) -> dict[str, Any]:
+    """Return the project table of a pyproject.toml."""
+    table: dict[str, Any] = tomllib.loads((ROOT / path).read_text())["project"]
+    return table
+
+
+def package(requirement: str) -> str:
+    """Return the package a requirement names."""
+    found = re.match(r"[A-Za-z0-9._-]+", requirement)
+    assert found
+    return found[0].lower()
+
+
+def everything_asked_for(path: str) -> list[str]:
+    """Return all requirements of a project, extras included, without our own distributions."""
+    table = declared(path)
+    asked = [*table["dependencies"], *(line for extra in table.get("optional-dependencies", {}).values() for line in extra)]
+    return [line for line in asked if not line.startswith("samegraph")]
+
+
+def pins(name: str) -> dict[str, str]:
+    """Return package → version of a constraints file."""
+    lines = [line for line in (ROOT / name).read_text().splitlines() if line and not line.startswith("#")]
+    assert all(re.fullmatch(r"[a-z0-9.-]+==[A-Za-z0-9.+!]+", line) for line in lines), (
+        "a constraints file holds exact pins and no addresses"
+    )
+    return {line.partition("==")[0]: line.partition("==")[2] for line in lines}
+
+
+@pytest.mark.parametrize("path", PROJECTS)
+def test_every_dependency_has_its_reason(path: str) -> None:
+    """docs/dependencies.md names everything a pyproject.toml asks for."""
+    page = (ROOT / "docs/dependencies.md").read_text()
+    assert [line for line in everything_asked_for(path) if f"`{package(line)}`" not in page] == []
+
+
+@pytest.mark.parametrize("path", PROJECTS)
+def test_every_dependency_is_pinned(path: str) -> None:
+    """The constraints files pin everything any of the three distributions asks for."""
+    pinned = {**pins("constraints.txt"), **pins("constraints-build.txt")}
+    assert [line for line in everything_asked_for(path) if package(line) not in pinned] == []
+
+
+def test_both_environments_run_the_same_versions() -> None:
+    """What packs a model and what serves it have the same version of every package both have."""
+    serving, build = pins("constraints.txt"), pins("constraints-build.txt")
+    assert {name: (serving[name], build[name]) for name in serving.keys() & build.keys() if serving[name] != build[name]} == {}
+
+
+def test_training_packages_never_enter_the_serving_environment() -> None:
+    """No serving or test requirement brings scikit-learn, pandas or torch."""
+    assert {"scikit-learn", "pandas", "scipy", "torch"} & pins("constraints.txt").keys() == set()
+
+
+def test_onnx_runtime_is_declared_once() -> None:
+    """Only samegraph-transforms asks for an ONNX Runtime distribution, and never for two on one platform."""
+    asking = {path: [line for line in everything_asked_for(path) if package(line).startswith("onnxruntime")] for path in PROJECTS}
+    assert asking["pyproject.toml"] == asking["client/pyproject.toml"] == []
+    gpu, cpu = sorted(asking["transforms/pyproject.toml"], key=package, reverse=True)
+    assert gpu.partition(";")[2].strip() == "sys_platform == 'linux' and platform_machine == 'x86_64'"
+    assert cpu.partition(";")[2].strip() == "sys_platform != 'linux' or platform_machine != 'x86_64'"
+
+
+def test_client_needs_neither_onnx_nor_a_web_framework() -> None:
+    """The caller's distribution stays light."""
+    assert {package(line) for line in everything_asked_for("client/pyproject.toml")} == {"httpx2", "tenacity"}
+
+
+def test_distributions_share_one_version() -> None:
+    """The three versions, and the pins between them, are the same."""
+    versions = {declared(path)["version"] for path in PROJECTS}
+    assert len(versions) == 1
+    own = [line for line in declared("pyproject.toml")["dependencies"] if line.startswith("samegraph")]
+    assert own == [f"samegraph-transforms=={versions.pop()}"]
+
+
+def test_old_python_can_read_the_environment_script() -> None:
+    """The script whose first task is to refuse an old Python is readable for one."""
+    ast.parse((ROOT / "scripts/environment.py").read_text(), feature_version=(3, 6))
+
+
+def test_environment_script_names_its_recipes() -> None:
+    """A wrong name is answered with the usage, not with a traceback."""
+    done = subprocess.run([sys.executable, ROOT / "scripts/environment.py", "sevre"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert ".venv-build" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_make_lists_its_targets() -> None:
+    """`make help` shows the two commands a newcomer needs."""
+    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert re.search(r"make serve +\S+", shown)
+    assert re.search(r"make test +\S+", shown)
