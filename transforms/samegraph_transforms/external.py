@@ -87,7 +87,7 @@ def embed(model: onnx.ModelProto, read: Callable[[str], bytes]) -> None:
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             facts = _facts(tensor)
             tensor.raw_data = _slice(files[facts["location"]], facts, tensor.name)
-            tensor.data_location = onnx.TensorProto.DEFAULT
+            tensor.ClearField("data_location")
             del tensor.external_data[:]
 
 
