@@ -1,0 +1,144 @@
+"""Every error the service raises, as one tree under the package library's `SamegraphError`.
+
+    SamegraphError
+    ├── InputError, ExecutionError, …     (samegraph_transforms.errors)
+    └── ServiceError
+        ├── NoSuchRoute                   nothing answers this path
+        ├── MethodNotAllowed              the path exists, the method does not
+        ├── UnknownModel                  no model of that name is in the repository
+        ├── UnknownVersion                the model has no such version or label
+        ├── NotReady                      the model or version is known but cannot answer now
+        ├── Overloaded                    admission refused: come back after the hint
+        ├── Draining                      the server is shutting down
+        ├── DeadlineExceeded              the caller's deadline passed while the request waited
+        ├── DeadlineTooShort              no answer could ever meet that deadline
+        ├── BadDeadline                   the deadline header is not a positive number
+        ├── BodyTooLarge                  the body is over the server's limit
+        ├── BodyTooSlow                   the body did not arrive in time
+        ├── ExecutionFailed               the model's graph failed on this instance
+        ├── CallerGone                    the caller hung up or cancelled
+        ├── Unauthorized                  an admin route needs a token
+        └── Internal                      a bug of ours; the log has the traceback, the answer does not
+
+`api/error_document.py` alone knows which status each of them becomes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from samegraph_transforms.errors import SamegraphError
+
+
+class ServiceError(SamegraphError):
+    """Base of the service's own errors.
+
+    Attributes:
+        retry_after_s: Seconds after which a retry makes sense, or None when the server cannot know.
+    """
+
+    retry_after_s: float | None = None
+
+
+class NoSuchRoute(ServiceError):
+    """Raised when nothing answers the path."""
+
+
+class MethodNotAllowed(ServiceError):
+    """Raised when the path exists but not for this method.
+
+    Attributes:
+        allowed: The methods that do work.
+    """
+
+    def __init__(self, message: str, *, allowed: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.allowed = tuple(allowed)
+
+
+class UnknownModel(ServiceError):
+    """Raised when no model of that name is in the repository."""
+
+    def __init__(self, name: str, known: Sequence[str]) -> None:
+        have = f"this server has {', '.join(known[:20])}" if known else "the repository is empty"
+        super().__init__(f"unknown model {name[:128]!r}; {have}")
+
+
+class UnknownVersion(ServiceError):
+    """Raised when the model has no such version or label."""
+
+
+class NotReady(ServiceError):
+    """Raised when the model or version is known but cannot answer now."""
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class Overloaded(ServiceError):
+    """Raised when admission refuses a request.
+
+    Attributes:
+        reason: Which bound was met: `requests`, `rows` or `bytes`.
+    """
+
+    def __init__(self, message: str, *, reason: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.retry_after_s = retry_after_s
+
+
+class Draining(ServiceError):
+    """Raised when the server is shutting down."""
+
+    def __init__(self, retry_after_s: float = 1.0) -> None:
+        super().__init__("this server is shutting down; send the request to another replica, or again after the hint")
+        self.retry_after_s = retry_after_s
+
+
+class DeadlineExceeded(ServiceError):
+    """Raised when the caller's deadline passed while the request waited."""
+
+
+class DeadlineTooShort(ServiceError):
+    """Raised when one execution takes longer than the caller's whole deadline."""
+
+
+class BadDeadline(ServiceError):
+    """Raised when the deadline the caller sent is not a positive number."""
+
+
+class BodyTooLarge(ServiceError):
+    """Raised when the body is over the server's limit."""
+
+
+class BodyTooSlow(ServiceError):
+    """Raised when the body did not arrive within the server's limit."""
+
+
+class ExecutionFailed(ServiceError):
+    """Raised when the model's graph failed on this instance alone; its neighbours were answered.
+
+    Attributes:
+        instance: Zero-based index of the instance in its request.
+    """
+
+    def __init__(self, instance: int | None) -> None:
+        super().__init__("the model failed on this instance; the server's log has the reason under this request id")
+        self.instance = instance
+
+
+class CallerGone(ServiceError):
+    """Raised when the caller hung up before his answer was ready; nobody reads it."""
+
+
+class Unauthorized(ServiceError):
+    """Raised when an admin route is called without its token, or when no token is configured."""
+
+
+class Internal(ServiceError):
+    """Raised in place of an exception nobody expected; the log has the traceback."""
+
+    def __init__(self) -> None:
+        super().__init__("an internal error occurred; the server's log has the details under this request id")

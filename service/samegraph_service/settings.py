@@ -1,0 +1,143 @@
+"""The one settings object. Built once, in the composition root; nothing else reads the environment.
+
+Every setting is an environment variable `SAMEGRAPH_<GROUP>__<NAME>`, for example `SAMEGRAPH_SERVER__PORT=9000`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+MIB = 1 << 20
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ServerSettings(_Group):
+    """Where the server listens."""
+
+    host: str = Field(default="127.0.0.1", description="Address to listen on; 0.0.0.0 in a container.")
+    port: int = Field(default=8000, ge=0, le=65535, description="TCP port; 0 lets the system choose one.")
+    backlog: int = Field(default=2048, ge=1, le=65535, description="Connections the system may hold before they are accepted; a burst of 300 must fit.")
+    keep_alive_s: int = Field(default=75, ge=1, le=3600, description="Seconds an idle connection is kept; longer than the clients' and proxies' own.")
+    root_path: str = Field(default="", description="Path prefix a proxy strips before the request arrives.")
+
+
+class RepositorySettings(_Group):
+    """Which model versions are loaded."""
+
+    path: Path = Field(default=Path("models"), description="The model repository: <name>/<version>/.")
+    poll_s: float = Field(default=5.0, ge=0.1, le=3600, description="Seconds between two looks for new versions; SIGHUP looks at once.")
+    keep_versions: int = Field(default=2, ge=1, le=100, description="Latest versions of each model that stay loaded.")
+    memory_budget_bytes: int | None = Field(
+        default=None, ge=1, description="Most bytes of graphs and weights loaded at once; a load beyond it is refused. Unset: 80 % of the memory limit."
+    )
+
+
+class LimitSettings(_Group):
+    """Upper bounds of what is accepted."""
+
+    max_body_bytes: int = Field(default=64 * MIB, ge=1024, description="Largest request body.")
+    max_instances: int = Field(default=10_000, ge=1, description="Most instances in one request.")
+    max_image_bytes: int = Field(default=32 * MIB, ge=1024, description="Largest encoded image whose field states no limit of its own.")
+    max_requests: int = Field(default=4096, ge=1, description="Most requests accepted and not yet answered.")
+    max_queued_rows: int = Field(default=100_000, ge=1, description="Most instances accepted and not yet answered.")
+    max_queued_bytes: int = Field(default=1024 * MIB, ge=1024, description="Most body bytes accepted and not yet answered.")
+    body_timeout_s: float = Field(default=30.0, gt=0, le=3600, description="Seconds a request body may take to arrive.")
+    default_deadline_s: float = Field(default=30.0, gt=0, le=3600, description="Deadline of a request that states none, in seconds.")
+    longest_deadline_s: float = Field(default=300.0, gt=0, le=86400, description="Longest deadline a caller may ask for, in seconds.")
+
+
+class ExecutionSettings(_Group):
+    """How work is spread over the machine."""
+
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where batches run; auto takes a GPU when one is there.")
+    run_slots: int | None = Field(default=None, ge=1, le=256, description="Executions at the same time. Unset: the CPU quota (2 on a GPU).")
+    host_threads: int | None = Field(default=None, ge=1, le=256, description="Threads that decode and preprocess. Unset: the CPU quota.")
+    intra_op_threads: int = Field(default=1, ge=1, le=256, description="Threads inside one execution; 1 keeps float sums in one order.")
+    max_batch_size: int | None = Field(default=None, ge=1, le=65536, description="Caps every model's own largest batch.")
+    kernels: Literal["auto", "off"] = Field(default="auto", description="off runs every preprocessing function by its ONNX body, never by a host library.")
+    inline_below_s: float = Field(
+        default=0.0005, ge=0, le=0.01, description="Executions predicted to be shorter run on the event loop; 0 never does."
+    )
+
+
+class ShutdownSettings(_Group):
+    """What happens after SIGTERM."""
+
+    delay_s: float = Field(default=0.0, ge=0, le=300, description="Seconds to go on serving, not ready, so that balancers can take notice.")
+    grace_s: float = Field(default=30.0, ge=0, le=3600, description="Seconds accepted requests get to finish.")
+
+
+class LogSettings(_Group):
+    """What is written to standard error."""
+
+    format: Literal["auto", "json", "console"] = Field(default="auto", description="auto writes for people on a terminal and JSON lines elsewhere.")
+    level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least severe event that is written.")
+    access: bool = Field(default=True, description="Whether every answered request gets a line.")
+    access_sample_ratio: float = Field(default=1.0, ge=0, le=1, description="Share of answers below status 500 that gets a line.")
+
+
+class AdminSettings(_Group):
+    """Routes that change state."""
+
+    token: SecretStr | None = Field(default=None, description="Bearer token of the admin routes; unset closes them.")
+
+
+class Settings(BaseSettings):
+    """All settings of the service."""
+
+    model_config = SettingsConfigDict(env_prefix="SAMEGRAPH_", env_nested_delimiter="__", frozen=True, extra="forbid", nested_model_default_partial_update=True)
+
+    server: ServerSettings = Field(default_factory=ServerSettings)
+    repository: RepositorySettings = Field(default_factory=RepositorySettings)
+    limits: LimitSettings = Field(default_factory=LimitSettings)
+    execution: ExecutionSettings = Field(default_factory=ExecutionSettings)
+    shutdown: ShutdownSettings = Field(default_factory=ShutdownSettings)
+    log: LogSettings = Field(default_factory=LogSettings)
+    admin: AdminSettings = Field(default_factory=AdminSettings)
+
+
+def unknown_variables(environment: dict[str, str]) -> list[str]:
+    """Return the variables with our prefix that name no group; pydantic ignores those, and a misspelling should not pass."""
+    groups = {name.upper() for name in Settings.model_fields}
+    mine = (name for name in environment if name.upper().startswith("SAMEGRAPH_"))
+    return sorted(name for name in mine if name.upper().removeprefix("SAMEGRAPH_").partition("__")[0] not in groups or "__" not in name)
+
+
+def cpu_quota() -> int:
+    """Return how many CPUs this process may use: the smaller of its affinity and its control group's quota, at least 1."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, math.ceil(min(usable, _cgroup_cpus())))
+
+
+def _cgroup_cpus() -> float:
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()[:2]
+        return math.inf if quota == "max" else int(quota) / int(period)
+    except (OSError, ValueError):
+        pass
+    try:
+        quota_us = int(Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us").read_text())
+        period_us = int(Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us").read_text())
+    except (OSError, ValueError):
+        return math.inf
+    return math.inf if quota_us <= 0 else quota_us / period_us
+
+
+def memory_limit() -> int:
+    """Return the bytes of memory this process may use: its control group's limit or the machine's memory."""
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for place in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            return min(physical, int(Path(place).read_text()))
+        except (OSError, ValueError):
+            continue
+    return physical
