@@ -1,0 +1,215 @@
+"""Queues and batch forming: which rows run together. Knows callbacks and a clock; no HTTP, no ONNX.
+
+A *work* is one request's rows on one version. It is cut into *entries* (rows that stay together), which wait in the
+version's queue. A batch is one or more whole entries. Entries of finished works (answered, expired, cancelled) leave
+before a batch is formed and stop counting at once.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from samegraph_transforms.errors import SamegraphError
+
+Arrays = Sequence[np.ndarray]
+
+
+class Work:
+    """One request's rows, collecting results until every row has an answer or an error.
+
+    Args:
+        n: Rows, in request order; those in `errors` are answered already.
+        deadline: Loop time after which a waiting row is not worth running.
+        partial: Whether one row's error leaves the others alone.
+        errors: Rows that failed before they could wait.
+        on_finish: Called exactly once with the work.
+
+    Attributes:
+        parts: (first row, arrays) of what has been answered so far.
+        errors: Row → error.
+        failure: The error of the whole work, if it has one.
+        waiting: Rows that are neither answered nor in an execution.
+    """
+
+    __slots__ = ("deadline", "entries", "errors", "failure", "finished", "n", "on_finish", "parts", "partial", "remaining", "tag", "timings", "waiting")
+
+    def __init__(self, n: int, deadline: float, partial: bool, errors: dict[int, SamegraphError], on_finish: Callable[[Work], None]) -> None:
+        self.n = n
+        self.deadline = deadline
+        self.partial = partial
+        self.errors = errors
+        self.on_finish = on_finish
+        self.parts: list[tuple[int, Arrays]] = []
+        self.failure: SamegraphError | None = None
+        self.finished = False
+        self.remaining = n - len(errors)
+        self.waiting = self.remaining
+        self.entries: list[Entry] = []
+        self.tag: Any = None
+        self.timings: Any = None
+
+    def answer(self, start: int, count: int, arrays: Arrays) -> None:
+        """Record the outputs of rows `start` to `start + count`."""
+        if self.finished:
+            return
+        self.parts.append((start, arrays))
+        self._done(count)
+
+    def fail_row(self, row: int, error: SamegraphError) -> None:
+        """Record that one row failed; without `partial` that is the end of the work."""
+        if self.finished:
+            return
+        self.errors[row] = error
+        if self.partial:
+            self._done(1)
+        else:
+            self.fail(error)
+
+    def fail(self, error: SamegraphError) -> None:
+        """End the work: its waiting rows leave their queue, its running rows are ignored when they come back."""
+        if self.finished:
+            return
+        self.failure = error
+        self._finish()
+
+    def outputs(self) -> Arrays:
+        """Return per output the answered rows in request order."""
+        if len(self.parts) == 1:
+            return self.parts[0][1]
+        self.parts.sort(key=lambda part: part[0])
+        return [np.concatenate(pieces) for pieces in zip(*(arrays for _, arrays in self.parts), strict=True)]
+
+    def _done(self, count: int) -> None:
+        self.remaining -= count
+        if self.remaining == 0:
+            self._finish()
+
+    def _finish(self) -> None:
+        self.finished = True
+        for entry in self.entries:
+            entry.leave()
+        self.entries = []
+        self.on_finish(self)
+
+
+class Entry:
+    """Consecutive rows of one work that run together.
+
+    Attributes:
+        start: First row in its request.
+        items: The rows after the item stage.
+        bytes: What they weigh in the queue.
+        queued_at: Loop time of joining the queue.
+    """
+
+    __slots__ = ("bytes", "items", "queue", "queued_at", "start", "work")
+
+    def __init__(self, work: Work, start: int, items: Sequence[Any], size_bytes: int = 0) -> None:
+        self.work = work
+        self.start = start
+        self.items = items
+        self.bytes = size_bytes
+        self.queue: EntryQueue | None = None
+        self.queued_at = 0.0
+
+    def leave(self) -> None:
+        """Stop counting in the queue, if still in one."""
+        if self.queue is not None:
+            self.queue.discount(self)
+
+
+class EntryQueue:
+    """FIFO of entries: put, pick, drop.
+
+    Attributes:
+        rows: Rows waiting.
+        bytes: Their weight.
+    """
+
+    def __init__(self) -> None:
+        self._entries: deque[Entry] = deque()
+        self.rows = 0
+        self.bytes = 0
+
+    def put(self, entry: Entry, now: float) -> None:
+        """Add an entry at the end."""
+        entry.queue = self
+        entry.queued_at = now
+        self._entries.append(entry)
+        self.rows += len(entry.items)
+        self.bytes += entry.bytes
+
+    def discount(self, entry: Entry) -> None:
+        """Take an entry out of the counts; its place in the line is dropped when it comes up."""
+        entry.queue = None
+        self.rows -= len(entry.items)
+        self.bytes -= entry.bytes
+
+    def pick(self, max_rows: int) -> list[Entry]:
+        """Take entries from the front while they fit into `max_rows`; the first living one always fits."""
+        picked: list[Entry] = []
+        room = max_rows
+        entries = self._entries
+        while entries:
+            entry = entries[0]
+            if entry.queue is not self:
+                entries.popleft()
+                continue
+            if picked and len(entry.items) > room:
+                break
+            entries.popleft()
+            self.discount(entry)
+            picked.append(entry)
+            room -= len(entry.items)
+            if room <= 0:
+                break
+        return picked
+
+    def oldest(self) -> float | None:
+        """Return when the entry at the front joined, or None when nothing waits."""
+        while self._entries and self._entries[0].queue is not self:
+            self._entries.popleft()
+        return self._entries[0].queued_at if self._entries else None
+
+    def drop_all(self) -> list[Entry]:
+        """Empty the queue and return the living entries."""
+        alive = [e for e in self._entries if e.queue is self]
+        self._entries.clear()
+        for entry in alive:
+            self.discount(entry)
+        return alive
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPolicy:
+    """How batches of one version are formed.
+
+    Attributes:
+        max_batch_size: Most rows in one execution.
+        max_queue_delay_s: Opt-in wait for more rows; 0 starts at once.
+    """
+
+    max_batch_size: int
+    max_queue_delay_s: float = 0.0
+
+    def target(self, waiting_rows: int, idle_slots: int) -> int:
+        """Return how many rows the next execution should take: all that wait, split evenly over the idle run slots.
+
+        One execution of everything would leave the other slots idle, and on a CPU a batch costs about its rows.
+        """
+        return min(self.max_batch_size, -(-waiting_rows // max(1, idle_slots)))
+
+
+def cut(rows: Sequence[tuple[int, Any]], size: int) -> list[tuple[int, list[Any]]]:
+    """Cut (row, item) pairs into runs of consecutive rows of at most `size`: (first row, items) each."""
+    runs: list[tuple[int, list[Any]]] = []
+    for row, item in rows:
+        if runs and runs[-1][0] + len(runs[-1][1]) == row and len(runs[-1][1]) < size:
+            runs[-1][1].append(item)
+        else:
+            runs.append((row, [item]))
+    return runs
