@@ -1,0 +1,136 @@
+"""Admission: the rule (numbers in, verdict out) and the gate that applies it.
+
+The rule bounds what the server has accepted and not yet answered, in requests, rows and bytes. A refused caller is told
+when the present work is predicted to be done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .errors import Draining, Overloaded
+
+MIN_HINT_S = 0.05
+MAX_HINT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Upper bounds of accepted, unanswered work."""
+
+    max_requests: int
+    max_rows: int
+    max_bytes: int
+
+
+@dataclass(slots=True)
+class Load:
+    """Accepted, unanswered work."""
+
+    requests: int = 0
+    rows: int = 0
+    bytes: int = 0
+
+
+def over(load: Load, asked: Load, limits: Limits) -> str | None:
+    """Return which bound `asked` would break on top of `load` (`requests`, `rows`, `bytes`), or None.
+
+    A request too large for an empty server is let in when the server is empty: the body and instance limits bound it already.
+    """
+    if load.requests + asked.requests > limits.max_requests:
+        return "requests"
+    if load.rows and load.rows + asked.rows > limits.max_rows:
+        return "rows"
+    if load.bytes and load.bytes + asked.bytes > limits.max_bytes:
+        return "bytes"
+    return None
+
+
+def hint_s(drain_s: float) -> float:
+    """Return the seconds to advise a refused caller to wait, from the predicted seconds of all accepted work."""
+    return min(MAX_HINT_S, max(MIN_HINT_S, drain_s))
+
+
+class Reservation:
+    """A request's place in the server: taken on its headers, given back when it is answered."""
+
+    __slots__ = ("_gate", "_load")
+
+    def __init__(self, gate: Gate, load: Load) -> None:
+        self._gate = gate
+        self._load = load
+
+    def confirm(self, rows: int, body_bytes: int) -> None:
+        """Replace the declared size by the real one.
+
+        Raises:
+            Overloaded: The real size does not fit; the reservation is kept, the caller releases it.
+        """
+        gate, load = self._gate, self._load
+        extra = Load(0, rows - load.rows, max(0, body_bytes - load.bytes))
+        gate.check(extra)
+        gate.load.rows += rows - load.rows
+        gate.load.bytes += body_bytes - load.bytes
+        load.rows, load.bytes = rows, body_bytes
+
+    def release(self) -> None:
+        """Give the place back; a second call does nothing."""
+        load, gate = self._load, self._gate
+        gate.load.requests -= load.requests
+        gate.load.rows -= load.rows
+        gate.load.bytes -= load.bytes
+        self._load = Load()
+        if gate.load.requests == 0 and gate.on_idle is not None:
+            gate.on_idle()
+
+
+class Gate:
+    """Applies the rule. Lives on the event loop's thread.
+
+    Args:
+        limits: The bounds.
+        drain_s: Returns the predicted seconds until all accepted work is done.
+
+    Attributes:
+        load: What is accepted and not answered.
+        draining: Refuse everything new.
+        on_idle: Called when the last accepted request is answered.
+        refused: Reason → how often.
+    """
+
+    def __init__(self, limits: Limits, drain_s: Callable[[], float]) -> None:
+        self.limits = limits
+        self.load = Load()
+        self.draining = False
+        self.on_idle: Callable[[], None] | None = None
+        self.refused: dict[str, int] = {"requests": 0, "rows": 0, "bytes": 0, "draining": 0}
+        self._drain_s = drain_s
+
+    def reserve(self, declared_bytes: int) -> Reservation:
+        """Take a place for a request whose headers were read.
+
+        Raises:
+            Draining: The server is shutting down.
+            Overloaded: A bound is met.
+        """
+        if self.draining:
+            self.refused["draining"] += 1
+            raise Draining
+        asked = Load(1, 0, declared_bytes)
+        self.check(asked)
+        self.load.requests += 1
+        self.load.bytes += declared_bytes
+        return Reservation(self, asked)
+
+    def check(self, asked: Load) -> None:
+        """Raise Overloaded when `asked` does not fit."""
+        reason = over(self.load, asked, self.limits)
+        if reason is None:
+            return
+        self.refused[reason] += 1
+        wait = hint_s(self._drain_s())
+        bound = {"requests": self.limits.max_requests, "rows": self.limits.max_rows, "bytes": self.limits.max_bytes}[reason]
+        raise Overloaded(
+            f"the server has all the work it may accept ({bound} {reason}); try again in {wait:.2f} s", reason=reason, retry_after_s=wait
+        )
