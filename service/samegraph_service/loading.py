@@ -1,0 +1,180 @@
+"""Load one version: read and verify the package, replay its golden samples on the device it will serve from, warm it up.
+
+Runs in a thread of its own, beside the serving of everything else.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from samegraph_transforms import golden
+from samegraph_transforms.draft import GoldenSample
+from samegraph_transforms.errors import ExecutionError, InputError, NotExact
+from samegraph_transforms.package import Package, open_version
+from samegraph_transforms.runtime import Item, PackageRuntime
+from samegraph_transforms.signature import Row
+from samegraph_transforms.wire import decode_request
+
+from .cost import CostModel
+from .errors import NotReady
+
+#: Longest time spent on measuring execution times at load, in seconds.
+WARM_UP_S = 1.0
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How versions are loaded.
+
+    Attributes:
+        providers: Execution providers of the batch stages.
+        intra_op_threads: Threads inside one execution.
+        kernels: Whether host libraries may stand in for ONNX bodies.
+        max_batch_size: Caps the package's own.
+        memory_budget_bytes: Most bytes of packages loaded at once.
+    """
+
+    providers: Sequence[str]
+    intra_op_threads: int
+    kernels: Literal["auto", "off"]
+    max_batch_size: int | None
+    memory_budget_bytes: int
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A version that passed.
+
+    Attributes:
+        package: What was read.
+        runtime: Ready to run.
+        cost: Execution times seen in the warm-up.
+        max_batch_size: Largest batch it will be given.
+        bytes: Size of its graphs and weights.
+        golden_samples: How many samples were replayed.
+        examples: The first of them.
+        max_ulp: Largest distance from the training code among them.
+        seconds: How long all this took.
+    """
+
+    package: Package
+    runtime: PackageRuntime
+    cost: CostModel
+    max_batch_size: int
+    bytes: int
+    golden_samples: int
+    examples: Sequence[GoldenSample]
+    max_ulp: int
+    seconds: float
+
+
+def load_version(repository: Path, name: str, version: int, options: LoadOptions, budget_left: int) -> Loaded:
+    """Load, prove and warm one version.
+
+    Args:
+        repository: The model repository.
+        name: Model name.
+        version: Version number.
+        options: How.
+        budget_left: Bytes of the memory budget that are free.
+
+    Raises:
+        SamegraphError: Why the version cannot be served.
+    """
+    started = time.perf_counter()
+    package = open_version(repository, name, version)
+    size = _weight_bytes(package)
+    if size > budget_left:
+        raise NotReady(f"memory budget: the package needs {size} bytes and {budget_left} of {options.memory_budget_bytes} are free")
+    samples = golden.read_samples(package.golden_dir()) if package.manifest.golden_samples else []
+    max_batch_size = min(package.manifest.batching.max_batch_size, options.max_batch_size or package.manifest.batching.max_batch_size)
+    runtime, max_ulp = _proven_runtime(package, samples, options, max_batch_size)
+    cost = CostModel()
+    _warm_up(runtime, _rows(runtime, samples), max_batch_size, cost)
+    return Loaded(package, runtime, cost, max_batch_size, size, len(samples), samples[:8], max_ulp, time.perf_counter() - started)
+
+
+def _proven_runtime(package: Package, samples: Sequence[GoldenSample], options: LoadOptions, max_batch_size: int) -> tuple[PackageRuntime, int]:
+    """Load merged if that still answers as promised, else as a chain; refuse when neither does."""
+    failure: NotExact | ExecutionError | None = None
+    for merge in (True, False):
+        try:
+            runtime = _runtime(package, options, merge)
+            return runtime, _replay(runtime, samples, max_batch_size)
+        except (NotExact, ExecutionError) as error:
+            failure = failure or error
+    assert failure is not None
+    raise failure
+
+
+def _runtime(package: Package, options: LoadOptions, merge: bool) -> PackageRuntime:
+    return PackageRuntime.load(
+        package, intra_op_threads=options.intra_op_threads, providers=options.providers, kernels=options.kernels, merge=merge
+    )
+
+
+def _replay(runtime: PackageRuntime, samples: Sequence[GoldenSample], max_batch_size: int) -> int:
+    """Replay the golden samples alone, in pairs and in full batches; return the largest distance in ULP.
+
+    Only answers are compared while they are right; when one is not, that sample runs again stage by stage to name the first tensor.
+    """
+    if not samples:
+        return 0
+    sizes = sorted({1, min(2, max_batch_size), max_batch_size})
+    results = golden.replay(runtime, samples, sizes, intermediates=False)
+    for result in results:
+        if not result.passed:
+            again = [s for s in samples if s.name == result.sample]
+            apart = golden.replay(runtime, again, [1], intermediates=True)
+            first = next((r for r in apart if not r.passed), result)
+            raise NotExact(
+                first.reason, sample=first.sample, tensor=first.failure.tensor if first.failure else "", detail=first.failure.detail if first.failure else ""
+            )
+    return max((c.max_ulp for result in results for c in result.comparisons), default=0)
+
+
+def _rows(runtime: PackageRuntime, samples: Sequence[GoldenSample]) -> list[Row]:
+    rows: list[Row] = []
+    for sample in samples:
+        rows.extend(row for row in decode_request(runtime.signature, sample.headers, sample.body).rows if not isinstance(row, InputError))
+    return rows or _zero_rows(runtime)
+
+
+def _zero_rows(runtime: PackageRuntime) -> list[Row]:
+    """Make one row of zeros for a model without golden samples; [] when its inputs cannot be made up."""
+    values: list[object] = []
+    for field in runtime.signature.fields:
+        if field.kind != "tensor" or field.graph_dtype == "string":
+            return []
+        values.append(np.zeros([d or 1 for d in field.shape or []], dtype=field.graph_dtype))
+    return [tuple(values)]
+
+
+def _warm_up(runtime: PackageRuntime, rows: Sequence[Row], max_batch_size: int, cost: CostModel) -> None:
+    """Run batches of growing size until time is up, so that the first caller meets warm memory and a known cost."""
+    if not rows:
+        return
+    items: list[Item] = [runtime.prepare(row) for row in rows[:max_batch_size]]
+    until = time.perf_counter() + WARM_UP_S
+    size = 1
+    while True:
+        batch = [items[i % len(items)] for i in range(size)]
+        runtime.run(runtime.collate(batch))
+        for _ in range(3):
+            started = time.perf_counter()
+            runtime.run(runtime.collate(batch))
+            cost.observe(size, time.perf_counter() - started)
+            if time.perf_counter() > until:
+                return
+        if size >= max_batch_size:
+            return
+        size = min(size * 4, max_batch_size)
+
+
+def _weight_bytes(package: Package) -> int:
+    return sum(entry.bytes for name, entry in package.manifest.files.items() if not name.startswith("golden/"))

@@ -1,0 +1,272 @@
+"""The model repository: which versions are on disk, which are served, and why the others are not.
+
+Looks at the directory when told to, loads what is new in a thread, and swaps routes on the event loop in one assignment.
+A version that fails never takes traffic and never displaces one that works.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal, TypeAlias
+
+from samegraph_transforms.errors import SamegraphError
+from samegraph_transforms.package import list_models, list_versions, read_package
+
+from .errors import Internal
+from .loading import Loaded, LoadOptions, load_version
+from .logs import get_logger
+from .predict import Served
+from .routing import ModelRoutes, RouteTable
+
+log = get_logger("samegraph.repository")
+
+State = Literal["loading", "ready", "failed", "unloading"]
+Key: TypeAlias = tuple[str, int]
+#: What changes when somebody writes another package into a version's directory.
+Fingerprint: TypeAlias = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class VersionState:
+    """One known version.
+
+    Attributes:
+        state: Where it stands.
+        reason: Why, when it is not ready; a warning when it is.
+        fingerprint: Of the files the state was reached with.
+        loaded: What was loaded, when ready.
+        served: What takes traffic, when ready.
+    """
+
+    model: str
+    version: int
+    state: State
+    reason: str
+    fingerprint: Fingerprint
+    loaded: Loaded | None = None
+    served: Served | None = None
+
+
+class Repository:
+    """Keeps the routes in step with the directory. For the event loop's thread, except where stated.
+
+    Args:
+        path: The directory.
+        keep_versions: Latest versions of each model that are served.
+        options: How versions are loaded.
+        serve: Makes a loaded version take traffic (registers its queue with the device).
+        retire: Stops a version that no route names any more.
+        load: Loads one version; replaceable for tests.
+
+    Attributes:
+        routes: The table in force.
+        scanned: Whether the directory was looked at and everything in it tried at least once.
+        problem: Why the directory cannot be read, or None.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        keep_versions: int,
+        options: LoadOptions,
+        serve: Callable[[Loaded], Served],
+        retire: Callable[[Served], None],
+        load: Callable[[Path, str, int, LoadOptions, int], Loaded] = load_version,
+    ) -> None:
+        self.path = path
+        self.routes: RouteTable[Served] = RouteTable()
+        self.scanned = False
+        self.problem: str | None = None
+        self.loads = {"success": 0, "failure": 0}
+        self._keep = keep_versions
+        self._options = options
+        self._serve = serve
+        self._retire = retire
+        self._load = load
+        self._states: dict[Key, VersionState] = {}
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="samegraph-load")
+        self._busy = asyncio.Lock()
+
+    # --- looking ------------------------------------------------------------------------------------------------------
+
+    def states(self) -> list[VersionState]:
+        """Return every known version, by model and number."""
+        return [self._states[key] for key in sorted(self._states)]
+
+    def ready_models(self) -> list[str]:
+        """Return the models that can answer."""
+        return sorted(name for name, routes in self.routes.models.items() if routes.default is not None)
+
+    def not_ready(self) -> list[str]:
+        """Return a reason for every model that has no ready version."""
+        return [
+            f"model {name!r}: " + ("; ".join(f"version {v}: {why}" for v, why in sorted(routes.states.items())) or "no version found")
+            for name, routes in sorted(self.routes.models.items())
+            if routes.default is None
+        ]
+
+    def warnings(self) -> list[str]:
+        """Return what an operator should know although every model answers."""
+        found = [f"version {s.version} of model {s.model!r}: {s.reason}" for s in self.states() if s.reason and s.state in ("ready", "failed")]
+        return [self.problem, *found] if self.problem else found
+
+    # --- keeping in step ----------------------------------------------------------------------------------------------
+
+    async def sync(self) -> None:
+        """Look at the directory once and load and unload what changed. Calls queue up behind each other."""
+        async with self._busy:
+            found = await self._in_thread(self._scan)
+            if isinstance(found, str):
+                if self.problem != found:
+                    log.error("repository_unreadable", path=str(self.path), reason=found)
+                self.problem = found
+                self.scanned = True
+                return
+            self.problem = None
+            self._forget_missing(found)
+            for name in sorted(found):
+                await self._sync_model(name, found[name])
+            self.scanned = True
+
+    def close(self) -> None:
+        """End the loading thread."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    async def _in_thread(self, call: Callable[[], dict[str, dict[int, Fingerprint]] | str]) -> dict[str, dict[int, Fingerprint]] | str:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, call)
+
+    def _scan(self) -> dict[str, dict[int, Fingerprint]] | str:
+        """Return model → version → fingerprint, or why the directory cannot be read (in the loading thread)."""
+        try:
+            return {name: self._versions(name) for name in list_models(self.path)}
+        except (SamegraphError, OSError) as error:
+            return str(error)
+
+    def _versions(self, name: str) -> dict[int, Fingerprint]:
+        versions: dict[int, Fingerprint] = {}
+        for version in list_versions(self.path, name):
+            try:
+                versions[version] = _fingerprint(self.path / name / str(version))
+            except OSError:
+                continue  # it went away between two looks
+        return versions
+
+    def _forget_missing(self, found: Mapping[str, Mapping[int, Fingerprint]]) -> None:
+        for key, state in list(self._states.items()):
+            model, version = key
+            if version not in found.get(model, {}):
+                del self._states[key]
+                self._publish()
+                if state.served is not None:
+                    log.info("version_removed", model=model, version=version)
+                    self._retire(state.served)
+
+    async def _sync_model(self, name: str, found: Mapping[int, Fingerprint]) -> None:
+        """Serve the latest versions that can be served; older ones leave only when newer ones work."""
+        ready: list[int] = []
+        for version in sorted(found, reverse=True):
+            if len(ready) < self._keep and await self._is_ready(name, version, found[version]):
+                ready.append(version)
+        for (model, version), state in list(self._states.items()):
+            if model == name and state.state == "ready" and version not in ready:
+                await self._unload(state)
+
+    async def _is_ready(self, name: str, version: int, fingerprint: Fingerprint) -> bool:
+        state = self._states.get((name, version))
+        if state is not None and state.state == "ready":
+            if state.fingerprint != fingerprint:
+                await self._refuse_replacement(state, fingerprint)
+            return True
+        if state is not None and state.state == "failed" and state.fingerprint == fingerprint:
+            return False
+        return await self._try_load(name, version, fingerprint)
+
+    async def _try_load(self, name: str, version: int, fingerprint: Fingerprint) -> bool:
+        self._set(VersionState(name, version, "loading", "loading", fingerprint))
+        log.info("version_loading", model=name, version=version)
+        in_use = sum(s.loaded.bytes for s in self._states.values() if s.loaded is not None)
+        left = self._options.memory_budget_bytes - in_use
+        loop = asyncio.get_running_loop()
+        try:
+            loaded = await loop.run_in_executor(self._thread, self._load, self.path, name, version, self._options, left)
+        except SamegraphError as error:
+            self._failed(name, version, fingerprint, str(error))
+            return False
+        except Exception as error:  # noqa: BLE001 - whatever a package makes a library raise, the other versions go on
+            log.exception("version_load_crashed", model=name, version=version)
+            self._failed(name, version, fingerprint, f"{Internal()} ({type(error).__name__})")
+            return False
+        warning = "" if loaded.package.proven else "a bare model.onnx: served as tensors, nothing was proven"
+        self._set(VersionState(name, version, "ready", warning, fingerprint, loaded, self._serve(loaded)))
+        self.loads["success"] += 1
+        log.info(
+            "version_ready",
+            model=name,
+            version=version,
+            digest=loaded.package.digest[:12],
+            seconds=round(loaded.seconds, 3),
+            golden_samples=loaded.golden_samples,
+            max_ulp=loaded.max_ulp,
+            merged=loaded.runtime.merged,
+        )
+        if warning:
+            log.warning("version_unproven", model=name, version=version, reason=warning)
+        return True
+
+    def _failed(self, name: str, version: int, fingerprint: Fingerprint, reason: str) -> None:
+        self.loads["failure"] += 1
+        self._set(VersionState(name, version, "failed", f"failed: {reason}", fingerprint))
+        log.error("version_failed", model=name, version=version, reason=reason)
+
+    async def _refuse_replacement(self, state: VersionState, fingerprint: Fingerprint) -> None:
+        """A version is immutable: other files under a served number change nothing, and are said to."""
+        assert state.loaded is not None
+        reason = await asyncio.get_running_loop().run_in_executor(self._thread, _difference, self.path / state.model / str(state.version), state.loaded)
+        if reason:
+            log.error("version_replaced", model=state.model, version=state.version, reason=reason)
+        self._set(replace(state, fingerprint=fingerprint, reason=reason))
+
+    async def _unload(self, state: VersionState) -> None:
+        del self._states[state.model, state.version]
+        self._publish()
+        log.info("version_retired", model=state.model, version=state.version)
+        if state.served is not None:
+            self._retire(state.served)
+
+    def _set(self, state: VersionState) -> None:
+        self._states[state.model, state.version] = state
+        self._publish()
+
+    def _publish(self) -> None:
+        """Swap in a new route table; calls that already chose a version keep it."""
+        models: dict[str, ModelRoutes[Served]] = {}
+        for name in {model for model, _ in self._states}:
+            mine = [s for s in self._states.values() if s.model == name]
+            models[name] = ModelRoutes(
+                ready=MappingProxyType({s.version: s.served for s in mine if s.served is not None}),
+                states=MappingProxyType({s.version: s.reason for s in mine if s.served is None}),
+            )
+        self.routes = RouteTable(MappingProxyType(models))
+
+
+def _fingerprint(directory: Path) -> Fingerprint:
+    manifest = directory / "manifest.json"
+    found = os.lstat(manifest if os.path.lexists(manifest) else directory / "model.onnx")
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def _difference(directory: Path, loaded: Loaded) -> str:
+    """Return why the files now in a served version's directory are not what is served, or "" when they are."""
+    kept = "the version that was loaded goes on serving; give the new package a number of its own"
+    try:
+        digest = read_package(directory, verify_digests=False).digest if loaded.package.proven else loaded.package.digest
+    except (SamegraphError, OSError) as error:
+        return f"its files were changed and are no valid package now ({error}); {kept}"
+    return "" if digest == loaded.package.digest else f"another package (digest {digest[:12]}) was put under this number; {kept}"
