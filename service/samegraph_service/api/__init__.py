@@ -1,0 +1,1 @@
+"""One module a protocol: request bytes → `Call`, `Answer` → response bytes."""

@@ -1,0 +1,179 @@
+"""Everything that is not a prediction: status, metadata, health, metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+from prometheus_client.exposition import choose_encoder
+from samegraph_transforms.manifest import Manifest
+
+from .. import __version__
+from ..errors import NotReady, UnknownVersion
+from ..predict import Served
+from ..repository import VersionState
+from ..service import Service, dumps
+from . import v2
+
+_TFS_STATES = {"loading": "LOADING", "ready": "AVAILABLE", "failed": "END", "unloading": "UNLOADING"}
+
+
+def meta_router(service: Callable[[], Service]) -> APIRouter:
+    """Return the routes; `service` gives the running service."""
+    router = APIRouter()
+    _health(router, service)
+    _metrics(router, service)
+    _v1(router, service)
+    _v2(router, service)
+    return router
+
+
+def _health(router: APIRouter, service: Callable[[], Service]) -> None:
+    @router.get("/livez", tags=["health"], summary="Whether the process answers")
+    async def livez() -> dict[str, bool]:
+        return {"live": True}
+
+    @router.get("/readyz", tags=["health"], summary="Whether the process should get traffic, with reasons", responses={503: {"description": "Not ready"}})
+    async def readyz() -> Response:
+        ready, document = service().readiness()
+        return Response(dumps(document), status_code=200 if ready else 503, media_type="application/json")
+
+
+def _metrics(router: APIRouter, service: Callable[[], Service]) -> None:
+    @router.get("/metrics", tags=["health"], summary="Prometheus metrics", response_class=Response)
+    async def metrics(request: Request) -> Response:
+        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        return Response(encode(service().registry), media_type=content_type)
+
+
+# --- V1 -----------------------------------------------------------------------------------------------------------------
+
+
+def _v1(router: APIRouter, service: Callable[[], Service]) -> None:
+    @router.get("/v1/models", tags=["models"], summary="The models")
+    async def models() -> dict[str, list[str]]:
+        return {"models": sorted(service().repository.routes.models)}
+
+    @router.get("/v1/models/{model}", tags=["models"], summary="State of every version of a model")
+    async def status(model: str) -> dict[str, Any]:
+        return _status(service(), model, None)
+
+    @router.get("/v1/models/{model}/versions/{version}", tags=["models"], summary="State of one version")
+    async def version_status(model: str, version: int) -> dict[str, Any]:
+        return _status(service(), model, version)
+
+    @router.get("/v1/models/{model}/metadata", tags=["models"], summary="Raw inputs, outputs and proof of the default version")
+    async def metadata(model: str) -> dict[str, Any]:
+        return _metadata(service(), model, None)
+
+    @router.get("/v1/models/{model}/versions/{version}/metadata", tags=["models"], summary="Raw inputs, outputs and proof of one version")
+    async def version_metadata(model: str, version: int) -> dict[str, Any]:
+        return _metadata(service(), model, version)
+
+
+def _known(service: Service, model: str, version: int | None) -> list[VersionState]:
+    """Return the known versions of a model (all, or one); the errors are those of a prediction."""
+    states = [s for s in service.repository.states() if s.model == model and version in (None, s.version)]
+    if not states:
+        service.repository.routes.resolve(model, version)
+        raise UnknownVersion(f"model {model!r} has no version {version}")
+    return states
+
+
+def _status(service: Service, model: str, version: int | None) -> dict[str, Any]:
+    states = _known(service, model, version)
+    return {
+        "name": model,
+        "ready": any(s.state == "ready" for s in states),
+        "model_version_status": [
+            {
+                "version": str(s.version),
+                "state": _TFS_STATES[s.state],
+                "status": {"error_code": "UNKNOWN" if s.state == "failed" else "OK", "error_message": s.reason if s.state != "ready" else ""},
+            }
+            for s in reversed(states)
+        ],
+    }
+
+
+def _resolve(service: Service, model: str, version: int | None) -> tuple[int, Served]:
+    return service.repository.routes.resolve(model, version)
+
+
+def _metadata(service: Service, model: str, version: int | None) -> dict[str, Any]:
+    number, served = _resolve(service, model, version)
+    state = next(s for s in service.repository.states() if s.served is served)
+    loaded = state.loaded
+    assert loaded is not None
+    manifest: Manifest = loaded.package.manifest
+    steps = [] if loaded.runtime.item_plan is None else loaded.runtime.item_plan.steps
+    return {
+        "model_spec": {"name": model, "version": str(number), "signature_name": "serving_default"},
+        "digest": loaded.package.digest,
+        "description": manifest.description,
+        "fields": [f.model_dump(mode="json", exclude_defaults=True) for f in manifest.fields],
+        "outputs": [o.model_dump(mode="json", exclude_defaults=True) for o in manifest.outputs],
+        "proof": {
+            "proven": loaded.package.proven,
+            "golden_samples": loaded.golden_samples,
+            "max_ulp": loaded.max_ulp,
+            "promised": {name: t.model_dump(mode="json") for name, t in manifest.tolerances.items()},
+        },
+        "execution": {
+            "providers": list(loaded.runtime.providers),
+            "one_graph": loaded.runtime.merged,
+            "item_steps": [{"node": s.node, "engine": s.engine, "library": s.library} for s in steps],
+            "max_batch_size": loaded.max_batch_size,
+            "predicted_seconds": {"per_row": served.lane.cost.per_row_s, "fixed": served.lane.cost.fixed_s},
+        },
+        "provenance": manifest.provenance.model_dump(mode="json"),
+    }
+
+
+# --- V2 -----------------------------------------------------------------------------------------------------------------
+
+
+def _v2(router: APIRouter, service: Callable[[], Service]) -> None:
+    @router.get("/v2", tags=["v2"], summary="Server metadata")
+    async def server() -> dict[str, Any]:
+        return {"name": "samegraph", "version": __version__, "extensions": []}
+
+    @router.get("/v2/health/live", tags=["v2"], summary="Whether the server is live")
+    async def live() -> dict[str, bool]:
+        return {"live": True}
+
+    @router.get("/v2/health/ready", tags=["v2"], summary="Whether the server is ready")
+    async def ready() -> JSONResponse:
+        answer, _ = service().readiness()
+        return JSONResponse({"ready": answer}, status_code=200 if answer else 503)
+
+    @router.get("/v2/models/{model}", tags=["v2"], summary="Tensor metadata of the default version")
+    async def model_metadata(model: str) -> dict[str, Any]:
+        return _tensors(service(), model, None)
+
+    @router.get("/v2/models/{model}/versions/{version}", tags=["v2"], summary="Tensor metadata of one version")
+    async def version_metadata(model: str, version: int) -> dict[str, Any]:
+        return _tensors(service(), model, version)
+
+    @router.get("/v2/models/{model}/ready", tags=["v2"], summary="Whether a model is ready")
+    async def model_ready(model: str) -> JSONResponse:
+        return _model_ready(service(), model, None)
+
+    @router.get("/v2/models/{model}/versions/{version}/ready", tags=["v2"], summary="Whether a version is ready")
+    async def version_ready(model: str, version: int) -> JSONResponse:
+        return _model_ready(service(), model, version)
+
+
+def _tensors(service: Service, model: str, version: int | None) -> dict[str, Any]:
+    _, served = _resolve(service, model, version)
+    return v2.model_metadata(served.runtime.manifest, sorted(service.repository.routes.models[model].ready))
+
+
+def _model_ready(service: Service, model: str, version: int | None) -> JSONResponse:
+    try:
+        _resolve(service, model, version)
+    except NotReady:
+        return JSONResponse({"name": model, "ready": False}, status_code=503)
+    return JSONResponse({"name": model, "ready": True})

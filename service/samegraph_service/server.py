@@ -1,0 +1,87 @@
+"""Run the application under uvicorn, with our own order of shutdown."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from types import FrameType
+
+import uvicorn
+
+from .app import Application
+from .logs import get_logger
+from .settings import Settings
+
+log = get_logger("samegraph.server")
+
+
+class Server(uvicorn.Server):
+    """uvicorn that drains before it stops listening.
+
+    SIGTERM or SIGINT: not ready → refuse new work → drain within grace → answer the rest 503 → stop listening → close.
+    A second signal stops at once. SIGHUP looks at the repository.
+    """
+
+    def __init__(self, application: Application, settings: Settings) -> None:
+        server = settings.server
+        super().__init__(
+            uvicorn.Config(
+                application,
+                host=server.host,
+                port=server.port,
+                backlog=server.backlog,
+                loop="uvloop",
+                http="httptools",
+                ws="none",
+                lifespan="on",
+                log_config=None,
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                date_header=False,
+                proxy_headers=False,
+                root_path=server.root_path,
+                timeout_keep_alive=server.keep_alive_s,
+                timeout_graceful_shutdown=5,
+            )
+        )
+        self._application = application
+        self._stopping: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
+        """Start listening, and take SIGHUP for a look at the repository."""
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)  # type: ignore[arg-type]
+        if hasattr(signal, "SIGHUP"):
+            self._loop.add_signal_handler(signal.SIGHUP, self._rescan)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Start draining at the first signal; stop at once at the second."""
+        if self._loop is None or self._stopping is not None:
+            log.warning("shutdown_forced", signal=signal.Signals(sig).name)
+            self.should_exit = self.force_exit = True
+            return
+        self._loop.call_soon_threadsafe(self._begin_drain)
+
+    def port(self) -> int:
+        """Return the port in use (settings may say 0)."""
+        for server in self.servers:
+            for socket in server.sockets:
+                return int(socket.getsockname()[1])
+        return self.config.port
+
+    def _begin_drain(self) -> None:
+        if self._stopping is None:
+            self._stopping = asyncio.get_running_loop().create_task(self._drain(), name="samegraph-drain")
+
+    async def _drain(self) -> None:
+        try:
+            if self._application.service is not None:
+                await self._application.service.drain()
+        finally:
+            self.should_exit = True
+
+    def _rescan(self) -> None:
+        if self._application.service is not None:
+            self._application.service.rescan()

@@ -1,0 +1,274 @@
+"""The running service: everything that lives between start and stop, put together and taken apart here."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Coroutine, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+from samegraph_transforms.executor import CPU, available_providers
+from starlette.types import ASGIApp
+
+from .admission import Gate, Limits
+from .api.asgi import HttpLimits, PredictGateway
+from .batching import BatchPolicy
+from .device import Device, Lane
+from .errors import Draining
+from .loading import Loaded, LoadOptions
+from .logs import AccessLog, LogOutput, get_logger
+from .metrics import Metrics, Reading, VersionMetrics, VersionReading
+from .openapi import ExampleRequest, ModelDoc
+from .pages import ModelEntry, VersionEntry
+from .predict import Deadlines, Predictor, Served
+from .repository import Repository
+from .settings import Settings, cpu_quota, memory_limit
+
+log = get_logger("samegraph.service")
+
+#: Examples shown per version in the page; the first golden samples are real rows.
+SHOWN_EXAMPLES = 3
+
+
+class Service:
+    """All parts, wired. Make it on the event loop it is to run on.
+
+    Args:
+        settings: The settings in force.
+        log_output: Where access lines go, or None for none.
+        fallback: Answers every path that is not a prediction.
+    """
+
+    def __init__(self, settings: Settings, log_output: LogOutput | None, fallback: ASGIApp) -> None:
+        self.settings = settings
+        quota = cpu_quota()
+        execution, limits = settings.execution, settings.limits
+        providers = available_providers(execution.device)
+        loop = asyncio.get_running_loop()
+        self.host = ThreadPoolExecutor(execution.host_threads or quota, thread_name_prefix="samegraph-host")
+        self.device = Device(loop, execution.run_slots or (quota if providers == CPU else 2), execution.inline_below_s)
+        self.gate = Gate(Limits(limits.max_requests, limits.max_queued_rows, limits.max_queued_bytes), self.device.pending_s)
+        options = LoadOptions(
+            providers=providers,
+            intra_op_threads=execution.intra_op_threads,
+            kernels=execution.kernels,
+            max_batch_size=execution.max_batch_size,
+            memory_budget_bytes=settings.repository.memory_budget_bytes or int(memory_limit() * 0.8),
+        )
+        self.repository = Repository(
+            settings.repository.path, keep_versions=settings.repository.keep_versions, options=options, serve=self._serve, retire=self._retire
+        )
+        self.metrics = Metrics()
+        self.registry = self._registry()
+        self.access_log = _access_log(settings, log_output)
+        self.predictor = Predictor(loop, self.device, self.host, Deadlines(limits.default_deadline_s, limits.longest_deadline_s), lambda: self.repository.routes)
+        self.gateway = PredictGateway(
+            fallback,
+            predictor=self.predictor,
+            gate=self.gate,
+            routes=lambda: self.repository.routes,
+            metrics=self.metrics,
+            access_log=self.access_log,
+            host=self.host,
+            limits=HttpLimits(limits.max_body_bytes, limits.max_instances, limits.body_timeout_s),
+        )
+        self.stopping = False
+        self.loaded = asyncio.Event()  # set once everything in the repository was tried
+        self._look = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        log.info("service_made", run_slots=self.device.slots, host_threads=execution.host_threads or quota, cpu_quota=quota, providers=list(providers))
+
+    # --- life ---------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Start the access log and the watch over the repository; returns before anything is loaded."""
+        if self.access_log is not None:
+            self.access_log.start()
+        self.background(self._watch())
+
+    def background(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run something beside the requests until it ends or the service closes."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def rescan(self) -> None:
+        """Look at the repository now (SIGHUP)."""
+        self._look.set()
+
+    async def drain(self) -> None:
+        """Go through the order of shutdown up to the point where nothing accepted is unanswered."""
+        shutdown = self.settings.shutdown
+        log.info("shutdown_started", in_flight=self.gate.load.requests, delay_s=shutdown.delay_s, grace_s=shutdown.grace_s)
+        self.stopping = True
+        if shutdown.delay_s:
+            await asyncio.sleep(shutdown.delay_s)
+        idle = asyncio.Event()
+        self.gate.on_idle = idle.set
+        self.gate.draining = True
+        if self.gate.load.requests:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(shutdown.grace_s):
+                    await idle.wait()
+        left = self.predictor.fail_all(Draining(retry_after_s=1.0))
+        log.info("shutdown_drained", answered_as_draining=left)
+
+    async def close(self) -> None:
+        """End tasks and threads. Call after `drain`."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        loop = asyncio.get_running_loop()
+        for closing in (self.repository.close, self.device.close, lambda: self.host.shutdown(wait=True, cancel_futures=True)):
+            await loop.run_in_executor(None, closing)
+        if self.access_log is not None:
+            await loop.run_in_executor(None, self.access_log.stop)
+
+    async def _watch(self) -> None:
+        """Keep the routes in step with the repository until cancelled."""
+        while True:
+            self._look.clear()
+            try:
+                await self.repository.sync()
+                self.loaded.set()
+            except Exception:  # noqa: BLE001 - a look that fails must not end all later ones
+                log.exception("repository_sync_crashed")
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.settings.repository.poll_s):
+                    await self._look.wait()
+
+    # --- versions -----------------------------------------------------------------------------------------------------
+
+    def _serve(self, loaded: Loaded) -> Served:
+        manifest = loaded.package.manifest
+        metrics = VersionMetrics(manifest.name, manifest.version)
+        policy = BatchPolicy(loaded.max_batch_size, manifest.batching.max_queue_delay_s)
+        lane = Lane(f"{manifest.name}/{manifest.version}", loaded.runtime, policy, loaded.cost, metrics)
+        self.device.add(lane)
+        return Served(manifest.name, manifest.version, loaded.runtime, lane, metrics)
+
+    def _retire(self, served: Served) -> None:
+        # Works that chose this version keep it alive until they are answered.
+        self.device.remove(served.lane)
+
+    # --- readings -----------------------------------------------------------------------------------------------------
+
+    def readiness(self) -> tuple[bool, dict[str, Any]]:
+        """Return whether the process should get traffic, and the reasons as a document."""
+        reasons: list[str] = []
+        if self.stopping:
+            reasons.append("the server is shutting down")
+        if not self.repository.scanned:
+            reasons.append("the repository was not read yet, or its versions are still loading")
+        reasons += self.repository.not_ready()
+        if self.repository.scanned and not self.repository.ready_models():
+            reasons.append(f"no model in {self.settings.repository.path} is ready")
+        ready = not reasons
+        warnings = self.repository.warnings()
+        status = "ready" if ready and not warnings else "degraded" if ready else "not ready"
+        return ready, {"ready": ready, "status": status, "reasons": reasons, "degraded": warnings, "models": self.repository.ready_models()}
+
+    def model_docs(self) -> list[ModelDoc]:
+        """Return what the API page describes: the versions that answer."""
+        docs = []
+        for name, routes in sorted(self.repository.routes.models.items()):
+            versions = {v: served.runtime.manifest for v, served in routes.ready.items()}
+            examples = {s.version: _examples(s.loaded) for s in self.repository.states() if s.model == name and s.loaded is not None}
+            docs.append(ModelDoc(name=name, versions=versions, default=routes.default, examples=examples, labels=dict(routes.labels)))
+        return docs
+
+    def model_entries(self) -> list[ModelEntry]:
+        """Return what the start page lists: every known model and version with its state."""
+        entries = []
+        for name, routes in sorted(self.repository.routes.models.items()):
+            states = [s for s in self.repository.states() if s.model == name]
+            described = routes.ready.get(routes.default) if routes.default is not None else None
+            versions = [
+                VersionEntry(
+                    version=s.version,
+                    state=s.state,
+                    reason=s.reason,
+                    default=s.version == routes.default,
+                    labels=tuple(label for label, v in routes.labels.items() if v == s.version),
+                    digest="" if s.loaded is None else s.loaded.package.digest,
+                )
+                for s in reversed(states)
+            ]
+            entries.append(ModelEntry(name, "" if described is None else described.runtime.manifest.description, versions))
+        return entries
+
+    def _registry(self) -> CollectorRegistry:
+        registry = CollectorRegistry(auto_describe=False)
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=registry)
+        self.metrics.reading = Reading(
+            versions=self._version_readings,
+            gauges=self._gauges,
+            refused=lambda: self.gate.refused,
+            dropped_log_lines=lambda: 0 if self.access_log is None else self.access_log.dropped,
+            loads=lambda: self.repository.loads,
+        )
+        registry.register(self.metrics)
+        return registry
+
+    def _gauges(self) -> Iterable[tuple[str, str, float]]:
+        load, limits = self.gate.load, self.gate.limits
+        ready, _ = self.readiness()
+        yield "samegraph_ready", "One when the process should get traffic.", float(ready)
+        yield "samegraph_degraded", "How many things an operator should look at.", float(len(self.repository.warnings()))
+        yield "samegraph_in_flight_requests", "Requests accepted and not answered.", load.requests
+        yield "samegraph_in_flight_rows", "Instances accepted and not answered.", load.rows
+        yield "samegraph_in_flight_bytes", "Body bytes accepted and not answered.", load.bytes
+        yield "samegraph_in_flight_requests_limit", "Bound of samegraph_in_flight_requests.", limits.max_requests
+        yield "samegraph_in_flight_rows_limit", "Bound of samegraph_in_flight_rows.", limits.max_rows
+        yield "samegraph_in_flight_bytes_limit", "Bound of samegraph_in_flight_bytes.", limits.max_bytes
+        yield "samegraph_run_slots", "Executions that may run at the same time.", self.device.slots
+        yield "samegraph_run_slots_busy", "Executions that run now on a thread.", self.device.busy_slots
+        yield "samegraph_predicted_drain_seconds", "Predicted run time of everything that waits.", self.device.pending_s()
+
+    def _version_readings(self) -> Iterable[VersionReading]:
+        for state in self.repository.states():
+            loaded, served = state.loaded, state.served
+            yield VersionReading(
+                model=state.model,
+                version=str(state.version),
+                state=state.state,
+                digest="" if loaded is None else loaded.package.digest,
+                proven=loaded is not None and loaded.package.proven,
+                golden_samples=0 if loaded is None else loaded.golden_samples,
+                max_ulp=0 if loaded is None else loaded.max_ulp,
+                engines={} if loaded is None else engines(loaded),
+                queue_rows=0 if served is None else served.lane.queue.rows,
+                load_seconds=0.0 if loaded is None else loaded.seconds,
+                metrics=None if served is None else served.metrics,
+            )
+
+
+def engines(loaded: Loaded) -> dict[str, int]:
+    """Return how many item-stage steps each engine runs (`host`, `kernel`, `onnx`)."""
+    counts: dict[str, int] = {}
+    if loaded.runtime.item_plan is not None:
+        for step in loaded.runtime.item_plan.steps:
+            counts[step.engine] = counts.get(step.engine, 0) + 1
+    return counts
+
+
+def _access_log(settings: Settings, output: LogOutput | None) -> AccessLog | None:
+    if output is None or not settings.log.access:
+        return None
+    return AccessLog(output, sample_ratio=settings.log.access_sample_ratio)
+
+
+def _examples(loaded: Loaded) -> list[ExampleRequest]:
+    """Return a few golden samples as examples; their expected outputs are what the server answers."""
+    return [
+        ExampleRequest(name=s.name, content_type=s.headers.get("content-type", "application/json"), body=s.body) for s in loaded.examples[:SHOWN_EXAMPLES]
+    ]
+
+
+def dumps(document: Any) -> bytes:
+    """Write a small document for people: indented, UTF-8."""
+    return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()
