@@ -72,8 +72,9 @@ class Prediction:
     Attributes:
         predictions: One entry per instance, in the order sent; None where the instance failed (`on_error="partial"`).
         errors: The instances that failed.
-        model: Name of the model that answered; None when the server does not say (the same for the next four).
+        model: Name of the model that answered; None when the server does not say (the same for the next five).
         version: Its version.
+        package_digest: The version's identity: the digest of its package.
         arm: The experiment arm, when it took part in one.
         prediction_id: The id to send outcomes back with.
         request_id: The id under which the server logged the request.
@@ -88,6 +89,7 @@ class Prediction:
     errors: tuple[InstanceError, ...] = ()
     model: str | None = None
     version: str | None = None
+    package_digest: str | None = None
     arm: str | None = None
     prediction_id: str | None = None
     request_id: str | None = None
@@ -195,10 +197,11 @@ class Core:
             single=single,
             errors=tuple(_instance_error(item) for item in document.get("errors") or ()),
             model=headers.get("samegraph-model"),
-            version=headers.get("samegraph-version"),
+            version=headers.get("samegraph-model-version"),
+            package_digest=headers.get("samegraph-package-digest"),
             arm=headers.get("samegraph-arm"),
             prediction_id=headers.get("samegraph-prediction-id"),
-            request_id=headers.get("samegraph-request-id") or headers.get("x-request-id"),
+            request_id=headers.get("x-request-id"),
             attempts=tries.attempts,
             refusals=tries.refusals,
             waited_s=tries.waited_s,

@@ -74,7 +74,7 @@ def time() -> FakeTime:
 
 def test_row_is_predicted(predict: Face, time: FakeTime) -> None:
     """A row goes out as one V1 instance, and its prediction comes back with who answered."""
-    answer = predicted({"label": "yes"}, samegraph_model="m", samegraph_version="3", samegraph_arm="b", samegraph_prediction_id="p1")
+    answer = predicted({"label": "yes"}, samegraph_model="m", samegraph_model_version="3", samegraph_arm="b", samegraph_prediction_id="p1")
     with scripted_server(answer) as server:
         result = predict(server.url, time)
     assert result.value == {"label": "yes"}
