@@ -1,0 +1,446 @@
+"""The item stage, compiled: host nodes, host kernels and ONNX Runtime subgraphs in turn.
+
+`preprocess.item.onnx` is one ordinary ONNX graph. ONNX Runtime cannot run all of it (it has no kernel for `ImageDecoder`),
+and some of it Pillow runs faster with the same result. `compile_item_plan` cuts the graph once, when a package is loaded:
+
+    host      ai.onnx::ImageDecoder, run by decode.py as the manifest's `Decoder` of that node says
+    kernel    a call of one of our functions for which kernels.py has proven native code equal on this machine
+    onnx      everything else, in runs as long as the order of the data allows, each an ONNX Runtime session of its own
+
+A call then walks a short list of prepared steps over a dictionary of values. Plans keep no state between calls and may be
+called from any number of threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final, Literal
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import PIL
+from onnx import helper, shape_inference
+
+from .decode import check_decoder, open_image
+from .errors import ExecutionError, InputError, ManifestInvalid
+from .executor import Executor
+from .functions import called_functions
+from .kernels import EMPTY_IMAGE, Kernel, MakeExecutor, Pixels, Proof, crop_fraction, host_kernel, prove
+from .manifest import BINARY_KINDS, Decoder, Manifest, RawField, Stage
+from .opsets import DOMAIN, IR_VERSION
+
+Engine = Literal["host", "kernel", "onnx"]
+Values = dict[str, object]
+
+_STAGE: Final = "preprocess.item"
+_ONNX_DOMAINS: Final = ("", "ai.onnx")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a plan, for people and for metrics.
+
+    Attributes:
+        nodes: Names of the graph's nodes it runs (the operator's name where a node has none), in order.
+        engine: What runs it.
+        library: The library and its version.
+        note: For a decoder what training used; for a kernel (or a node that could have had one) what the battery showed.
+    """
+
+    nodes: tuple[str, ...]
+    engine: Engine
+    library: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class _Compiled:
+    """A step with what it does to the values: reads some by name, adds others."""
+
+    step: Step
+    run: Callable[[Values], None]
+
+
+@dataclass(frozen=True)
+class _Input:
+    """How a value arrives: its name among the raw fields, and the element type its graph input has."""
+
+    graph_name: str
+    value_name: str
+    dtype: np.dtype[np.generic]
+    encoded: bool
+
+
+class ItemPlan:
+    """A compiled item stage: raw values of one instance in, fixed-shape arrays out.
+
+    Attributes:
+        inputs: Names of the values it reads (raw fields and companions).
+        outputs: Names of the values it makes, in graph order.
+        steps: What runs what.
+    """
+
+    def __init__(self, inputs: Sequence[_Input], outputs: Sequence[tuple[str, str]], steps: Sequence[_Compiled]) -> None:
+        self._inputs = tuple(inputs)
+        self._outputs = tuple(outputs)
+        self._runs = tuple(s.run for s in steps)
+        self.inputs: tuple[str, ...] = tuple(i.value_name for i in inputs)
+        self.outputs: tuple[str, ...] = tuple(value for _, value in outputs)
+        self.steps: tuple[Step, ...] = tuple(s.step for s in steps)
+
+    def __call__(self, values: Mapping[str, object]) -> dict[str, np.ndarray]:
+        """Run the stage for one instance.
+
+        Args:
+            values: One Python value per name in `inputs`: bytes for images and byte strings, a number, bool or str for
+                scalar fields, an array for tensors.
+
+        Returns:
+            One array per name in `outputs`, without a batch dimension.
+
+        Raises:
+            InputError: The image is refused, or this instance makes a step fail; `field` names it.
+        """
+        env: Values = {i.graph_name: _arrive(i, values) for i in self._inputs}
+        for run in self._runs:
+            run(env)
+        return {value: np.ascontiguousarray(_as_array(env[graph])) for graph, value in self._outputs}
+
+
+def compile_item_plan(
+    model: onnx.ModelProto,
+    manifest: Manifest,
+    *,
+    make_executor: MakeExecutor,
+    kernels: Literal["auto", "off"] = "auto",
+    cache_dir: Path | None = None,
+) -> ItemPlan:
+    """Compile the item stage of a package.
+
+    Args:
+        model: preprocess.item.onnx.
+        manifest: Names the stage's inputs and outputs, the decoders and the fields' limits.
+        make_executor: How ONNX subgraphs are run.
+        kernels: `auto` uses host kernels where they are proven equal on this machine; `off` runs every function's ONNX body.
+        cache_dir: Where kernel verdicts are kept; None for the user's cache directory.
+
+    Raises:
+        ManifestInvalid: The graph and the manifest do not fit: a decoder is missing, or reads something that is not a raw field.
+        EnvironmentUnfit: A decoder asks for a format that is not supported here.
+        ExecutionError: A subgraph does not load.
+    """
+    stage = manifest.stage(_STAGE)
+    if stage is None:
+        raise ManifestInvalid(f"{manifest.name}: the manifest has no {_STAGE} stage, so there is nothing to compile")
+    return _Compiler(model, manifest, stage, make_executor, kernels, cache_dir).compile()
+
+
+class _Compiler:
+    """Cuts one graph into steps."""
+
+    def __init__(
+        self, model: onnx.ModelProto, manifest: Manifest, stage: Stage, make_executor: MakeExecutor, kernels: str, cache_dir: Path | None
+    ) -> None:
+        self.manifest = manifest
+        self.stage = stage
+        self.make_executor = make_executor
+        self.kernels = kernels
+        self.cache_dir = cache_dir
+        self.model = model
+        self.graph = model.graph
+        self.functions = {f.name: f for f in model.functions if f.domain == DOMAIN}
+        self.types = _value_types(model)
+        self.constants: dict[str, onnx.NodeProto | onnx.TensorProto] = {t.name: t for t in self.graph.initializer}
+        self.constants.update({n.output[0]: n for n in self.graph.node if n.op_type == "Constant" and n.domain in _ONNX_DOMAINS})
+        self.decoders = {d.node: d for d in manifest.decoders}
+        self.notes: dict[str, Proof] = {}
+
+    def compile(self) -> ItemPlan:
+        inputs = [self._input(i) for i in self.graph.input if i.name not in self.constants]
+        outputs = [(o.name, self.stage.outputs[o.name]) for o in self.graph.output if o.name in self.stage.outputs]
+        for graph, value in outputs:
+            if graph in self.constants:
+                raise self._invalid(f"output {value!r} of {_STAGE} is a constant; put it into the stage that uses it")
+        available = {i.name for i in self.graph.input} | set(self.constants)
+        pending = self._needed_nodes([graph for graph, _ in outputs])
+        steps: list[_Compiled] = []
+        while pending:
+            made = self._host_steps(pending, available) or self._onnx_step(pending, available, [graph for graph, _ in outputs])
+            steps += made
+        return ItemPlan(inputs, outputs, steps)
+
+    def _invalid(self, text: str) -> ManifestInvalid:
+        return ManifestInvalid(f"{self.manifest.name}: {text}")
+
+    # -- what there is to run
+
+    def _needed_nodes(self, outputs: Sequence[str]) -> list[onnx.NodeProto]:
+        """Return the nodes that the outputs depend on, in graph order, constants aside."""
+        wanted = set(outputs)
+        needed: list[onnx.NodeProto] = []
+        for node in reversed(self.graph.node):
+            if wanted.intersection(node.output) and node.output[0] not in self.constants:
+                needed.append(node)
+                wanted.update(_reads(node))
+        return needed[::-1]
+
+    def _input(self, info: onnx.ValueInfoProto) -> _Input:
+        value_name = self.stage.inputs.get(info.name, info.name)
+        field = self._field(value_name)
+        dtype = helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type)
+        return _Input(info.name, value_name, dtype, encoded=field is not None and field.kind in BINARY_KINDS)
+
+    def _field(self, name: str) -> RawField | None:
+        return next((f for f in self.manifest.fields if f.name == name), None)
+
+    # -- host steps
+
+    def _host_steps(self, pending: list[onnx.NodeProto], available: set[str]) -> list[_Compiled]:
+        """Take out of `pending` the nodes the host can run now, and compile them."""
+        steps: list[_Compiled] = []
+        for node in list(pending):
+            if not available.issuperset(_reads(node)):
+                continue
+            step = self._decoder_step(node) if _is_decoder(node) else self._kernel_step(node)
+            if step is not None:
+                steps.append(step)
+                pending.remove(node)
+                available.update(node.output)
+        return steps
+
+    def _decoder_step(self, node: onnx.NodeProto) -> _Compiled:
+        decoder = self.decoders.get(node.name)
+        if decoder is None:
+            raise self._invalid(f"the manifest declares no decoder for node {node.name!r} of {_STAGE}; add one to `decoders`")
+        field = self._field(self.stage.inputs.get(node.input[0], node.input[0]))
+        if field is None or field.kind != "image" or node.input[0] not in {i.name for i in self.graph.input}:
+            raise self._invalid(f"decoder {node.name!r} must read an image field directly; it reads {node.input[0]!r}")
+        if any(a.name == "pixel_format" and a.s != b"RGB" for a in node.attribute):
+            raise self._invalid(
+                f"decoder {node.name!r} asks for another pixel_format than RGB, the only one supported; convert in the graph"
+            )
+        check_decoder(decoder)
+        note = f"trained with {decoder.library} {decoder.library_version}"
+        step = Step((_label(node),), "host", f"Pillow {PIL.__version__}", note)
+        return _Compiled(step, partial(_decode, node.input[0], node.output[0], decoder, field.max_pixels, field.name))
+
+    def _kernel_step(self, node: onnx.NodeProto) -> _Compiled | None:
+        """Compile `node` as a host kernel if there is one and it is proven equal here."""
+        kernel = host_kernel(node) if self.kernels == "auto" and node.op_type in self.functions else None
+        if kernel is None or len(node.input) != 1 or node.input[0] in self.constants:
+            return None
+        functions = self._closure([node])
+        proof = self.notes.get(node.output[0]) or prove(node, functions, self.make_executor, cache_dir=self.cache_dir)
+        self.notes[node.output[0]] = proof
+        if not proof.equal:
+            return None
+        step = Step((_label(node),), "kernel", f"Pillow {PIL.__version__}", _verdict(proof))
+        return _Compiled(step, partial(_run_kernel, node.input[0], node.output[0], kernel, self._fields_behind(node)))
+
+    # -- ONNX steps
+
+    def _onnx_step(self, pending: list[onnx.NodeProto], available: set[str], outputs: Sequence[str]) -> list[_Compiled]:
+        """Take the longest run of nodes that need no host step in between, and compile it to one session."""
+        made: set[str] = set()
+        run: list[onnx.NodeProto] = []
+        for node in pending:
+            if not _is_decoder(node) and (available | made).issuperset(_reads(node)) and self._kernel_step(node) is None:
+                run.append(node)
+                made.update(node.output)
+        if not run:
+            raise self._invalid(f"{_STAGE} cannot be ordered: node {_label(pending[0])!r} reads a value nothing makes")
+        for node in run:
+            pending.remove(node)
+        available.update(made)
+        later = {name for node in pending for name in _reads(node)} | set(outputs)
+        model = self._submodel(run, [name for node in run for name in node.output if name in later])
+        step = Step(tuple(_label(n) for n in run), "onnx", f"ONNX Runtime {ort.__version__}", self._refused(run))
+        return [_Compiled(step, partial(_run_onnx, self.make_executor(model), _crop_guards(run), self._fields_behind(*run)))]
+
+    def _submodel(self, nodes: list[onnx.NodeProto], outputs: list[str]) -> onnx.ModelProto:
+        """Make a model of its own out of `nodes`, with the constants and functions they use."""
+        made = {name for node in nodes for name in node.output}
+        read = dict.fromkeys(name for node in nodes for name in _reads(node) if name not in made)
+        constants = [self.constants[name] for name in read if name in self.constants]
+        graph = helper.make_graph(
+            [c for c in constants if isinstance(c, onnx.NodeProto)] + nodes,
+            "item_part",
+            [self._typed(name) for name in read if name not in self.constants],
+            [self._typed(name) for name in outputs],
+            initializer=[c for c in constants if isinstance(c, onnx.TensorProto)],
+        )
+        imports, ir_version = list(self.model.opset_import), self.model.ir_version or IR_VERSION
+        return helper.make_model(graph, functions=self._closure(nodes), opset_imports=imports, ir_version=ir_version)
+
+    def _typed(self, name: str) -> onnx.ValueInfoProto:
+        """Return `name` with its element type and rank; shapes stay open, since every instance has its own."""
+        if name not in self.types:
+            raise self._invalid(f"the type of value {name!r} in {_STAGE} cannot be inferred; add it to the graph's value_info")
+        return self.types[name]
+
+    def _closure(self, nodes: Sequence[onnx.NodeProto]) -> list[onnx.FunctionProto]:
+        """Return the package's own functions that `nodes` need, callees first."""
+        found: dict[str, onnx.FunctionProto] = {}
+
+        def add(name: str) -> None:
+            if name not in self.functions or name in found:
+                return
+            for callee in called_functions(self.functions[name].node):
+                add(callee)
+            found[name] = self.functions[name]
+
+        for name in called_functions(nodes):
+            add(name)
+        return list(found.values())
+
+    def _refused(self, nodes: Sequence[onnx.NodeProto]) -> str:
+        """Say which nodes of an ONNX step a host kernel was refused for, and why."""
+        proofs = [(n, self.notes[n.output[0]]) for n in nodes if n.output[0] in self.notes]
+        return "; ".join(f"{_label(n)}: {_verdict(p)}" for n, p in proofs if not p.equal)
+
+    def _fields_behind(self, *nodes: onnx.NodeProto) -> str | None:
+        """Name the raw field that `nodes` depend on, if it is a single one: errors can then be laid at its door."""
+        wanted = {name for node in nodes for name in _reads(node)}
+        for node in reversed(self.graph.node):
+            if wanted.intersection(node.output):
+                wanted.update(_reads(node))
+        names = {self.stage.inputs.get(i.name, i.name) for i in self.graph.input if i.name in wanted}
+        fields = {f.name for f in self.manifest.fields if f.name in names or f.companion in names}
+        return fields.pop() if len(fields) == 1 else None
+
+
+# ---------------------------------------------------------------- what the steps do
+
+
+def _arrive(expected: _Input, values: Mapping[str, object]) -> object:
+    """Turn a raw value into what the graph input takes; encoded bytes stay bytes for the decoders."""
+    try:
+        value = values[expected.value_name]
+    except KeyError:
+        raise InputError(f"field {expected.value_name!r} is missing", code="missing_field", field=expected.value_name) from None
+    if value is None:
+        raise InputError(f"field {expected.value_name!r} is required", code="missing_field", field=expected.value_name)
+    if expected.encoded or isinstance(value, np.ndarray):
+        return value
+    return np.array([value], dtype=expected.dtype)
+
+
+def _as_array(value: object) -> np.ndarray:
+    if isinstance(value, np.ndarray):
+        return value
+    if isinstance(value, Pixels):
+        return value.array()
+    assert isinstance(value, bytes | bytearray | memoryview)
+    return np.frombuffer(value, dtype=np.uint8)
+
+
+def _decode(source: str, target: str, decoder: Decoder, max_pixels: int | None, field: str, env: Values) -> None:
+    data = env[source]
+    assert isinstance(data, bytes | bytearray | memoryview)
+    env[target] = Pixels(image=open_image(bytes(data), decoder, max_pixels=max_pixels, field=field))
+
+
+def _run_kernel(source: str, target: str, kernel: Kernel, field: str | None, env: Values) -> None:
+    value = env[source]
+    pixels = value if isinstance(value, Pixels) else Pixels(array=_as_array(value))
+    try:
+        env[target] = kernel(pixels)
+    except InputError as error:
+        raise _at_field(error, field) from error
+
+
+def _run_onnx(executor: Executor, guards: Sequence[tuple[str, float]], field: str | None, env: Values) -> None:
+    feeds = {name: _as_array(env[name]) for name in executor.input_names}
+    for name, fraction in guards:
+        if int(fraction * min(feeds[name].shape[:2])) < 1:
+            raise _at_field(InputError(EMPTY_IMAGE, code="wrong_shape"), field)
+    try:
+        results = executor.run(feeds)
+    except ExecutionError as error:
+        raise _at_field(InputError(f"preprocessing failed: {error}", code="execution_failed"), field) from error
+    env.update(zip(executor.output_names, results, strict=True))
+
+
+def _at_field(error: InputError, field: str | None) -> InputError:
+    """Return `error` with the field's name in front."""
+    if field is None or error.field is not None:
+        return error
+    return InputError(f"field {field!r}: {error}", code=error.code, field=field)
+
+
+# ---------------------------------------------------------------- reading graphs
+
+
+def _is_decoder(node: onnx.NodeProto) -> bool:
+    return node.op_type == "ImageDecoder" and node.domain in _ONNX_DOMAINS
+
+
+def _crop_guards(nodes: Sequence[onnx.NodeProto]) -> list[tuple[str, float]]:
+    """Find the inputs of an ONNX step that are cropped to a fraction: (name, fraction).
+
+    A crop of a one-pixel image can leave nothing. A graph cannot say so, and the resize after it would fail without telling why.
+    """
+    sources: dict[str, str] = {}
+    guards: list[tuple[str, float]] = []
+    for node in nodes:
+        if node.domain == DOMAIN and node.op_type == "ToRGB":
+            sources[node.output[0]] = sources.get(node.input[0], node.input[0])
+        if node.domain == DOMAIN and node.op_type.startswith("CenterCropFraction_"):
+            guards += [(sources.get(node.input[0], node.input[0]), fraction) for fraction in [crop_fraction(node)] if fraction is not None]
+    made = {name for node in nodes for name in node.output}
+    return [(name, fraction) for name, fraction in guards if name not in made]
+
+
+def _label(node: onnx.NodeProto) -> str:
+    return node.name or node.op_type
+
+
+def _verdict(proof: Proof) -> str:
+    if proof.equal:
+        return f"equal to the ONNX body on {proof.cases} of {proof.cases} images (battery {proof.battery})"
+    return f"no host kernel, {proof.detail} (battery {proof.battery})"
+
+
+def _reads(node: onnx.NodeProto) -> list[str]:
+    """Name the outer values `node` reads, those its subgraphs capture included."""
+    names = [name for name in node.input if name]
+    for attribute in node.attribute:
+        for graph in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs):
+            names += _captured(graph)
+    return names
+
+
+def _captured(graph: onnx.GraphProto) -> list[str]:
+    """Name what `graph` reads from outside itself."""
+    own = {i.name for i in graph.input} | {t.name for t in graph.initializer} | {name for node in graph.node for name in node.output}
+    read = [name for node in graph.node for name in _reads(node)] + [o.name for o in graph.output]
+    return [name for name in read if name not in own]
+
+
+def _value_types(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
+    """Infer element type and rank of every value; dimensions are left open."""
+    graph = shape_inference.infer_shapes(model).graph
+    known = {v.name: _open_shape(v) for v in (*graph.value_info, *graph.input, *graph.output) if v.type.tensor_type.elem_type}
+    for node in model.graph.node:
+        if _is_decoder(node) or host_kernel(node) is not None:
+            known[node.output[0]] = helper.make_tensor_value_info(node.output[0], onnx.TensorProto.UINT8, _open_dims(node.output[0], 3))
+    return known
+
+
+def _open_shape(value: onnx.ValueInfoProto) -> onnx.ValueInfoProto:
+    tensor = value.type.tensor_type
+    dims = _open_dims(value.name, len(tensor.shape.dim)) if tensor.HasField("shape") else None
+    return helper.make_tensor_value_info(value.name, tensor.elem_type, dims)
+
+
+def _open_dims(name: str, rank: int) -> list[str]:
+    return [f"{name}_{axis}" for axis in range(rank)]
+
+
+def describe(steps: Iterable[Step]) -> str:
+    """Return the steps as lines of text, one a step: engine, nodes, library, note."""
+    return "\n".join(f"{s.engine:<6} {', '.join(s.nodes)}  [{s.library}{'; ' + s.note if s.note else ''}]" for s in steps)
