@@ -1,0 +1,544 @@
+"""Write image preprocessing once: the object trains, and the graphs it emits serve.
+
+    preprocess = Preprocess([
+        Decode(),
+        ToRGB(),
+        CenterCrop(fraction=224 / (224 + 32), rounding="ceil"),
+        Resize((224, 224), "bicubic"),
+        ToFloat(),
+        Normalize(mean=127, std=128),
+        ToCHW(),
+    ])
+
+    x = preprocess(jpeg_bytes)           # float32 [3, 224, 224], as training feeds it; also takes a PIL image
+    stages = preprocess.stages()         # preprocess.item.onnx and preprocess.batch.onnx, as drafts for `pack`
+
+Called, everything up to the resize is Pillow and everything after it NumPy: that is the reference. Served, it is an ONNX
+graph with the same bits: the item stage (from the encoded bytes to uint8 [H, W, C], one image at a time) and the batch stage
+(arithmetic and layout, float32, on the whole batch).
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+
+from .decode import DEFAULT_FORMATS, DEFAULT_MODES, ExifOrientation, convert_mode, open_image, pillow_decoder, to_array, upright
+from .draft import DraftStage
+from .errors import AuthoringError, InputError
+from .functions import FILTERS, ROUNDINGS, SEMANTICS, FilterName, Rounding, Semantics, called_functions, library, resize_function
+from .kernels import EMPTY_IMAGE, center_offset, fraction_size, native_semantics, resize_image, shorter_side_size
+from .manifest import Decoder, Missing, RawField
+from .opsets import DOMAIN, IR_VERSION, opset_imports
+
+#: Pillow's own warning limit: what training code reads without a word, serving reads too.
+DEFAULT_MAX_PIXELS: Final = 89_478_485
+DEFAULT_MAX_BYTES: Final = 32 * 2**20
+
+_DECODE_NODE: Final = "decode"
+
+
+@dataclass(frozen=True)
+class _Form:
+    """What is known about the image at a point of the pipeline, before any image is seen. None: depends on the image."""
+
+    height: int | None = None
+    width: int | None = None
+    channels: int | None = None
+    square: bool = False
+    dtype: str = "uint8"
+    layout: str = "HWC"
+
+    @property
+    def shape(self) -> list[int]:
+        """The fixed shape in the present layout."""
+        assert self.height is not None
+        assert self.width is not None
+        assert self.channels is not None
+        hwc = [self.height, self.width, self.channels]
+        return hwc if self.layout == "HWC" else [hwc[2], hwc[0], hwc[1]]
+
+
+class Step:
+    """One step of a `Preprocess`; steps are small frozen values with a readable repr."""
+
+    @abstractmethod
+    def after(self, form: _Form) -> _Form:
+        """Return what is known after this step; AuthoringError when it cannot come here."""
+
+
+class _ImageStep(Step):
+    """A step on a Pillow image; in the graph, one node from uint8 [H, W, C] to uint8 [h, w, c]."""
+
+    @abstractmethod
+    def apply(self, image: Image.Image) -> Image.Image:
+        """Do the step with Pillow."""
+
+    @abstractmethod
+    def node(self, source: str, target: str) -> onnx.NodeProto:
+        """Return the node that does the step."""
+
+
+class _ArrayStep(Step):
+    """A step on an array whose last three axes are the image; any number of axes may come before them."""
+
+    @abstractmethod
+    def apply(self, array: np.ndarray, form: _Form) -> np.ndarray:
+        """Do the step with NumPy; `form` is what was known before it."""
+
+    @abstractmethod
+    def nodes(self, source: str, target: str, form: _Form) -> list[onnx.NodeProto]:
+        """Return the nodes that do the step on a batch."""
+
+
+@dataclass(frozen=True)
+class Decode(Step):
+    """Read an encoded image. Always the first step.
+
+    Attributes:
+        formats: Container formats accepted; others are refused. TIFF is possible and not on by default.
+        exif_orientation: `ignore` (what `Image.open` gives) or `apply` (what `ImageOps.exif_transpose` gives).
+        modes: Pixel mode → mode handed over; modes left out are refused.
+    """
+
+    formats: Sequence[str] = DEFAULT_FORMATS
+    exif_orientation: ExifOrientation = "ignore"
+    modes: Mapping[str, str] = field(default_factory=lambda: dict(DEFAULT_MODES))
+
+    def after(self, form: _Form) -> _Form:
+        """See `Step.after`."""
+        return form
+
+    def decoder(self) -> Decoder:
+        """Return the manifest's description of this decoder."""
+        return pillow_decoder(_DECODE_NODE, formats=self.formats, modes=self.modes, exif_orientation=self.exif_orientation)
+
+
+@dataclass(frozen=True)
+class ToRGB(_ImageStep):
+    """Make it three channels, as `convert("RGB")` does: grey is copied, alpha is dropped."""
+
+    def after(self, form: _Form) -> _Form:
+        """See `Step.after`."""
+        return replace(form, channels=3)
+
+    def apply(self, image: Image.Image) -> Image.Image:
+        """See `_ImageStep.apply`."""
+        return image.convert("RGB")
+
+    def node(self, source: str, target: str) -> onnx.NodeProto:
+        """See `_ImageStep.node`."""
+        return helper.make_node("ToRGB", [source], [target], domain=DOMAIN)
+
+
+@dataclass(frozen=True)
+class CenterCrop(_ImageStep):
+    """Cut out the middle.
+
+    Attributes:
+        size: Side, or (height, width); where the image is smaller, it is surrounded with zeros.
+        fraction: Instead of `size`: a square of side int(fraction × the shorter side). EfficientNet-Lite: 224 / (224 + 32).
+        rounding: What happens to an odd margin: `half_even` (torchvision), `floor` (margin // 2) or `ceil` ((margin + 1) // 2).
+    """
+
+    size: int | tuple[int, int] | None = None
+    fraction: float | None = None
+    rounding: Rounding = "half_even"
+
+    def __post_init__(self) -> None:
+        if (self.size is None) == (self.fraction is None):
+            raise AuthoringError("CenterCrop takes either size or fraction, for example CenterCrop(224) or CenterCrop(fraction=0.875)")
+        if self.size is not None:
+            _check_size("CenterCrop", _pair(self.size))
+        if self.fraction is not None and not 0 < self.fraction <= 1:
+            raise AuthoringError(f"CenterCrop: fraction must be above 0 and at most 1; got {self.fraction}")
+        _check_choice("CenterCrop", "rounding", self.rounding, ROUNDINGS)
+
+    def after(self, form: _Form) -> _Form:
+        """See `Step.after`."""
+        if self.size is not None:
+            height, width = _pair(self.size)
+            return replace(form, height=height, width=width, square=height == width)
+        assert self.fraction is not None
+        if form.height is not None and form.width is not None:
+            side, _ = fraction_size((form.height, form.width), self.fraction)
+            return replace(form, height=side, width=side, square=True)
+        return replace(form, square=True)
+
+    def apply(self, image: Image.Image) -> Image.Image:
+        """See `_ImageStep.apply`."""
+        size_in = (image.height, image.width)
+        height, width = _pair(self.size) if self.size is not None else fraction_size(size_in, float(self.fraction or 0))
+        top, left = center_offset(size_in[0] - height, self.rounding), center_offset(size_in[1] - width, self.rounding)
+        return image.crop((left, top, left + width, top + height))
+
+    def node(self, source: str, target: str) -> onnx.NodeProto:
+        """See `_ImageStep.node`."""
+        if self.size is not None:
+            return helper.make_node(f"CenterCrop_{self.rounding}", [source], [target], domain=DOMAIN, size=list(_pair(self.size)))
+        fraction = numpy_helper.from_array(np.array([self.fraction], dtype=np.float64))
+        return helper.make_node(f"CenterCropFraction_{self.rounding}", [source], [target], domain=DOMAIN, fraction=fraction)
+
+
+@dataclass(frozen=True)
+class Resize(_ImageStep):
+    """Resize as Pillow does.
+
+    Attributes:
+        size: (height, width), or one number for the shorter side, keeping the aspect ratio as torchvision does.
+        filter: `bilinear`, `bicubic` or `box`.
+        semantics: Whose order of passes; None takes that of the Pillow installed now, which is then part of the package.
+    """
+
+    size: int | tuple[int, int]
+    filter: FilterName
+    semantics: Semantics | None = None
+
+    def __post_init__(self) -> None:
+        _check_size("Resize", _pair(self.size))
+        _check_choice("Resize", "filter", self.filter, FILTERS)
+        if self.semantics is None:
+            probed = native_semantics()
+            if probed is None:
+                raise AuthoringError(
+                    f"Resize: the installed Pillow resizes in an order we do not know; state semantics, one of {', '.join(SEMANTICS)}"
+                )
+            object.__setattr__(self, "semantics", probed)
+        _check_choice("Resize", "semantics", self.semantics, SEMANTICS)
+
+    @property
+    def stated_semantics(self) -> Semantics:
+        """The semantics, probed or given."""
+        assert self.semantics is not None
+        return self.semantics
+
+    def after(self, form: _Form) -> _Form:
+        """See `Step.after`."""
+        if form.channels != 3:
+            raise AuthoringError("Resize comes after ToRGB: Pillow resizes alpha and palettes by other rules; put ToRGB() before it")
+        if isinstance(self.size, tuple):
+            return replace(form, height=self.size[0], width=self.size[1], square=self.size[0] == self.size[1])
+        if form.height is not None and form.width is not None:
+            height, width = shorter_side_size((form.height, form.width), self.size)
+            return replace(form, height=height, width=width)
+        return replace(form, height=self.size, width=self.size) if form.square else replace(form, height=None, width=None)
+
+    def apply(self, image: Image.Image) -> Image.Image:
+        """See `_ImageStep.apply`."""
+        if min(image.size) < 1:
+            raise InputError(EMPTY_IMAGE, code="wrong_shape")
+        size = self.size if isinstance(self.size, tuple) else shorter_side_size((image.height, image.width), self.size)
+        return resize_image(image, size, self.filter, self.stated_semantics)
+
+    def node(self, source: str, target: str) -> onnx.NodeProto:
+        """See `_ImageStep.node`."""
+        name = resize_function(self.filter, self.stated_semantics, shorter_side=isinstance(self.size, int))
+        size = self.size if isinstance(self.size, int) else list(self.size)
+        return helper.make_node(name, [source], [target], domain=DOMAIN, size=size)
+
+
+@dataclass(frozen=True)
+class ToFloat(_ArrayStep):
+    """uint8 0..255 to float32 0.0..255.0, values unchanged: `np.asarray(image).astype(np.float32)`."""
+
+    def after(self, form: _Form) -> _Form:
+        """See `Step.after`."""
+        if form.dtype != "uint8":
+            raise AuthoringError("ToFloat comes once")
+        return replace(form, dtype="float32")
+
+    def apply(self, array: np.ndarray, form: _Form) -> np.ndarray:
+        """See `_ArrayStep.apply`."""
+        return array.astype(np.float32)
+
+    def nodes(self, source: str, target: str, form: _Form) -> list[onnx.NodeProto]:
+        """See `_ArrayStep.nodes`."""
+        return [helper.make_node("Cast", [source], [target], to=TensorProto.FLOAT)]
+
+
+class _Arithmetic(_ArrayStep):
+    """A step that is float32 operations with constants, one after the other, each rounded: as NumPy does it."""
+
+    @abstractmethod
+    def operations(self) -> list[tuple[str, float | Sequence[float]]]:
+        """Return (ONNX operator, constant) in order; a constant is one number or one per channel."""
+
+    def after(self, form: _Form) -> _Form:
+        """See `Step.after`."""
+        name = type(self).__name__
+        if form.dtype != "float32":
+            raise AuthoringError(f"{name} works on float32; put ToFloat() before it")
+        for _, constant in self.operations():
+            if not isinstance(constant, int | float) and len(constant) != form.channels:
+                raise AuthoringError(f"{name}: give one number, or {form.channels} (one per channel); got {len(constant)}")
+        return form
+
+    def apply(self, array: np.ndarray, form: _Form) -> np.ndarray:
+        """See `_ArrayStep.apply`."""
+        for operator, constant in self.operations():
+            array = _NUMPY[operator](array, _constant(constant, form))
+        return array
+
+    def nodes(self, source: str, target: str, form: _Form) -> list[onnx.NodeProto]:
+        """See `_ArrayStep.nodes`."""
+        nodes: list[onnx.NodeProto] = []
+        operations = self.operations()
+        for i, (operator, constant) in enumerate(operations):
+            out = target if i == len(operations) - 1 else f"{target}_{operator.lower()}"
+            value = numpy_helper.from_array(_constant(constant, form), name=f"{out}_constant")
+            nodes.append(helper.make_node("Constant", [], [value.name], value=value))
+            nodes.append(helper.make_node(operator, [source, value.name], [out]))
+            source = out
+        return nodes
+
+
+_NUMPY: Final = {"Sub": np.subtract, "Div": np.divide, "Mul": np.multiply}
+
+
+@dataclass(frozen=True)
+class Normalize(_Arithmetic):
+    """(x - mean) / std in float32: two operations, each rounded. Mean and std are one number or one per channel."""
+
+    mean: float | Sequence[float]
+    std: float | Sequence[float]
+
+    def __post_init__(self) -> None:
+        if 0 in np.ravel(self.std):
+            raise AuthoringError("Normalize: std must not be zero")
+
+    def operations(self) -> list[tuple[str, float | Sequence[float]]]:
+        """See `_Arithmetic.operations`."""
+        return [("Sub", self.mean), ("Div", self.std)]
+
+
+@dataclass(frozen=True)
+class Divide(_Arithmetic):
+    """x / by in float32, for example Divide(255) for torchvision's ToTensor."""
+
+    by: float | Sequence[float]
+
+    def __post_init__(self) -> None:
+        if 0 in np.ravel(self.by):
+            raise AuthoringError("Divide: cannot divide by zero")
+
+    def operations(self) -> list[tuple[str, float | Sequence[float]]]:
+        """See `_Arithmetic.operations`."""
+        return [("Div", self.by)]
+
+
+@dataclass(frozen=True)
+class Multiply(_Arithmetic):
+    """x × by in float32. Multiply(1 / 255) and Divide(255) differ in the last bit of some values: use what training used."""
+
+    by: float | Sequence[float]
+
+    def operations(self) -> list[tuple[str, float | Sequence[float]]]:
+        """See `_Arithmetic.operations`."""
+        return [("Mul", self.by)]
+
+
+@dataclass(frozen=True)
+class ToCHW(_ArrayStep):
+    """Channels first: [H, W, C] to [C, H, W]."""
+
+    def after(self, form: _Form) -> _Form:
+        """See `Step.after`."""
+        if form.layout != "HWC":
+            raise AuthoringError("ToCHW comes once")
+        return replace(form, layout="CHW")
+
+    def apply(self, array: np.ndarray, form: _Form) -> np.ndarray:
+        """See `_ArrayStep.apply`."""
+        return np.ascontiguousarray(np.moveaxis(array, -1, -3))
+
+    def nodes(self, source: str, target: str, form: _Form) -> list[onnx.NodeProto]:
+        """See `_ArrayStep.nodes`."""
+        return [helper.make_node("Transpose", [source], [target], perm=[0, 3, 1, 2])]
+
+
+class Preprocess:
+    """An image pipeline: callable for training, two ONNX stages for serving, the same bits.
+
+    Attributes:
+        steps: The steps in order: `Decode`, then steps on the image, then steps on the array.
+        pixels: Name of the value between the stages, uint8 [H, W, C].
+        output: Name of the result, which the model reads; `pixels` itself when no array step is given.
+
+    Raises:
+        AuthoringError: The steps cannot follow one another, or the size of the result depends on the image.
+    """
+
+    def __init__(self, steps: Sequence[Step], *, pixels: str = "pixels", output: str = "input") -> None:
+        if not steps or not isinstance(steps[0], Decode):
+            raise AuthoringError("Preprocess starts with Decode()")
+        self.steps = tuple(steps)
+        self._decode = steps[0]
+        self._image_steps = [s for s in steps if isinstance(s, _ImageStep)]
+        self._array_steps = [s for s in steps if isinstance(s, _ArrayStep)]
+        if [self._decode, *self._image_steps, *self._array_steps] != list(steps):
+            raise AuthoringError(
+                "Preprocess: Decode comes first and once, then steps on the image (ToRGB, CenterCrop, Resize), then steps on the array"
+            )
+        self._forms = _follow(self._image_steps, self._array_steps)
+        self._decoder = self._decode.decoder()
+        self.pixels = pixels
+        self.output = output if self._array_steps else pixels
+
+    def __repr__(self) -> str:
+        return f"Preprocess([{', '.join(map(repr, self.steps))}])"
+
+    @property
+    def output_shape(self) -> list[int]:
+        """Shape of the result for one image."""
+        return self._forms[-1].shape
+
+    def __call__(self, image: bytes | Image.Image) -> np.ndarray:
+        """Return what training feeds the model for one image.
+
+        Args:
+            image: The encoded file, or a Pillow image.
+
+        Returns:
+            The array after the last step, float32 [C, H, W] for a pipeline that ends with ToCHW.
+
+        Raises:
+            InputError: The image cannot be decoded or is not accepted.
+        """
+        return self.batch(self.item(image))
+
+    def trace(self, image: bytes | Image.Image) -> dict[str, np.ndarray]:
+        """Return the result with its named intermediate: {pixels: uint8 [H, W, C], output: the result}."""
+        pixels = self.item(image)
+        return {self.pixels: pixels, self.output: self.batch(pixels)}
+
+    def item(self, image: bytes | Image.Image) -> np.ndarray:
+        """Do the item stage with Pillow: uint8 [H, W, C]."""
+        loaded = self._load(image)
+        for step in self._image_steps:
+            loaded = step.apply(loaded)
+        return np.ascontiguousarray(to_array(loaded))
+
+    def batch(self, pixels: np.ndarray) -> np.ndarray:
+        """Do the batch stage with NumPy on uint8 [..., H, W, C]."""
+        for step, form in zip(self._array_steps, self._forms, strict=False):
+            pixels = step.apply(pixels, form)
+        return pixels
+
+    def stages(self, name: str = "image") -> list[DraftStage]:
+        """Return the drafts of preprocess.item and, if there are array steps, preprocess.batch.
+
+        Args:
+            name: Name of the raw image field.
+        """
+        item = DraftStage("preprocess.item", self._item_model(name))
+        return [item, DraftStage("preprocess.batch", self._batch_model())] if self._array_steps else [item]
+
+    def fields(
+        self, name: str = "image", *, description: str = "", max_bytes: int = DEFAULT_MAX_BYTES, max_pixels: int = DEFAULT_MAX_PIXELS
+    ) -> list[RawField]:
+        """Return the raw field of the package: one required image.
+
+        Args:
+            name: The field's name in requests.
+            description: A sentence for callers; one that lists the formats by default.
+            max_bytes: Largest accepted file.
+            max_pixels: Largest accepted width × height.
+        """
+        text = description or f"An image file ({', '.join(self._decode.formats)})."
+        return [RawField(name=name, kind="image", description=text, max_bytes=max_bytes, max_pixels=max_pixels, missing=Missing())]
+
+    def decoders(self) -> list[Decoder]:
+        """Return the manifest's decoder for the item stage."""
+        return [self._decoder]
+
+    def _load(self, image: bytes | Image.Image) -> Image.Image:
+        if isinstance(image, Image.Image):
+            turned = upright(image) if self._decode.exif_orientation == "apply" else image
+            turned.load()
+            return convert_mode(turned, self._decoder, "image")
+        return open_image(image, self._decoder, max_pixels=DEFAULT_MAX_PIXELS, field="image")
+
+    def _item_model(self, name: str) -> onnx.ModelProto:
+        nodes = [helper.make_node("ImageDecoder", [name], ["decoded"], name=_DECODE_NODE, pixel_format="RGB")]
+        for i, step in enumerate(self._image_steps):
+            last = i == len(self._image_steps) - 1
+            node = step.node(nodes[-1].output[0], self.pixels if last else f"{_snake(step)}_{i}")
+            node.name = f"{_snake(step)}_{i}"
+            nodes.append(node)
+        encoded = helper.make_tensor_value_info(name, TensorProto.UINT8, [f"{name}_bytes"])
+        pixels = helper.make_tensor_value_info(self.pixels, TensorProto.UINT8, self._forms[0].shape)
+        return _model(nodes, "preprocess.item", encoded, pixels)
+
+    def _batch_model(self) -> onnx.ModelProto:
+        nodes: list[onnx.NodeProto] = []
+        source = self.pixels
+        for i, (step, form) in enumerate(zip(self._array_steps, self._forms, strict=False)):
+            target = self.output if i == len(self._array_steps) - 1 else f"{_snake(step)}_{i}"
+            made = step.nodes(source, target, form)
+            made[-1].name = f"{_snake(step)}_{i}"
+            nodes += made
+            source = target
+        first, last = self._forms[0], self._forms[-1]
+        pixels = helper.make_tensor_value_info(self.pixels, TensorProto.UINT8, ["n", *first.shape])
+        output = helper.make_tensor_value_info(self.output, _TENSOR_TYPES[last.dtype], ["n", *last.shape])
+        return _model(nodes, "preprocess.batch", pixels, output)
+
+
+_TENSOR_TYPES: Final = {"uint8": TensorProto.UINT8, "float32": TensorProto.FLOAT}
+
+
+def _follow(image_steps: Sequence[_ImageStep], array_steps: Sequence[_ArrayStep]) -> list[_Form]:
+    """Return what is known between the stages and after every array step."""
+    form = _Form()
+    for step in image_steps:
+        form = step.after(form)
+    if form.height is None or form.width is None or form.channels is None:
+        raise AuthoringError(
+            "the shape after the image steps depends on the image, and batches need one shape; use ToRGB(), and end with "
+            "Resize((height, width), …) or CenterCrop(size)"
+        )
+    forms = [form]
+    for array_step in array_steps:
+        forms.append(array_step.after(forms[-1]))
+    return forms
+
+
+def _model(nodes: list[onnx.NodeProto], name: str, source: onnx.ValueInfoProto, target: onnx.ValueInfoProto) -> onnx.ModelProto:
+    graph = helper.make_graph(nodes, name, [source], [target])
+    functions = library(called_functions(nodes))
+    model = helper.make_model(graph, functions=functions, opset_imports=opset_imports(), ir_version=IR_VERSION, producer_name="samegraph")
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def _constant(value: float | Sequence[float], form: _Form) -> np.ndarray:
+    """Return a constant as float32, shaped to meet the channel axis."""
+    array = np.asarray(value, dtype=np.float32)
+    return array[:, np.newaxis, np.newaxis] if array.ndim == 1 and form.layout == "CHW" else array
+
+
+def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def _check_size(step: str, size: tuple[int, int]) -> None:
+    if not all(1 <= side <= 65_535 for side in size):
+        raise AuthoringError(f"{step}: a side must be from 1 to 65,535 pixels; got {size[0]} × {size[1]}")
+
+
+def _check_choice(step: str, what: str, value: object, choices: Sequence[object]) -> None:
+    if value not in choices:
+        raise AuthoringError(f"{step}: {what} must be one of {', '.join(map(str, choices))}; got {value!r}")
+
+
+def _snake(step: Step) -> str:
+    return {"ToRGB": "to_rgb", "CenterCrop": "center_crop", "ToFloat": "to_float", "ToCHW": "to_chw"}.get(
+        type(step).__name__, type(step).__name__.lower()
+    )
