@@ -97,7 +97,8 @@ class PackageRuntime:
         """
 
         def from_file(stage: Stage) -> Executor:
-            return OrtExecutor(package.stage_path(stage.name), intra_op_threads=intra_op_threads, providers=providers)
+            # The verified bytes themselves, not the path: what runs is what was compared with its digest.
+            return OrtExecutor(package.load_stage(stage.name), intra_op_threads=intra_op_threads, providers=providers)
 
         def in_memory(model: onnx.ModelProto) -> Executor:
             return OrtExecutor(model, intra_op_threads=intra_op_threads, providers=providers)
