@@ -32,7 +32,7 @@ class Reference:
     """The training side's answer to any image.
 
     Args:
-        network: `image` float32 [n, 3, 224, 224] → `logits` float32 [n, 1000].
+        network: `input` float32 [n, 3, 224, 224] → `logits` float32 [n, 1000].
         labels: One name per class.
         published: The committed logits, by photo.
     """
@@ -47,7 +47,7 @@ class Reference:
 
     def run_network(self, pixel_values: np.ndarray) -> np.ndarray:
         """Return the ONNX network's logits, float32 [1000], for `pixels`."""
-        logits: np.ndarray = self._session.run(["logits"], {"image": normalise(pixel_values)[None]})[0][0]
+        logits: np.ndarray = self._session.run(["logits"], {"input": normalise(pixel_values)[None]})[0][0]
         return logits
 
     def logits(self, source: bytes, pixel_values: np.ndarray) -> np.ndarray:

@@ -133,7 +133,7 @@ class _GraphBuilder:
 
 
 def build_efficientnet_lite0(weights: Mapping[str, np.ndarray]) -> onnx.ModelProto:
-    """Return the network as a checked ONNX model: `image` float32 [n, 3, 224, 224] → `logits` float32 [n, 1000].
+    """Return the network as a checked ONNX model: `input` float32 [n, 3, 224, 224] → `logits` float32 [n, 1000].
 
     The same weights give the same bytes.
 
@@ -146,7 +146,7 @@ def build_efficientnet_lite0(weights: Mapping[str, np.ndarray]) -> onnx.ModelPro
     graph = _GraphBuilder(weights)
     graph.constant("zero", np.array(0, np.float32))
     graph.constant("six", np.array(6, np.float32))
-    x = graph.conv("image", "_conv_stem", (3, STEM_FILTERS), 3, stride=2)
+    x = graph.conv("input", "_conv_stem", (3, STEM_FILTERS), 3, stride=2)
     x = graph.relu6(graph.batch_norm(x, "_bn0", STEM_FILTERS))
     blocks = [(group, i == 0) for group in BLOCK_GROUPS for i in range(group.repeats)]
     for number, (group, first) in enumerate(blocks):
@@ -169,10 +169,10 @@ def _refuse_leftovers(graph: _GraphBuilder) -> None:
 
 
 def _model(graph: _GraphBuilder) -> onnx.ModelProto:
-    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", 3, IMAGE_SIZE, IMAGE_SIZE])
+    source = helper.make_tensor_value_info("input", TensorProto.FLOAT, ["n", 3, IMAGE_SIZE, IMAGE_SIZE])
     logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", N_CLASSES])
     tensors = [numpy_helper.from_array(np.asarray(value), name) for name, value in graph.initializers.items()]
-    proto = helper.make_graph(graph.nodes, "efficientnet_lite0", [image], [logits], tensors)
+    proto = helper.make_graph(graph.nodes, "efficientnet_lite0", [source], [logits], tensors)
     model = helper.make_model(proto, opset_imports=[helper.make_opsetid("", AI_ONNX)], ir_version=IR_VERSION, producer_name="samegraph")
     onnx.checker.check_model(model, full_check=True)
     return model

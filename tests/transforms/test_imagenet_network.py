@@ -91,12 +91,12 @@ def test_an_image_gets_the_same_logits_alone_and_in_a_batch() -> None:
     """Batching changes no bit of an instance's logits on the CPU."""
     network = OrtExecutor(build_efficientnet_lite0(_weights()))
     images = np.random.default_rng(1).uniform(-1, 1, (3, 3, 224, 224)).astype(np.float32)
-    together = network.run({"image": images})[0]
+    together = network.run({"input": images})[0]
     assert together.shape == (3, 1000)
     assert together.dtype == np.float32
     assert np.isfinite(together).all()
     for image, logits in zip(images, together, strict=True):
-        np.testing.assert_array_equal(network.run({"image": image[None]})[0][0], logits)
+        np.testing.assert_array_equal(network.run({"input": image[None]})[0][0], logits)
 
 
 @pytest.mark.parametrize("fault", ["absent", "shape", "dtype", "left over"])

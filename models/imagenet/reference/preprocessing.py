@@ -20,13 +20,16 @@ SCALE = 128.0
 def pixels(data: bytes) -> np.ndarray:
     """Return the central square of an encoded image at the network's size: uint8 [224, 224, 3], RGB.
 
-    The crop's side is 224/256 of the shorter edge, rounded down, but at least one pixel; an odd remainder leaves one pixel more at
-    the top and on the left. EXIF orientation is not applied and transparency is dropped, as in training.
+    The crop's side is 224/256 of the shorter edge, rounded down; an odd remainder leaves one pixel more at the top and on the left.
+    EXIF orientation is not applied and transparency is dropped, as in training.
+
+    Raises:
+        ValueError: The image is one pixel wide or high, so that the crop is empty: the recipe has no answer for it.
     """
     with Image.open(BytesIO(data)) as opened:
         image = opened.convert("RGB")
     width, height = image.size
-    side = max(1, int(IMAGE_SIZE / (IMAGE_SIZE + CROP_PADDING) * min(height, width)))
+    side = int(IMAGE_SIZE / (IMAGE_SIZE + CROP_PADDING) * min(height, width))
     top = ((height - side) + 1) // 2
     left = ((width - side) + 1) // 2
     square = image.crop((left, top, left + side, top + side))
