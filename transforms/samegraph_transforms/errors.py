@@ -1,17 +1,18 @@
 """Every error the package library raises, as one tree.
 
-    SamegraphError
-    ├── InputError                  a raw input breaks the signature (the caller's fault, names field and instance)
-    ├── PackageError                a model package cannot be read or trusted
-    │   ├── ManifestInvalid         manifest.json is missing, unreadable or breaks its schema
-    │   ├── DigestMismatch          a file is missing, extra, or not what the manifest's digest says
-    │   ├── UnsafePath              a name or path would leave the package or the repository
-    │   └── PackageExists           another package already holds this name and version
-    ├── AuthoringError              a pipeline or draft cannot become a package as it stands
-    │   └── UnsupportedStep         a preprocessing step or estimator has no exact graph
-    ├── NotExact                    the package's answers differ from the training code's by more than promised
-    ├── ExecutionError              a graph failed to load or run
-    └── EnvironmentUnfit            this Python environment cannot serve (for example two ONNX Runtime distributions)
+SamegraphError
+├── InputError                  a raw input breaks the signature (the caller's fault, names field and instance)
+├── PackageError                a model package cannot be read or trusted
+│   ├── ManifestInvalid         manifest.json is missing, unreadable or breaks its schema
+│   ├── DigestMismatch          a file is missing, extra, or not what the manifest's digest says
+│   ├── UnsafePath              a name or path would leave the package or the repository
+│   └── PackageExists           another package already holds this name and version
+├── AuthoringError              a pipeline or draft cannot become a package as it stands
+│   └── UnsupportedStep         a preprocessing step or estimator has no exact graph
+├── NotExact                    the package's answers differ from the training code's by more than promised
+├── ExecutionError              a graph failed to load or run
+├── RemoteError                 a server cannot be reached, or its answer is no prediction (`samegraph predict --url`)
+└── EnvironmentUnfit            this Python environment cannot serve (for example two ONNX Runtime distributions)
 """
 
 from __future__ import annotations
@@ -124,6 +125,10 @@ class NotExact(SamegraphError):
 
 class ExecutionError(SamegraphError):
     """Raised when a graph fails to load or to run; the runtime's own exception is its cause."""
+
+
+class RemoteError(SamegraphError):
+    """Raised when a server cannot be reached, does not serve the model, or answers with something that is no prediction."""
 
 
 class EnvironmentUnfit(SamegraphError):

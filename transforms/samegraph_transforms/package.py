@@ -436,6 +436,25 @@ def open_version(repository: Path | str, name: str, version: int, *, verify_dige
     return read_bare(path)
 
 
+def read_latest(path: Path | str) -> Package:
+    """Read the package in `path`, or the latest version below it when `path` is a model's directory.
+
+    Raises:
+        PackageError: Neither is there; the subclasses say what is wrong with what is.
+    """
+    path = Path(path).absolute()
+    if _holds_model(path) or not path.is_dir() or not _usable_name(path.name):
+        return open_version(path.parent.parent, path.parent.name, int(path.name)) if _is_bare(path) else read_package(path)
+    versions = list_versions(path.parent, path.name)
+    if not versions:
+        raise ManifestInvalid(f"{path} is neither a model package (no {MANIFEST}) nor a directory of versions")
+    return open_version(path.parent, path.name, versions[-1])
+
+
+def _is_bare(path: Path) -> bool:
+    return is_version_name(path.name) and not os.path.lexists(path / MANIFEST) and os.path.lexists(path / "model.onnx")
+
+
 # --- writing ---------------------------------------------------------------------------------------------------------
 
 

@@ -152,16 +152,17 @@ def _flip_json(sample: str, tensor: str, flip: Flip) -> dict[str, Any]:
 
 
 def _table(tensors: Sequence[TensorReport]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("tensor", "from"):
-        table.add_column(heading)
-    for heading in ("elements", "not equal", "max ULP", "max abs", "flips"):
-        table.add_column(heading, justify="right")
-    table.add_column("verdict")
+    with_flips = any(t.flips for t in tensors)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("tensor", overflow="fold")
+    table.add_column("from", no_wrap=True)
+    for heading in ("elements", "differ", "max ULP", "max abs", *(["flips"] if with_flips else [])):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
     for t in tensors:
         style = "red bold" if not t.passed else "green" if t.different == 0 else "yellow"
         ulp = "∞" if t.max_ulp == UNREACHABLE else f"{t.max_ulp:,}"
-        numbers = (f"{t.elements:,}", f"{t.different:,}", ulp, f"{t.max_abs:.3g}", str(t.flips))
+        numbers = [f"{t.elements:,}", f"{t.different:,}", ulp, f"{t.max_abs:.3g}", *([str(t.flips)] if with_flips else [])]
         table.add_row(Text(t.tensor), t.source, *numbers, Text(t.verdict, style=style))
     return table
 

@@ -1,0 +1,370 @@
+"""What a package is, as a page for people and as JSON: signature, stages, what runs them, files, promises, provenance."""
+
+from __future__ import annotations
+
+import platform
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import onnx
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from . import external
+from .bare import ELEMENT_TYPES
+from .errors import SamegraphError
+from .itemplan import Step
+from .manifest import Manifest, RawField, Stage
+from .pack import describe_tolerance
+from .package import Package, graph_names, parse_model
+from .runtime import PackageRuntime
+
+#: Operators that ONNX Runtime does not run and the item stage does itself.
+HOST_NODES = frozenset({"ImageDecoder", "samegraph::Tokenize"})
+SHOWN_VALUES = 8
+
+
+@dataclass(frozen=True)
+class Port:
+    """One graph input or output: its name in the graph, the value it is bound to, element type and shape (`n` is the batch)."""
+
+    name: str
+    value: str
+    dtype: str
+    shape: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class StageView:
+    """One graph of the chain.
+
+    Attributes:
+        name: The stage.
+        file: Where the graph lies in the package.
+        bytes: Size of the graph and of the data it keeps in other files.
+        nodes: How many nodes the graph has, without those inside functions.
+        operators: Operator (with its domain unless it is ai.onnx) → how often.
+        functions: Model-local function → how many nodes its body has.
+        host_nodes: Nodes that the item stage runs itself, as `operator (name)`.
+        parameters: How many numbers the graph holds.
+        opsets: Domain → version.
+        inputs: What goes in.
+        outputs: What comes out.
+    """
+
+    name: str
+    file: str
+    bytes: int
+    nodes: int
+    operators: dict[str, int]
+    functions: dict[str, int]
+    host_nodes: tuple[str, ...]
+    parameters: int
+    opsets: dict[str, int]
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Everything `inspect` shows.
+
+    Attributes:
+        package: The package.
+        stages: Its graphs.
+        steps: What runs each step of the item stage on this machine; None when there is no such stage or it does not load here.
+        steps_error: Why it does not load here.
+    """
+
+    package: Package
+    stages: tuple[StageView, ...]
+    steps: tuple[Step, ...] | None
+    steps_error: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the page as JSON values: the manifest, and what was found by looking at the graphs."""
+        return {
+            "package": str(self.package),
+            "digest": self.package.digest,
+            "proven": self.package.proven,
+            "bytes": total_bytes(self.package.manifest),
+            "manifest": self.package.manifest.model_dump(mode="json"),
+            "stages": [asdict(stage) for stage in self.stages],
+            "item_steps": None if self.steps is None else [asdict(step) for step in self.steps],
+            "item_steps_error": self.steps_error or None,
+        }
+
+    def render(self, console: Console) -> None:
+        """Print the page."""
+        console.print(self)
+
+    def __rich__(self) -> RenderableType:
+        manifest = self.package.manifest
+        sections: list[tuple[str, RenderableType]] = [
+            ("Raw inputs", _fields(manifest)),
+            ("Outputs", _outputs(manifest)),
+            ("Stages", _stages(self.stages)),
+        ]
+        if self.steps is not None or self.steps_error:
+            sections.append(("Item stage, step by step (on this machine)", _steps(self.steps or (), self.steps_error)))
+        if manifest.decoders:
+            sections.append(("Image decoding", _decoders(manifest)))
+        sections += [("Exactness", _exactness(self.package)), ("Files", _files(manifest)), ("Provenance", _provenance(manifest))]
+        return Group(_head(self.package), *(_section(title, body) for title, body in sections))
+
+
+def inspect(package: Package) -> Inspection:
+    """Look at a package's graphs and at what would run them here.
+
+    Raises:
+        DigestMismatch: A graph differs from its digest.
+        PackageError: A graph is no ONNX model.
+    """
+    stages = tuple(_stage_view(package, stage) for stage in package.manifest.stages)
+    if package.manifest.stage("preprocess.item") is None:
+        return Inspection(package, stages, steps=None)
+    try:
+        with closing(PackageRuntime.load(package)) as runtime:
+            return Inspection(package, stages, steps=runtime.item_plan.steps if runtime.item_plan is not None else None)
+    except SamegraphError as error:
+        return Inspection(package, stages, steps=None, steps_error=str(error))
+
+
+def total_bytes(manifest: Manifest) -> int:
+    """Return the size of all files but manifest.json."""
+    return sum(entry.bytes for entry in manifest.files.values())
+
+
+# --- looking at graphs -----------------------------------------------------------------------------------------------
+
+
+def _stage_view(package: Package, stage: Stage) -> StageView:
+    model = parse_model(package.read_file(stage.file), f"{package}: {stage.file}")
+    outside = [location for location in external.locations(model) if location in package.manifest.files]
+    inputs, outputs = graph_names(model)
+    infos = {info.name: info for info in (*model.graph.input, *model.graph.output)}
+    return StageView(
+        name=stage.name,
+        file=stage.file,
+        bytes=sum(package.manifest.files[name].bytes for name in (stage.file, *outside)),
+        nodes=len(model.graph.node),
+        operators=dict(Counter(_operator(node) for node in model.graph.node).most_common()),
+        functions={f"{f.domain}::{f.name}": len(f.node) for f in model.functions},
+        host_nodes=tuple(f"{_operator(node)} ({node.name or 'no name'})" for node in model.graph.node if _operator(node) in HOST_NODES),
+        parameters=sum(_count(t.dims) for t in model.graph.initializer),
+        opsets={opset.domain or "ai.onnx": opset.version for opset in model.opset_import},
+        inputs=tuple(_port(infos[name], stage.inputs.get(name, name)) for name in inputs),
+        outputs=tuple(_port(infos[name], stage.outputs.get(name, name)) for name in outputs),
+    )
+
+
+def _operator(node: onnx.NodeProto) -> str:
+    return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}"
+
+
+def _count(dims: Iterable[int]) -> int:
+    total = 1
+    for dim in dims:
+        total *= dim
+    return total
+
+
+def _port(info: onnx.ValueInfoProto, value: str) -> Port:
+    tensor = info.type.tensor_type
+    shape = tuple(str(d.dim_value) if d.HasField("dim_value") else d.dim_param or "?" for d in tensor.shape.dim)
+    return Port(info.name, value, ELEMENT_TYPES.get(tensor.elem_type, "?"), shape)
+
+
+# --- the page --------------------------------------------------------------------------------------------------------
+
+
+def _head(package: Package) -> RenderableType:
+    manifest = package.manifest
+    text = Text.assemble((f"{manifest.name} ", "bold"), f"version {manifest.version}")
+    size = f"{_size(total_bytes(manifest))} in {len(manifest.files)} files"
+    text.append(f"\ndigest {package.digest}\n{size}, format {manifest.format}\n{package.path}")
+    if manifest.description:
+        text.append(f"\n{manifest.description}", "italic")
+    if not package.proven:
+        text.append("\nNOT PROVEN: a bare model.onnx, served as tensors in and out; nobody compared it with training code", "yellow bold")
+    return text
+
+
+def _section(title: str, body: RenderableType) -> RenderableType:
+    return Group(Text(f"\n{title}", "bold cyan"), Padding(body, (0, 0, 0, 2)))
+
+
+def _grid(*headings: str, right: Sequence[str] = ()) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for heading in headings:
+        table.add_column(heading, justify="right" if heading in right else "left", overflow="fold")
+    return table
+
+
+def _fields(manifest: Manifest) -> Table:
+    table = _grid("name", "kind", "needed", "null becomes", "accepted", "description")
+    for field in manifest.fields:
+        table.add_row(
+            Text(field.name, "bold"), _kind(field), _needed(field), _missing(field), Text(_accepted(field)), Text(field.description)
+        )
+    return table
+
+
+def _kind(field: RawField) -> str:
+    return field.kind if field.kind != "tensor" else f"{field.dtype} {_brackets(field.shape or [])}"
+
+
+def _needed(field: RawField) -> str:
+    if field.required:
+        return "yes"
+    return "no" if field.default is None else f"no ({field.default!r})"
+
+
+def _missing(field: RawField) -> str:
+    words = {"refuse": "an error", "nan": "NaN", "companion": f"{field.companion}"}
+    return repr(field.missing.sentinel) if field.missing.rule == "sentinel" else words[field.missing.rule]
+
+
+def _accepted(field: RawField) -> str:
+    parts = []
+    if field.allowed is not None:
+        parts.append(f"one of {_some(field.allowed)}")
+    if field.known is not None:
+        parts.append(f"known: {_some(field.known)}")
+    if field.minimum is not None or field.maximum is not None:
+        parts.append(
+            f"{'-∞' if field.minimum is None else f'{field.minimum:g}'} to {'∞' if field.maximum is None else f'{field.maximum:g}'}"
+        )
+    if field.max_length is not None:
+        parts.append(f"up to {field.max_length:,} characters")
+    if field.max_bytes is not None:
+        parts.append(f"up to {_size(field.max_bytes)}")
+    if field.max_pixels is not None:
+        parts.append(f"up to {field.max_pixels / 1e6:g} megapixels")
+    return "; ".join(parts)
+
+
+def _some(values: Sequence[object]) -> str:
+    shown = ", ".join(str(v) for v in values[:SHOWN_VALUES])
+    return shown + (f" and {len(values) - SHOWN_VALUES} more" if len(values) > SHOWN_VALUES else "")
+
+
+def _outputs(manifest: Manifest) -> Table:
+    table = _grid("name", "type", "places", "decided by", "description")
+    for output in manifest.outputs:
+        kind = f"{output.dtype} {_brackets(output.shape)}" if output.shape else output.dtype
+        table.add_row(
+            Text(output.name, "bold"), kind, Text(_some(output.element_names or [])), output.decided_by or "", Text(output.description)
+        )
+    return table
+
+
+def _stages(stages: Sequence[StageView]) -> RenderableType:
+    parts: list[RenderableType] = []
+    for stage in stages:
+        title = Text.assemble(
+            (stage.name, "bold"), f"  {stage.file}, {_size(stage.bytes)}, {stage.nodes} nodes, {stage.parameters:,} parameters"
+        )
+        table = Table.grid(padding=(0, 2))
+        table.add_row("in", Text(", ".join(_shown_port(p) for p in stage.inputs)))
+        table.add_row("out", Text(", ".join(_shown_port(p) for p in stage.outputs)))
+        table.add_row("operators", Text(", ".join(f"{name} ×{n}" if n > 1 else name for name, n in stage.operators.items())))
+        if stage.functions:
+            table.add_row("functions", Text(", ".join(f"{name} ({n} nodes)" for name, n in stage.functions.items())))
+        if stage.host_nodes:
+            table.add_row("host nodes", Text(", ".join(stage.host_nodes)))
+        table.add_row("opsets", Text(", ".join(f"{domain} {version}" for domain, version in stage.opsets.items())))
+        parts += [title, Padding(table, (0, 0, 0, 2))]
+    return Group(*parts)
+
+
+def _shown_port(port: Port) -> str:
+    name = port.value if port.name == port.value else f"{port.value} (as {port.name})"
+    return f"{name} {port.dtype}[{', '.join(port.shape)}]"
+
+
+def _steps(steps: Sequence[Step], error: str) -> RenderableType:
+    if error:
+        return Text(f"it does not load here: {error}", "yellow")
+    table = _grid("step", "nodes", "engine", "library", "note", right=("step",))
+    styles = {"kernel": "green", "host": "cyan"}
+    for i, step in enumerate(steps, 1):
+        table.add_row(str(i), Text(_some(step.nodes)), Text(step.engine, styles.get(step.engine, "")), Text(step.library), Text(step.note))
+    return table
+
+
+def _decoders(manifest: Manifest) -> Table:
+    table = _grid("node", "trained with", "formats", "modes handed over", "EXIF orientation", "cut short")
+    for d in manifest.decoders:
+        modes = ", ".join(mode if mode == to else f"{mode}→{to}" for mode, to in d.modes.items())
+        codecs = "".join(f", {name} {version}" for name, version in d.codecs.items())
+        table.add_row(
+            d.node, Text(f"{d.library} {d.library_version}{codecs}"), ", ".join(d.formats), Text(modes), d.exif_orientation, d.truncated
+        )
+    return table
+
+
+def _exactness(package: Package) -> RenderableType:
+    manifest = package.manifest
+    parts: list[RenderableType] = []
+    if manifest.tolerances:
+        promised = _grid("where", "promised")
+        for profile, tolerance in manifest.tolerances.items():
+            promised.add_row(profile, Text(describe_tolerance(tolerance)))
+        parts.append(promised)
+    if not manifest.measured:
+        return Group(*parts, Text("nothing was measured when this was written", "yellow"))
+    measured = _grid(
+        "tensor", "compared", "not equal", "max ULP", "max abs", "flips", right=("compared", "not equal", "max ULP", "max abs", "flips")
+    )
+    for m in manifest.measured:
+        measured.add_row(Text(m.tensor), f"{m.elements:,}", f"{m.different:,}", f"{m.max_ulp:,}", f"{m.max_abs:.3g}", str(m.flips))
+    parts += [Text(f"\nmeasured when packed, on {manifest.golden_samples} golden samples:"), measured]
+    return Group(*parts)
+
+
+def _files(manifest: Manifest) -> Table:
+    """One line a file; request bodies, of which there may be hundreds, share one."""
+    table = _grid("file", "size", "sha256", right=("size",))
+    blobs = [entry for name, entry in manifest.files.items() if name.startswith("golden/blobs/")]
+    for name, entry in sorted(manifest.files.items()):
+        if not name.startswith("golden/blobs/"):
+            table.add_row(Text(name), _size(entry.bytes), entry.sha256[:12])
+    if blobs:
+        table.add_row(f"golden/blobs/ ({len(blobs)} files)", _size(sum(e.bytes for e in blobs)), "")
+    return table
+
+
+def _provenance(manifest: Manifest) -> Table:
+    facts = manifest.provenance
+    table = Table.grid(padding=(0, 2))
+    libraries = ", ".join(f"{name} {version}" for name, version in facts.libraries.items())
+    rows = {
+        "trainer": facts.trainer, "framework": facts.framework, "libraries": libraries, "python": facts.python, "proven on": facts.machine,
+        "data": facts.data, "license": facts.license, "notes": facts.notes,
+    }  # fmt: skip
+    for label, value in rows.items():
+        if value:
+            table.add_row(label, Text(value))
+    table.add_row("here", Text(f"Python {platform.python_version()}, {platform.machine()}"))
+    return table
+
+
+def _brackets(shape: Sequence[int | None]) -> str:
+    return f"[{', '.join('any' if d is None else str(d) for d in shape)}]"
+
+
+def _size(n: int) -> str:
+    """Return a size in bytes as people write it."""
+    value = float(n)
+    for unit in ("B", "kB", "MB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.2f} GB"
