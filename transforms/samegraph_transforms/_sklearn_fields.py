@@ -415,6 +415,8 @@ def raw_field(plan: FieldPlan, *, closed: Sequence[Scalar] | None, limit: float 
         "example": plain(facts.example, plan.kind),
     }
     wishes = {k: v for k, v in override.items() if k not in ("kind", "missing")}
+    if wishes.get("description"):
+        wishes["description"] = f"{wishes['description']} {facts.description}"
     field = validated(RawField, {**inferred, **wishes}, f"field {facts.name!r}")
     _refuse_wider(field, inferred)
     return field

@@ -14,6 +14,7 @@ Training extras are needed: `pip install "samegraph-transforms[train]"`.
 from __future__ import annotations
 
 import json
+import math
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import NotFittedError, check_is_fitted
 
 from ._sklearn_fields import (
+    ColumnFacts,
     FieldPlan,
     Instance,
     Reference,
@@ -54,7 +56,7 @@ from .draft import DraftStage, GoldenSample, PackageDraft
 from .errors import AuthoringError, UnsupportedStep
 from .manifest import DEFAULT_TOLERANCES, Batching, Provenance, RawField, Tolerance
 
-__all__ = ["OutputNames", "capture", "describe_fields", "edge_rows", "from_sklearn", "print_fields", "reference_answers", "rows_of"]
+__all__ = ["OutputNames", "capture", "describe_fields", "edge_rows", "from_sklearn", "print_fields", "rows_of", "varied_rows"]
 
 #: Training rows that are sent through the pipeline to see what each step makes of them.
 _SAMPLE_ROWS: Final = 200
@@ -86,7 +88,7 @@ def from_sklearn(
         version: Model version, >= 1.
         overrides: Column → attributes of `RawField` to use in place of what was inferred: `description`, `missing`, `allowed`,
             `minimum`, `maximum`, `required`, `default`, `kind`, `max_length`, `known`, `example`. What training would refuse cannot be
-            let in.
+            let in. What training saw is added to a description.
         description: A sentence about the model.
         names: What outputs and the boundary value are called.
         batching: Hints for the server.
@@ -324,7 +326,7 @@ def _accepted_words(field: RawField) -> str:
         return "only " + ", ".join(map(_shown, field.allowed[:12])) + (f", … ({len(field.allowed)})" if len(field.allowed) > 12 else "")
     if field.minimum is not None or field.maximum is not None:
         low, high = ("…" if v is None else f"{v:g}" for v in (field.minimum, field.maximum))
-        return f"{low} to {high}"
+        return f"{low} to {high}"  # bounds training code cannot go beyond, or the author's own
     return "any"
 
 
@@ -366,7 +368,7 @@ def capture(
         prefix: Start of the names of unnamed samples.
 
     Returns:
-        One sample per request: a V1 JSON body, the pipeline's outputs, and its `features`.
+        One sample per request: a V1 JSON body, the pipeline's outputs, and its `features`. The pipeline is asked once, for all rows.
 
     Raises:
         AuthoringError: The training code does not answer a row; the message names it.
@@ -378,7 +380,17 @@ def capture(
         instances: Sequence[Instance] = reference.instances(rows) if isinstance(rows, pd.DataFrame) else rows
         chunks = [instances[i : i + rows_per_request] for i in range(0, len(instances), rows_per_request)]
         groups = [(f"{prefix}-{i:04d}", list(chunk)) for i, chunk in enumerate(chunks)]
-    return [_sample(reference, draft, _names_of(draft), key, group) for key, group in groups]
+    together = [instance for _, group in groups for instance in group]
+    try:
+        outputs, values = reference_answers(reference, draft.fields, together, _names_of(draft))
+    except (ValueError, TypeError) as error:
+        raise _unanswered(reference, draft, groups, error) from error
+    samples, start = [], 0
+    for key, group in groups:
+        own = slice(start, start + len(group))
+        samples.append(_sample(draft, key, group, {k: v[own] for k, v in outputs.items()}, {k: v[own] for k, v in values.items()}))
+        start = own.stop
+    return samples
 
 
 def _names_of(draft: PackageDraft) -> OutputNames:
@@ -390,22 +402,30 @@ def _names_of(draft: PackageDraft) -> OutputNames:
     return OutputNames(label=label.name, probability=label.decided_by, features=features)
 
 
-def _sample(reference: Reference, draft: PackageDraft, names: OutputNames, key: str, instances: Sequence[Instance]) -> GoldenSample:
-    try:
-        outputs, values = reference_answers(reference, draft.fields, instances, names)
-    except (ValueError, TypeError) as error:
-        raise AuthoringError(
-            f"the training code does not answer {key!r} ({json.dumps(instances, ensure_ascii=False)[:300]}): {error}"
-        ) from error
-    body = json.dumps({"instances": list(instances)}, ensure_ascii=False, allow_nan=False).encode()
+def _sample(
+    draft: PackageDraft, key: str, instances: Sequence[Instance], outputs: Mapping[str, np.ndarray], values: Mapping[str, np.ndarray]
+) -> GoldenSample:
     return GoldenSample(
         name=key,
         path=f"/v1/models/{draft.name}:predict",
         headers={"content-type": "application/json"},
-        body=body,
+        body=json.dumps({"instances": list(instances)}, ensure_ascii=False, allow_nan=False).encode(),
         outputs=outputs,
         values=values,
     )
+
+
+def _unanswered(
+    reference: Reference, draft: PackageDraft, groups: Sequence[tuple[str, Sequence[Instance]]], error: Exception
+) -> AuthoringError:
+    """Return the error that names the first request the training code does not answer alone."""
+    for key, group in groups:
+        try:
+            reference_answers(reference, draft.fields, group, _names_of(draft))
+        except (ValueError, TypeError) as alone:
+            request = json.dumps(list(group), ensure_ascii=False)[:300]
+            return AuthoringError(f"the training code does not answer {key!r} ({request}): {alone}")
+    return AuthoringError(f"the training code does not answer the requests together: {error}")
 
 
 def reference_answers(
@@ -502,3 +522,53 @@ def edge_rows(pipeline: Any, frame: pd.DataFrame, draft: PackageDraft) -> dict[s
     if len(nullable) > 1:
         rows["edge-everything-missing"] = {**typical, **nullable}
     return rows
+
+
+def varied_rows(
+    pipeline: Any, frame: pd.DataFrame, draft: PackageDraft, rows: pd.DataFrame, *, count: int, seed: int
+) -> list[dict[str, Scalar | None]]:
+    """Return `count` instances near real rows: seeded noise on numbers, other known and unseen strings, and nulls.
+
+    About one field in three of each row is changed, always to something the signature accepts.
+
+    Args:
+        pipeline: The fitted pipeline.
+        frame: Its training frame.
+        draft: The package.
+        rows: Real rows to start from.
+        count: How many instances.
+        seed: Of the noise.
+    """
+    reference = reference_of(pipeline, frame)
+    generator = np.random.default_rng(seed)
+    chosen = reference.instances(rows.iloc[generator.integers(0, len(rows), size=count)])
+    for instance in chosen:
+        for field in draft.fields:
+            if generator.random() < 1 / 3:
+                instance[field.name] = _varied(reference.facts[field.name], field, instance[field.name], generator)
+    return chosen
+
+
+def _varied(facts: ColumnFacts, field: RawField, value: Scalar | None, generator: np.random.Generator) -> Scalar | None:
+    """Return another value for one field that its signature accepts."""
+    if field.missing.rule != "refuse" and generator.random() < 1 / 4:
+        return None
+    if field.allowed is not None:
+        return field.allowed[int(generator.integers(len(field.allowed)))]
+    if field.kind == "boolean":
+        return bool(generator.random() < 1 / 2)
+    if field.kind == "string":
+        known = field.known or [str(field.example)]
+        unseen = generator.random() < 1 / 5 and field.max_length is None
+        return f"unseen-{generator.integers(1000)}" if unseen else known[int(generator.integers(len(known)))]
+    return _varied_number(facts, field, value, generator)
+
+
+def _varied_number(facts: ColumnFacts, field: RawField, value: Scalar | None, generator: np.random.Generator) -> Scalar:
+    assert facts.low is not None
+    assert facts.high is not None
+    start = facts.low + (facts.high - facts.low) * generator.random() if value is None else float(value)
+    noisy = start + generator.normal() * (facts.high - facts.low) / 10
+    least, most = (-math.inf if field.minimum is None else field.minimum), (math.inf if field.maximum is None else field.maximum)
+    noisy = min(max(noisy, least), most)
+    return round(noisy) if field.kind == "integer" else float(noisy)
