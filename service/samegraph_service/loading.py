@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +15,7 @@ import numpy as np
 from samegraph_transforms import golden
 from samegraph_transforms.draft import GoldenSample
 from samegraph_transforms.errors import ExecutionError, InputError, NotExact
+from samegraph_transforms.manifest import BINARY_KINDS
 from samegraph_transforms.package import Package, open_version
 from samegraph_transforms.runtime import Item, PackageRuntime
 from samegraph_transforms.signature import Row
@@ -37,6 +38,8 @@ class LoadOptions:
         kernels: Whether host libraries may stand in for ONNX bodies.
         max_batch_size: Caps the package's own.
         memory_budget_bytes: Most bytes of packages loaded at once.
+        max_image_bytes: Largest encoded image; a field may state less.
+        max_pixels: Most pixels of an image; a field may state fewer.
     """
 
     providers: Sequence[str]
@@ -44,6 +47,8 @@ class LoadOptions:
     kernels: Literal["auto", "off"]
     max_batch_size: int | None
     memory_budget_bytes: int
+    max_image_bytes: int
+    max_pixels: int
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,7 @@ def load_version(repository: Path, name: str, version: int, options: LoadOptions
         SamegraphError: Why the version cannot be served.
     """
     started = time.perf_counter()
-    package = open_version(repository, name, version)
+    package = _bounded(open_version(repository, name, version), options)
     size = _weight_bytes(package)
     if size > budget_left:
         raise NotReady(f"memory budget: the package needs {size} bytes and {budget_left} of {options.memory_budget_bytes} are free")
@@ -97,6 +102,22 @@ def load_version(repository: Path, name: str, version: int, options: LoadOptions
     cost = CostModel()
     _warm_up(runtime, _rows(runtime, samples), max_batch_size, cost)
     return Loaded(package, runtime, cost, max_batch_size, size, len(samples), samples[:8], max_ulp, time.perf_counter() - started)
+
+
+def _bounded(package: Package, options: LoadOptions) -> Package:
+    """Put the server's own bounds on binary fields that state none or looser ones."""
+    fields = [
+        f
+        if f.kind not in BINARY_KINDS
+        else f.model_copy(
+            update={
+                "max_bytes": min(f.max_bytes or options.max_image_bytes, options.max_image_bytes),
+                "max_pixels": min(f.max_pixels or options.max_pixels, options.max_pixels) if f.kind == "image" else None,
+            }
+        )
+        for f in package.manifest.fields
+    ]
+    return replace(package, manifest=package.manifest.model_copy(update={"fields": fields}))
 
 
 def _proven_runtime(package: Package, samples: Sequence[GoldenSample], options: LoadOptions, max_batch_size: int) -> tuple[PackageRuntime, int]:

@@ -111,7 +111,7 @@ def openapi_document(models: Sequence[ModelDoc], *, base: Mapping[str, Any]) -> 
     merged = document.setdefault("components", {})
     for section, entries in components.items():
         merged[section] = {**merged.get(section, {}), **entries}
-    document["tags"] = [tag for m in models if m.versions for tag in (_tag(m), _metadata_tag(m))] + document.get("tags", [])
+    document["tags"] = [*(_tag(m) for m in models if m.versions), _METADATA_TAG, *document.get("tags", [])]
     return document
 
 
@@ -553,10 +553,6 @@ def _tag(model: ModelDoc) -> Json:
     return {"name": model.name, "description": " ".join(filter(None, (model.versions[version].description, f"Answering: {answering}.")))}
 
 
-def _metadata_tag(model: ModelDoc) -> Json:
-    return {"name": f"{model.name}: metadata", "description": f"States, signatures and provenance of {model.name}."}
-
-
 def _model_paths(model: ModelDoc) -> Iterator[tuple[str, Json]]:
     v1, v2 = f"/v1/models/{model.name}", f"/v2/models/{model.name}"
     routes = [("", "", "the default version", model.default)]
@@ -571,10 +567,20 @@ def _model_paths(model: ModelDoc) -> Iterator[tuple[str, Json]]:
         yield f"{v2}{suffix}/infer", {"post": _infer_operation(model, version, key, words)}
         yield (
             f"{v1}{suffix}",
-            {"get": _get(model, f"status{key}", f"State of {words}" if suffix else "States of its versions", "ModelStatus")},
+            {
+                "get": _get(
+                    model,
+                    f"status{key}",
+                    f"State of {words} of {model.name}" if suffix else f"States of the versions of {model.name}",
+                    "ModelStatus",
+                )
+            },
         )
-        yield f"{v1}{suffix}/metadata", {"get": _get(model, f"metadata{key}", f"Signature and provenance of {words}", "ModelMetadata")}
-        yield f"{v2}{suffix}", {"get": _get(model, f"v2.metadata{key}", f"V2 metadata of {words}", "InferMetadata")}
+        yield (
+            f"{v1}{suffix}/metadata",
+            {"get": _get(model, f"metadata{key}", f"Signature and provenance of {model.name}, {words}", "ModelMetadata")},
+        )
+        yield f"{v2}{suffix}", {"get": _get(model, f"v2.metadata{key}", f"V2 metadata of {model.name}, {words}", "InferMetadata")}
 
 
 def _operation(model: ModelDoc, key: str, summary: str, **more: Any) -> Json:
@@ -638,7 +644,8 @@ def _file_schema(media_type: str, description: str) -> Json:
 
 def _multipart_body(signature: Signature) -> Json:
     name = raw_field(signature, "application/octet-stream") or signature.names[0]
-    part = {"type": "string", "contentMediaType": "application/octet-stream"}
+    # `format` says the same as `contentMediaType` in the words of OpenAPI 3.0, which Swagger UI still looks for in lists of files.
+    part = {"type": "string", "format": "binary", "contentMediaType": "application/octet-stream"}
     files = {
         "type": "array",
         "minItems": 1,
@@ -666,7 +673,7 @@ def _infer_operation(model: ModelDoc, version: int, key: str, words: str) -> Jso
 def _get(model: ModelDoc, key: str, summary: str, schema: str) -> Json:
     answer = {"description": summary + ".", "content": {"application/json": {"schema": _ref("schemas", schema)}}}
     operation = _operation(model, key, summary, responses={"200": answer, "404": _ref("responses", "Error404")})
-    return {**operation, "tags": [f"{model.name}: metadata"]}
+    return {**operation, "tags": [_METADATA_TAG["name"]]}
 
 
 # --- what every model shares -----------------------------------------------------------------------------------------
@@ -722,17 +729,28 @@ def _responses(success: Json) -> Json:
 
 
 def _answer_headers() -> Json:
-    names = ("samegraph-model", "samegraph-version", "samegraph-failed-instances", "x-request-id")
-    return dict(zip(names, (_ref("headers", n) for n in ("Model", "Version", "FailedInstances", "RequestId")), strict=True))
+    names = {
+        "samegraph-model": "Model",
+        "samegraph-model-version": "ModelVersion",
+        "samegraph-package-digest": "PackageDigest",
+        "samegraph-prediction-id": "PredictionId",
+        "samegraph-failed-instances": "FailedInstances",
+        "x-request-id": "RequestId",
+    }
+    return {header: _ref("headers", component) for header, component in names.items()}
 
 
 def _header(description: str, kind: str = "string") -> Json:
     return {"description": description, "schema": {"type": kind}}
 
 
+_METADATA_TAG = {"name": "models", "description": "What is loaded, in which state, and what it takes."}
+
 _HEADERS: Json = {
     "Model": _header("The model that answered."),
-    "Version": _header("The version that answered."),
+    "ModelVersion": _header("The version that answered.", "integer"),
+    "PackageDigest": _header("Identity of the package that answered: SHA-256 of its manifest, in hex."),
+    "PredictionId": _header("Names this prediction; instance i of it is `<id>.i`."),
     "FailedInstances": _header("How many instances of the request failed; absent when none did.", "integer"),
     "RequestId": _header("Id of the request, also in the server's log: the caller's own `x-request-id`, or one made here."),
     "RetryAfter": _header("Whole seconds to wait before sending the request again.", "integer"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import threading
 from types import FrameType
 
 import uvicorn
@@ -53,7 +54,7 @@ class Server(uvicorn.Server):
         """Start listening, and take SIGHUP for a look at the repository."""
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)  # type: ignore[arg-type]
-        if hasattr(signal, "SIGHUP"):
+        if hasattr(signal, "SIGHUP") and threading.current_thread() is threading.main_thread():
             self._loop.add_signal_handler(signal.SIGHUP, self._rescan)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

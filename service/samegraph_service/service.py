@@ -57,6 +57,8 @@ class Service:
             kernels=execution.kernels,
             max_batch_size=execution.max_batch_size,
             memory_budget_bytes=settings.repository.memory_budget_bytes or int(memory_limit() * 0.8),
+            max_image_bytes=limits.max_image_bytes,
+            max_pixels=limits.max_image_pixels,
         )
         self.repository = Repository(
             settings.repository.path, keep_versions=settings.repository.keep_versions, options=options, serve=self._serve, retire=self._retire

@@ -46,7 +46,8 @@ class LimitSettings(_Group):
 
     max_body_bytes: int = Field(default=64 * MIB, ge=1024, description="Largest request body.")
     max_instances: int = Field(default=10_000, ge=1, description="Most instances in one request.")
-    max_image_bytes: int = Field(default=32 * MIB, ge=1024, description="Largest encoded image whose field states no limit of its own.")
+    max_image_bytes: int = Field(default=32 * MIB, ge=1024, description="Largest encoded image or byte string; a field of a model may state less.")
+    max_image_pixels: int = Field(default=50_000_000, ge=1, description="Most pixels of an image, read before decoding; a field may state fewer.")
     max_requests: int = Field(default=4096, ge=1, description="Most requests accepted and not yet answered.")
     max_queued_rows: int = Field(default=100_000, ge=1, description="Most instances accepted and not yet answered.")
     max_queued_bytes: int = Field(default=1024 * MIB, ge=1024, description="Most body bytes accepted and not yet answered.")

@@ -124,7 +124,7 @@ def _metadata(service: Service, model: str, version: int | None) -> dict[str, An
         "execution": {
             "providers": list(loaded.runtime.providers),
             "one_graph": loaded.runtime.merged,
-            "item_steps": [{"node": s.node, "engine": s.engine, "library": s.library} for s in steps],
+            "item_steps": [{"nodes": list(s.nodes), "engine": s.engine, "library": s.library, "note": s.note} for s in steps],
             "max_batch_size": loaded.max_batch_size,
             "predicted_seconds": {"per_row": served.lane.cost.per_row_s, "fixed": served.lane.cost.fixed_s},
         },
