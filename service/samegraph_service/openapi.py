@@ -111,7 +111,8 @@ def openapi_document(models: Sequence[ModelDoc], *, base: Mapping[str, Any]) -> 
     merged = document.setdefault("components", {})
     for section, entries in components.items():
         merged[section] = {**merged.get(section, {}), **entries}
-    document["tags"] = [*(_tag(m) for m in models if m.versions), _METADATA_TAG, *document.get("tags", [])]
+    described = [tag for tag in document.get("tags", []) if tag["name"] != _METADATA_TAG["name"]]
+    document["tags"] = [*(_tag(m) for m in models if m.versions), _METADATA_TAG, *described]
     return document
 
 
@@ -318,6 +319,13 @@ _SIGNATURE_NAME: Json = {
 }
 
 
+_IDENTITY: Json = {
+    "model_name": {"type": "string"},
+    "model_version": {"type": "string"},
+    "prediction_id": {"type": "string", "description": "Names this prediction; instance i of it is `<id>.i`."},
+}
+
+
 def _output_schema(output: Output) -> Json:
     schema = _array_schema(output.dtype, output.shape, nullable=True)
     sentences = [output.description.rstrip(".") + "."] if output.description else []
@@ -353,8 +361,13 @@ def _predict_response_schema(model: str, version: int, manifest: Manifest) -> Js
     }
     return {
         "oneOf": [
-            {"type": "object", "title": "Rows", "properties": {"predictions": rows, "errors": failed}, "required": ["predictions"]},
-            {"type": "object", "title": "Columns", "properties": {"outputs": columns, "errors": failed}, "required": ["outputs"]},
+            {
+                "type": "object",
+                "title": "Rows",
+                "properties": {"predictions": rows, "errors": failed, **_IDENTITY},
+                "required": ["predictions"],
+            },
+            {"type": "object", "title": "Columns", "properties": {"outputs": columns, **_IDENTITY}, "required": ["outputs"]},
         ]
     }
 
@@ -363,15 +376,15 @@ def _predict_response_schema(model: str, version: int, manifest: Manifest) -> Js
 
 
 def _datatypes(f: RawField) -> list[str]:
-    """Return the tensor datatypes a field takes, its own first: those that widen into it without loss."""
+    """Return the tensor datatypes a field takes, its own first: a column's may also be any that widen into it without loss."""
     own = f.graph_dtype
-    if f.kind in BINARY_KINDS or own == "string":
+    if f.kind in BINARY_KINDS:
         return ["BYTES"]
-    if own == "bool":
-        return ["BOOL"]
-    lossy = {"int64", "uint64"} if own == "float64" else set()
-    wider = [d for d in _DATATYPES if d not in ("string", "bool", own) and d not in lossy and np.can_cast(d, own, "safe")]
-    return [_DATATYPES[d] for d in (own, *wider)]
+    if f.kind == "tensor" or own in ("string", "bool"):
+        return [_DATATYPES[own]]
+    # A nullable integer is a float64 in the graph and still a whole number on the wire; a 64-bit integer fits up to 2^53.
+    own, floats = ("int64", []) if f.kind == "integer" else ("float64", ["float32", "float16"])
+    return [_DATATYPES[d] for d in dict.fromkeys([own, *floats, *(d for d in _DATATYPES if "int" in d)])]
 
 
 def _tensor_input_schema(f: RawField) -> Json:
@@ -518,8 +531,12 @@ def _example_binary(f: RawField, manifest: Manifest) -> Json:
 
 
 def _example_tensor(f: RawField, _: Manifest) -> Any:
-    value: Any = {"string": "example", "bool": False}.get(f.dtype or "", 0.0 if (f.dtype or "").startswith("float") else 0)
-    for length in reversed(f.shape or []):
+    return _zeros(f.dtype or "float64", f.shape or [])
+
+
+def _zeros(dtype: str, shape: Sequence[int | None]) -> Any:
+    value: Any = {"string": "example", "bool": False}.get(dtype, 0.0 if dtype.startswith("float") else 0)
+    for length in reversed(shape):
         value = [value] * (1 if length is None else length)
     return value
 
@@ -555,49 +572,48 @@ def _tag(model: ModelDoc) -> Json:
 
 def _model_paths(model: ModelDoc) -> Iterator[tuple[str, Json]]:
     v1, v2 = f"/v1/models/{model.name}", f"/v2/models/{model.name}"
-    routes = [("", "", "the default version", model.default)]
-    routes += [(f"/versions/{v}", f".v{v}", f"version {v}", v) for v in sorted(model.versions)]
-    labelled = [(f"/labels/{name}", f".label.{name}", f"the version labelled {name}", v) for name, v in sorted(model.labels.items())]
-    for suffix, key, words, version in routes + labelled:
-        if version in model.versions and version is not None:
-            yield f"{v1}{suffix}:predict", {"post": _predict_operation(model, version, key, words)}
-    for suffix, key, words, version in routes:
-        if version not in model.versions or version is None:
-            continue
-        yield f"{v2}{suffix}/infer", {"post": _infer_operation(model, version, key, words)}
+    routes = [_Route(f"/versions/{v}", f".v{v}", f"version {v}", v) for v in sorted(model.versions)]
+    if model.default is not None and model.default in model.versions:
+        routes.insert(0, _Route("", "", "the default version", model.default))
+    labelled = [_Route(f"/labels/{name}", f".label.{name}", f"the version labelled {name}", v) for name, v in sorted(model.labels.items())]
+    for route in (*routes, *(r for r in labelled if r.version in model.versions)):
+        yield f"{v1}{route.suffix}:predict", {"post": _predict_operation(model, route)}
+    for route in routes:
+        yield f"{v2}{route.suffix}/infer", {"post": _infer_operation(model, route)}
+    if model.versions:
+        yield v1, {"get": _get(model, "status", f"States of the versions of {model.name}", "ModelStatus")}
+    for route in routes:
+        of = f"{model.name}, {route.words}"
         yield (
-            f"{v1}{suffix}",
-            {
-                "get": _get(
-                    model,
-                    f"status{key}",
-                    f"State of {words} of {model.name}" if suffix else f"States of the versions of {model.name}",
-                    "ModelStatus",
-                )
-            },
+            f"{v1}{route.suffix}/metadata",
+            {"get": _get(model, f"metadata{route.key}", f"Signature, proof and provenance of {of}", "ModelMetadata")},
         )
-        yield (
-            f"{v1}{suffix}/metadata",
-            {"get": _get(model, f"metadata{key}", f"Signature and provenance of {model.name}, {words}", "ModelMetadata")},
-        )
-        yield f"{v2}{suffix}", {"get": _get(model, f"v2.metadata{key}", f"V2 metadata of {model.name}, {words}", "InferMetadata")}
+        yield f"{v2}{route.suffix}", {"get": _get(model, f"v2.metadata{route.key}", f"V2 metadata of {of}", "InferMetadata")}
+
+
+@dataclass(frozen=True)
+class _Route:
+    """One way to name a version: what goes into the path and the operation id, in words, and which version it is."""
+
+    suffix: str
+    key: str
+    words: str
+    version: int
 
 
 def _operation(model: ModelDoc, key: str, summary: str, **more: Any) -> Json:
     return {"operationId": f"{model.name}.{key}", "summary": summary, "tags": [model.name], **more}
 
 
-def _predict_operation(model: ModelDoc, version: int, key: str, words: str) -> Json:
+def _predict_operation(model: ModelDoc, route: _Route) -> Json:
+    version = route.version
     manifest, golden = model.versions[version], model.examples.get(version, ())
     answer: Json = {"schema": _schema_ref(model.name, version, "PredictResponse")}
-    shown = _shown(manifest, golden)
-    answers = {key: {"summary": request.name, "value": request.answer} for key, request, _ in shown if request.answer is not None}
-    if answers:
-        answer["examples"] = answers
+    answer["examples"] = _answer_examples(manifest, golden) or {"shape": _answer_shape(model.name, version, manifest)}
     return _operation(
         model,
-        f"predict{key}",
-        f"Predict with {words}",
+        f"predict{route.key}",
+        f"Predict with {route.words}",
         description=manifest.description,
         parameters=[_ref("parameters", name) for name in _PARAMETERS],
         requestBody={"required": True, "content": dict(_predict_bodies(model.name, version, manifest, golden))},
@@ -609,6 +625,23 @@ def _predict_operation(model: ModelDoc, version: int, key: str, words: str) -> J
             }
         ),
     )
+
+
+def _answer_examples(manifest: Manifest, golden: Sequence[ExampleRequest]) -> Json:
+    shown = _shown(manifest, golden)
+    return {
+        key: {"summary": f"The answer to: {request.name}", "value": request.answer}
+        for key, request, _ in shown
+        if request.answer is not None
+    }
+
+
+def _answer_shape(name: str, version: int, manifest: Manifest) -> Json:
+    """Return an answer of the right shape, for packages whose real answers are not at hand; it says that the values mean nothing."""
+    values = {o.name: _zeros(o.dtype, o.shape) for o in manifest.outputs}
+    prediction = values if len(values) > 1 else values[manifest.outputs[0].name]
+    body = {"predictions": [prediction], "model_name": name, "model_version": str(version), "prediction_id": "5f1c9f0e2b7a4d33"}
+    return {"summary": "The shape of an answer; its values are placeholders", "value": body}
 
 
 def _predict_bodies(name: str, version: int, manifest: Manifest, golden: Sequence[ExampleRequest]) -> Iterator[tuple[str, Json]]:
@@ -655,7 +688,8 @@ def _multipart_body(signature: Signature) -> Json:
     return {"schema": {"type": "object", "properties": {name: files}, "required": [name]}}
 
 
-def _infer_operation(model: ModelDoc, version: int, key: str, words: str) -> Json:
+def _infer_operation(model: ModelDoc, route: _Route) -> Json:
+    version = route.version
     request = {
         "schema": _schema_ref(model.name, version, "InferRequest"),
         "examples": {"tensors": {"summary": "One instance", "value": infer_example(model.versions[version])}},
@@ -663,8 +697,8 @@ def _infer_operation(model: ModelDoc, version: int, key: str, words: str) -> Jso
     answer = {"schema": _schema_ref(model.name, version, "InferResponse")}
     return _operation(
         model,
-        f"infer{key}",
-        f"Predict with {words}, Open Inference Protocol",
+        f"infer{route.key}",
+        f"Predict with {route.words}, Open Inference Protocol",
         requestBody={"required": True, "content": {"application/json": request}},
         responses=_responses({"description": "The output tensors.", "headers": _answer_headers(), "content": {"application/json": answer}}),
     )
@@ -687,6 +721,7 @@ _ERRORS: dict[int, tuple[str, Json]] = {
         "No such model, version or label.",
         {"error": "unknown model 'peguins'; this server has flights, penguins", "code": "unknown_model"},
     ),
+    408: ("The body did not arrive in time.", {"error": "the body did not arrive within 30 s", "code": "body_too_slow", "retryable": True}),
     413: ("The body is larger than the server takes.", {"error": "the body is over the limit of 67108864 bytes", "code": "body_too_large"}),
     415: (
         "The model does not take this media type.",
@@ -698,7 +733,7 @@ _ERRORS: dict[int, tuple[str, Json]] = {
     ),
     500: (
         "A fault of the server; its log has the details under the request id.",
-        {"error": "an internal error occurred", "code": "internal"},
+        {"error": "an internal error occurred", "code": "internal", "retryable": True},
     ),
     503: (
         "Not ready, or shutting down: send it again, or elsewhere.",
@@ -716,7 +751,8 @@ def _error_responses() -> dict[str, Json]:
 
 
 def _error_response(status: int, description: str, example: Json) -> Json:
-    document = {"retryable": False, "field": None, "instance": None, "request_id": "5f1c9f0e2b7a4d33", **example}
+    blank = {"error": "", "code": "", "retryable": False, "field": None, "instance": None, "request_id": "5f1c9f0e2b7a4d33"}
+    document = {**blank, **example}
     headers = {"x-request-id": _ref("headers", "RequestId")}
     if status in (429, 503):
         headers |= {"Retry-After": _ref("headers", "RetryAfter"), "retry-after-ms": _ref("headers", "RetryAfterMs")}
@@ -806,10 +842,20 @@ _COMMON_SCHEMAS: Json = {
                     "properties": {"version": {"type": "string"}, "state": {"type": "string"}, "status": {"type": "object"}},
                     "required": ["version", "state"],
                 },
-            }
+            },
+            "name": {"type": "string"},
+            "ready": {"type": "boolean", "description": "Whether any version answers."},
         },
+        "required": ["name", "ready", "model_version_status"],
     },
-    "ModelMetadata": {"type": "object", "description": "The manifest's raw fields, outputs and provenance."},
+    "ModelMetadata": {
+        "type": "object",
+        "description": "What the version takes and answers, what was proven of it, how it runs here and where it came from.",
+        "properties": {name: {"type": "object"} for name in ("model_spec", "proof", "execution", "provenance")}
+        | {name: {"type": "array", "items": {"type": "object"}} for name in ("fields", "outputs")}
+        | {name: {"type": "string"} for name in ("digest", "description")},
+        "required": ["model_spec", "digest", "fields", "outputs"],
+    },
     "InferMetadata": {
         "type": "object",
         "properties": {

@@ -8,7 +8,7 @@ import io
 import json
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -17,9 +17,12 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from PIL import Image
+from samegraph_service.api import error_document, v1, v2
+from samegraph_service.call import Answer
+from samegraph_service.errors import BodyTooLarge, BodyTooSlow, DeadlineExceeded, Draining, Internal, NotReady, Overloaded, UnknownModel
 from samegraph_service.example_image import example_image
 from samegraph_service.openapi import ExampleRequest, Json, ModelDoc, infer_example, openapi_document, predict_examples
-from samegraph_transforms.errors import InputError
+from samegraph_transforms.errors import InputError, SamegraphError
 from samegraph_transforms.manifest import Decoder, Manifest, Missing, Output, RawField, Stage
 from samegraph_transforms.signature import Signature
 from samegraph_transforms.wire import decode_request, decode_v1
@@ -194,7 +197,7 @@ def test_a_model_of_which_nothing_is_ready_has_no_paths() -> None:
     """What cannot answer is not offered."""
     doc = document(ModelDoc(name="m", versions={}, default=None))
     assert set(doc["paths"]) == {"/livez"}
-    assert doc["tags"] == [{"name": "health"}]
+    assert [t["name"] for t in doc["tags"]] == ["models", "health"]
 
 
 def test_each_version_and_label_has_its_own_path_and_schema() -> None:
@@ -224,7 +227,7 @@ def test_a_model_without_a_default_offers_its_pinned_versions_only() -> None:
 def test_status_and_metadata_routes_are_listed() -> None:
     """Both protocols' reading routes are there, for the model and for each version."""
     paths = doc_of(tabular())["paths"]
-    for path in ("/v1/models/m", "/v1/models/m/metadata", "/v1/models/m/versions/1", "/v1/models/m/versions/1/metadata", "/v2/models/m"):
+    for path in ("/v1/models/m", "/v1/models/m/metadata", "/v1/models/m/versions/1/metadata", "/v2/models/m", "/v2/models/m/versions/1"):
         assert "get" in paths[path]
 
 
@@ -232,7 +235,7 @@ def test_every_failure_is_described_by_the_one_error_document() -> None:
     """Each status of the contract has the error document, with an example; those to be repeated say when."""
     doc = doc_of(tabular())
     responses = doc["paths"]["/v1/models/m:predict"]["post"]["responses"]
-    assert set(responses) == {"200", "400", "404", "413", "415", "429", "500", "503", "504"}
+    assert set(responses) == {"200", "400", "404", "408", "413", "415", "429", "500", "503", "504"}
     for status in sorted(set(responses) - {"200"}):
         response = doc["components"]["responses"][responses[status]["$ref"].rsplit("/", 1)[-1]]
         content = response["content"]["application/json"]
@@ -427,7 +430,7 @@ def test_file_bodies_are_marked_so_that_the_page_offers_an_upload() -> None:
     content = doc_of(image())["paths"]["/v1/models/m:predict"]["post"]["requestBody"]["content"]
     assert content["image/png"]["schema"]["contentMediaType"] == "image/png"
     part = content["multipart/form-data"]["schema"]["properties"]["image"]["items"]
-    assert part == {"type": "string", "contentMediaType": "application/octet-stream"}
+    assert part == {"type": "string", "format": "binary", "contentMediaType": "application/octet-stream"}
 
 
 def test_the_text_example_is_taken_as_a_raw_body() -> None:
@@ -500,7 +503,7 @@ def test_golden_requests_that_do_not_fit_are_left_out() -> None:
     assert examples["golden_1"]["value"] == {"instances": [{"image": {"b64": small}}]}
     assert "golden_2" not in examples
     answers = operation["responses"]["200"]["content"]["application/json"]["examples"]
-    assert answers == {"golden_1": {"summary": "small", "value": {"predictions": ["right"]}}}
+    assert answers == {"golden_1": {"summary": "The answer to: small", "value": {"predictions": ["right"]}}}
 
 
 # --- the Open Inference Protocol -------------------------------------------------------------------------------------
@@ -519,20 +522,75 @@ def test_the_infer_example_names_every_field_once(m: Manifest) -> None:
         assert ("parameters" in tensor) == (f.kind in ("image", "bytes"))
 
 
-@pytest.mark.parametrize(
-    ("which", "name", "datatypes"),
-    [
-        pytest.param("tabular", "age", ["FP64", "FP32", "FP16", "INT32", "INT16", "INT8", "UINT32", "UINT16", "UINT8"], id="number widens"),
-        pytest.param("tabular", "rooms", ["INT64", "INT32", "INT16", "INT8", "UINT32", "UINT16", "UINT8"], id="integer widens"),
-        pytest.param("tabular", "member", ["BOOL"], id="boolean"),
-        pytest.param("tabular", "city", ["BYTES"], id="string"),
-        pytest.param("image", "image", ["BYTES"], id="image"),
-        pytest.param("tensors", "pixels", ["FP32", "FP16", "INT16", "INT8", "UINT16", "UINT8"], id="float32 tensor"),
-        pytest.param("tensors", "levels", ["UINT8"], id="uint8 tensor"),
-    ],
-)
-def test_datatypes_are_those_that_widen_without_loss(which: str, name: str, datatypes: list[str]) -> None:
-    """The field's own datatype comes first; nothing that would be narrowed is offered."""
-    items = doc_of(MANIFESTS[which])["components"]["schemas"]["m.v1.InferRequest"]["properties"]["inputs"]["items"]["oneOf"]
-    (schema,) = (s for s in items if s["title"] == name)
-    assert schema["properties"]["datatype"]["enum"] == datatypes
+@each_manifest
+def test_the_server_reads_the_infer_example(m: Manifest) -> None:
+    """The V2 example, sent as it stands, satisfies its schema and is decoded by the server's own code without an error."""
+    example = infer_example(m)
+    assert component(doc_of(m), "m.v1.InferRequest").is_valid(example)
+    (row,) = v2.decode(Signature(m), v2.parse(json.dumps(example).encode()), 10).rows
+    assert not isinstance(row, InputError), row
+
+
+@each_manifest
+def test_the_server_takes_every_published_datatype_and_no_other(m: Manifest) -> None:
+    """For each field, the datatypes in the schema are exactly those the server's decoder accepts; the field's own comes first."""
+    own = {"number": "FP64", "integer": "INT64", "boolean": "BOOL", "string": "BYTES", "text": "BYTES", "image": "BYTES", "bytes": "BYTES"}
+    alternatives = doc_of(m)["components"]["schemas"]["m.v1.InferRequest"]["properties"]["inputs"]["items"]["oneOf"]
+    published = {s["title"]: s["properties"]["datatype"]["enum"] for s in alternatives}
+    for place, f in enumerate(m.fields):
+        assert published[f.name][0] == own.get(f.kind, v2.DATATYPES[f.graph_dtype])
+        taken = set()
+        for datatype in v2.DATATYPES.values():
+            example = infer_example(m)
+            example["inputs"][place]["datatype"] = datatype
+            try:
+                v2.decode(Signature(m), v2.parse(json.dumps(example).encode()), 10)
+                taken.add(datatype)
+            except InputError as error:
+                if error.code != "wrong_dtype":
+                    raise
+        assert set(published[f.name]) == taken, f.name
+
+
+# --- what the server itself writes -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("which", ["tabular", "one_number"])
+@pytest.mark.parametrize("form", ["rows", "columns"])
+@pytest.mark.parametrize("failed", [False, True], ids=["whole", "partial"])
+def test_the_servers_answers_satisfy_the_schema(which: str, form: Literal["rows", "columns"], failed: bool) -> None:
+    """V1 answers as the server encodes them, rows, columns and partial, are what the document promises."""
+    m = MANIFESTS[which]
+    values = {
+        "probabilities": np.array([[0.5, 0.25, math.nan]], np.float32),
+        "label": np.array(["a"], object),
+        "score": np.array([0.5], np.float32),
+    }
+    errors: dict[int, SamegraphError] = {1: InputError("bad", code="undecodable", field="image", instance=1)} if failed else {}
+    answer = Answer("m", 1, "d" * 64, "r-1", m.outputs, [values[o.name] for o in m.outputs], 1 + len(errors), errors, form)
+    body = json.loads(v1.encode(answer))
+    assert [e.message for e in component(doc_of(m), "m.v1.PredictResponse").iter_errors(body)] == []
+
+
+def test_the_servers_errors_satisfy_the_schema() -> None:
+    """The error document as the server writes it, for a request and for one instance."""
+    doc = document()
+    for error in (InputError("bad", code="wrong_type", field="x", instance=0), Draining(), Internal()):
+        assert component(doc, "ErrorDocument").is_valid(error_document.document(error, "r-1"))
+        assert component(doc, "InstanceError").is_valid(error_document.instance_document(error, 3))
+
+
+def test_the_error_examples_are_the_servers_codes() -> None:
+    """Status and retryability in each error's example are what the server gives its code."""
+    by_code = {m.code: m for m in map(error_document.mapping_of, every_error())}
+    for name, response in document()["components"]["responses"].items():
+        example = response["content"]["application/json"]["example"]
+        mapped = by_code[example["code"]]
+        assert (name, example["retryable"]) == (f"Error{mapped.status}", mapped.retryable)
+
+
+def every_error() -> Iterator[SamegraphError]:
+    """Yield one error of every code a request can meet."""
+    yield from (InputError("x", code=code) for code in InputError.CODES)
+    yield from (UnknownModel("x", []), BodyTooLarge("x"), BodyTooSlow("x"), Internal(), NotReady("x"), DeadlineExceeded("x"))
+    yield Overloaded("x", reason="rows", retry_after_s=1.0)
