@@ -90,9 +90,9 @@ class LiveServer:
 
 
 @contextmanager
-def live_server(repository: Path, **groups: Mapping[str, Any]) -> Iterator[LiveServer]:
-    """Serve `repository` until the block ends; `groups` override settings by group."""
-    overrides: dict[str, Any] = {"repository": {"path": repository, "poll_s": 3600}, "server": {"port": 0}, "log": {"access": False}}
+def live_server(models: Path, **groups: Mapping[str, Any]) -> Iterator[LiveServer]:
+    """Serve the repository `models` until the block ends; `groups` override settings by group."""
+    overrides: dict[str, Any] = {"repository": {"path": models, "poll_s": 3600}, "server": {"port": 0}, "log": {"access": False}}
     for group, values in groups.items():
         overrides[group] = {**overrides.get(group, {}), **values}
     settings = Settings(**overrides)
