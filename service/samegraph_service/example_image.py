@@ -7,6 +7,7 @@ import math
 import struct
 import zlib
 from collections.abc import Sequence
+from functools import lru_cache
 
 _SIDE = 32
 #: PNG colour type and bytes per pixel of the modes written by hand.
@@ -42,6 +43,7 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
+@lru_cache(maxsize=64)
 def _png(side: int, mode: str) -> bytes:
     colour_type, size = _PNG_MODES[mode]
     lines = b""
@@ -54,6 +56,7 @@ def _png(side: int, mode: str) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", zlib.compress(lines, 9)) + _chunk(b"IEND", b"")
 
 
+@lru_cache(maxsize=64)
 def _reencoded(png: bytes, image_format: str, mode: str) -> bytes:
     from PIL import Image  # only a package that refuses PNG needs it
 

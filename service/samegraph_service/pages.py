@@ -238,12 +238,12 @@ def _model_section(model: ModelEntry) -> str:
     heading = f'<header><h2 id="{name}">{name}</h2>{docs}</header>'
     return f"""<section class="model" aria-labelledby="{name}">
 {heading}
-{description}<div class="scroll"><table>
+{description}<table>
 <thead><tr><th scope="col">Version</th><th scope="col">State</th><th scope="col">Notes</th></tr></thead>
 <tbody>
 {rows}
 </tbody>
-</table></div>
+</table>
 </section>"""
 
 
