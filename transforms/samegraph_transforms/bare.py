@@ -101,7 +101,7 @@ def _safe_names(names: Sequence[str]) -> list[str]:
     """Return request names for graph names: characters that a JSON key or URL may not hold become `_`, kept unique."""
     result: list[str] = []
     for name in names:
-        safe = name if re.match(VALUE_PATTERN, name) else re.sub(r"[^A-Za-z0-9_.\- ]", "_", name)[:100].lstrip(".- ") or "value"
+        safe = name if re.fullmatch(VALUE_PATTERN, name) else re.sub(r"[^A-Za-z0-9_.\- ]", "_", name)[:100].lstrip(".- ") or "value"
         while safe in result:
             safe += "_"
         result.append(safe)

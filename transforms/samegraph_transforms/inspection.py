@@ -299,15 +299,20 @@ def _steps(steps: Sequence[Step], error: str) -> RenderableType:
     return table
 
 
-def _decoders(manifest: Manifest) -> Table:
-    table = _grid("node", "trained with", "formats", "modes handed over", "EXIF orientation", "cut short")
+def _decoders(manifest: Manifest) -> RenderableType:
+    parts: list[RenderableType] = []
     for d in manifest.decoders:
-        modes = ", ".join(mode if mode == to else f"{mode}→{to}" for mode, to in d.modes.items())
-        codecs = "".join(f", {name} {version}" for name, version in d.codecs.items())
+        table = Table.grid(padding=(0, 2))
         table.add_row(
-            d.node, Text(f"{d.library} {d.library_version}{codecs}"), ", ".join(d.formats), Text(modes), d.exif_orientation, d.truncated
+            "trained with",
+            Text(", ".join([f"{d.library} {d.library_version}", *(f"{name} {version}" for name, version in d.codecs.items())])),
         )
-    return table
+        table.add_row("formats", Text(", ".join(d.formats)))
+        table.add_row("modes", Text(", ".join(mode if mode == to else f"{mode}→{to}" for mode, to in d.modes.items())))
+        table.add_row("EXIF", f"orientation: {d.exif_orientation}")
+        table.add_row("cut short", d.truncated)
+        parts += [Text(d.node, "bold"), Padding(table, (0, 0, 0, 2))]
+    return Group(*parts)
 
 
 def _exactness(package: Package) -> RenderableType:

@@ -74,7 +74,8 @@ class RawField(_Model):
     default: JsonValue = Field(default=None, description="Value of a field that was left out (never of one sent as null).")
     missing: Missing = Field(default_factory=Missing, description="What null becomes.")
     allowed: list[float | int | bool | str] | None = Field(
-        default=None, description="The closed set of values; anything else is refused. None: open (the graph decides what an unseen value means)."
+        default=None,
+        description="The closed set of values; anything else is refused. None: open (the graph decides what an unseen value means).",
     )
     known: list[str] | None = Field(
         default=None, description="Values seen in training, when the set is open: for documentation, examples and drift, never a check."
@@ -83,10 +84,12 @@ class RawField(_Model):
     maximum: float | None = Field(default=None, description="Largest accepted number (inclusive).")
     max_length: int | None = Field(default=None, ge=1, description="Longest accepted string or text, in characters.")
     max_bytes: int | None = Field(default=None, ge=1, description="Largest accepted encoded image or byte string.")
-    max_pixels: int | None = Field(default=None, ge=1, description="Largest accepted width × height of an image, read from its header before decoding.")
+    max_pixels: int | None = Field(
+        default=None, ge=1, description="Largest accepted width × height of an image, read from its header before decoding."
+    )
     dtype: Dtype | None = Field(default=None, description="Tensors only: element type in the graph.")
     shape: list[int | None] | None = Field(default=None, description="Tensors only: shape of one instance; null is any length.")
-    example: JsonValue = Field(default=None, description="A value that works, in JSON form (`{\"b64\": …}` for bytes).")
+    example: JsonValue = Field(default=None, description='A value that works, in JSON form (`{"b64": …}` for bytes).')
 
     @model_validator(mode="after")
     def _facts_fit_the_kind(self) -> RawField:
@@ -121,21 +124,26 @@ class RawField(_Model):
 class Output(_Model):
     """One named output of an instance."""
 
-    name: ValueName
+    name: ValueName = Field(description="Name in answers; also the name of the value it is, among the stages' outputs.")
     dtype: Dtype = Field(description="Element type of the graph output.")
-    shape: list[int | None] = Field(default_factory=list, description="Shape for one instance; [] is a scalar. The graph output is [n, *shape].")
-    description: str = ""
+    shape: list[int | None] = Field(
+        default_factory=list, description="Shape for one instance; [] is a scalar. The graph output is [n, *shape]."
+    )
+    description: str = Field(default="", description="A sentence for people who call the model.")
     element_names: list[str] | None = Field(default=None, description="What each place along the last axis means (class names, say).")
     decided_by: ValueName | None = Field(
         default=None,
-        description="For a class or label: the float output it is chosen from. A choice may differ from training only where that output's margin is below the promised bound.",
+        description=(
+            "For a class or label: the float output it is chosen from. A choice may differ from training only where that output's "
+            "margin is below the promised bound."
+        ),
     )
 
 
 class Stage(_Model):
     """One graph of the chain. Values flow by name: raw fields first, then every stage's outputs."""
 
-    name: StageName
+    name: StageName = Field(description="Which stage it is; item stages see one instance, the others a batch.")
     file: str = Field(description="Path inside the package.")
     inputs: dict[str, str] = Field(description="Graph input name → name of the value bound to it.")
     outputs: dict[str, str] = Field(description="Graph output name → name the value has from here on.")
@@ -145,14 +153,19 @@ class Decoder(_Model):
     """Which decoder an ImageDecoder host node stands for, and what it returns for every pixel mode."""
 
     node: str = Field(description="Name of the ImageDecoder node in preprocess.item.onnx.")
-    library: Literal["Pillow"] = "Pillow"
+    library: Literal["Pillow"] = Field(default="Pillow", description="The library training decoded with.")
     library_version: str = Field(description="Version of the library training decoded with.")
     codecs: dict[str, str] = Field(default_factory=dict, description="Codec library versions, for example libjpeg_turbo, zlib, webp.")
     formats: list[str] = Field(description="Container formats accepted, by the library's names; any other is refused.")
     modes: dict[str, str] = Field(
-        description="The library's pixel mode → the mode it is handed over as (grey, grey+alpha, RGB or RGBA arrays of shape [H, W, C]); a mode not listed is refused."
+        description=(
+            "The library's pixel mode → the mode it is handed over as (grey, grey+alpha, RGB or RGBA arrays of shape [H, W, C]); "
+            "a mode not listed is refused."
+        )
     )
-    exif_orientation: Literal["ignore", "apply"] = Field(default="ignore", description="Whether the EXIF orientation tag is applied after decoding.")
+    exif_orientation: Literal["ignore", "apply"] = Field(
+        default="ignore", description="Whether the EXIF orientation tag is applied after decoding."
+    )
     truncated: Literal["refuse"] = Field(default="refuse", description="What a file that ends early gets.")
 
 
@@ -160,12 +173,16 @@ class Batching(_Model):
     """Hints the server starts from; it may choose smaller batches, never larger ones."""
 
     max_batch_size: int = Field(default=64, ge=1, le=65536, description="Most instances in one execution.")
-    max_queue_delay_s: float = Field(default=0.0, ge=0, le=10, description="Opt-in wait for more instances; 0 starts at once with what is there.")
+    max_queue_delay_s: float = Field(
+        default=0.0, ge=0, le=10, description="Opt-in wait for more instances; 0 starts at once with what is there."
+    )
 
 
 class FileEntry(_Model):
-    sha256: Sha256
-    bytes: int = Field(ge=0)
+    """Size and digest of one file of the package."""
+
+    sha256: Sha256 = Field(description="SHA-256 of the content, in lower-case hex.")
+    bytes: int = Field(ge=0, description="Size of the content.")
 
 
 class Tolerance(_Model):
@@ -175,10 +192,12 @@ class Tolerance(_Model):
     `relative_to_max` × the largest magnitude of the reference tensor, or within `atol + rtol × |reference|`.
     """
 
-    ulp: int = Field(default=0, ge=0)
-    relative_to_max: float = Field(default=0.0, ge=0)
-    atol: float = Field(default=0.0, ge=0)
-    rtol: float = Field(default=0.0, ge=0)
+    ulp: int = Field(default=0, ge=0, description="Most representable numbers between the reference and the package.")
+    relative_to_max: float = Field(
+        default=0.0, ge=0, description="Allowed difference as a share of the reference tensor's largest magnitude."
+    )
+    atol: float = Field(default=0.0, ge=0, description="Allowed difference, absolute; `rtol` adds to it.")
+    rtol: float = Field(default=0.0, ge=0, description="Allowed difference as a share of the reference element, added to `atol`.")
 
 
 #: What is promised when an author states nothing else (docs/exactness: the contract).
@@ -192,11 +211,11 @@ DEFAULT_TOLERANCES: dict[str, Tolerance] = {
 class Measured(_Model):
     """What `pack` measured against the training code, per tensor, beside what is promised."""
 
-    tensor: str
-    elements: int = Field(ge=0)
+    tensor: str = Field(description="Name of the value.")
+    elements: int = Field(ge=0, description="Elements compared, over all samples and batch sizes.")
     different: int = Field(ge=0, description="Elements that are not bit-equal.")
-    max_ulp: int = Field(ge=0)
-    max_abs: float = Field(ge=0)
+    max_ulp: int = Field(ge=0, description="Largest distance in units in the last place; 0 for other types than floats.")
+    max_abs: float = Field(ge=0, description="Largest absolute difference.")
     flips: int = Field(default=0, ge=0, description="Labels that differ where the reference's margin is below the promised bound.")
 
 
@@ -206,29 +225,34 @@ class Provenance(_Model):
     trainer: str = Field(default="", description="What made it: a script, a repository and revision.")
     framework: str = Field(default="", description="For example `scikit-learn 1.9.1`.")
     libraries: dict[str, str] = Field(default_factory=dict, description="Library → version in the training environment.")
-    python: str = ""
-    machine: str = Field(default="", description="Processor architecture the proof ran on, for example x86_64.")
+    python: str = Field(default="", description="Python version of the training environment.")
+    machine: str = Field(default="", description="Processor the proof ran on, architecture and model; `pack` fills it in.")
     data: str = Field(default="", description="The training data, in a sentence: source, rows, period, licence.")
-    license: str = ""
-    notes: str = ""
+    license: str = Field(default="", description="Licence of the model.")
+    notes: str = Field(default="", description="Anything else worth knowing.")
 
 
 class Manifest(_Model):
     """The whole of manifest.json."""
 
-    format: Literal[1] = FORMAT
-    name: Name
-    version: int = Field(ge=1, le=2**31 - 1)
-    description: str = ""
-    fields: list[RawField] = Field(min_length=1)
-    outputs: list[Output] = Field(min_length=1)
-    stages: list[Stage] = Field(min_length=1)
-    decoders: list[Decoder] = Field(default_factory=list)
-    batching: Batching = Field(default_factory=Batching)
-    tolerances: dict[str, Tolerance] = Field(default_factory=lambda: dict(DEFAULT_TOLERANCES))
-    measured: list[Measured] = Field(default_factory=list)
-    golden_samples: int = Field(default=0, ge=0)
-    provenance: Provenance = Field(default_factory=Provenance)
+    format: Literal[1] = Field(default=FORMAT, description="Format number of the package; a reader refuses any other than its own.")
+    name: Name = Field(description="Name of the model: the directory above the version's, and a segment of its URLs.")
+    version: int = Field(ge=1, le=2**31 - 1, description="Number of this version: the directory's name.")
+    description: str = Field(default="", description="What the model answers, in a sentence.")
+    fields: list[RawField] = Field(min_length=1, description="Raw inputs of one instance, in the order of rows.")
+    outputs: list[Output] = Field(min_length=1, description="Outputs of one instance, in the order of answers.")
+    stages: list[Stage] = Field(min_length=1, description="The chain of graphs, in the order they run; `model` is always there.")
+    decoders: list[Decoder] = Field(default_factory=list, description="One per ImageDecoder node of preprocess.item.onnx.")
+    batching: Batching = Field(default_factory=Batching, description="Hints for forming batches.")
+    tolerances: dict[str, Tolerance] = Field(
+        default_factory=lambda: dict(DEFAULT_TOLERANCES),
+        description=(
+            "Device profile → what is promised for floats there: `cpu.same` (the processor and runtime of the proof), `cpu.other`, `gpu`."
+        ),
+    )
+    measured: list[Measured] = Field(default_factory=list, description="What the proof measured, per tensor in the order the data flows.")
+    golden_samples: int = Field(default=0, ge=0, description="How many golden samples lie in golden/.")
+    provenance: Provenance = Field(default_factory=Provenance, description="Where the package came from.")
     files: dict[str, FileEntry] = Field(default_factory=dict, description="Every file of the package but manifest.json, by POSIX path.")
 
     @field_validator("stages")
@@ -263,7 +287,7 @@ class Manifest(_Model):
 
 def is_safe_name(name: str) -> bool:
     """Whether `name` may be a model's name (and so a directory and a URL segment)."""
-    return re.match(NAME_PATTERN, name) is not None and not name.endswith(".")
+    return re.fullmatch(NAME_PATTERN, name) is not None and not name.endswith(".")
 
 
 def json_number(value: float) -> float | None:
@@ -273,4 +297,4 @@ def json_number(value: float) -> float | None:
 
 def json_schema() -> dict[str, Any]:
     """Return the JSON Schema of manifest.json (published as docs/manifest.schema.json)."""
-    return Manifest.model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Manifest.model_json_schema()}

@@ -154,8 +154,8 @@ def _flip_json(sample: str, tensor: str, flip: Flip) -> dict[str, Any]:
 def _table(tensors: Sequence[TensorReport]) -> Table:
     with_flips = any(t.flips for t in tensors)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    table.add_column("tensor", overflow="fold")
-    table.add_column("from", no_wrap=True)
+    table.add_column("tensor", overflow="fold", min_width=11)
+    table.add_column("from", overflow="fold", min_width=9)
     for heading in ("elements", "differ", "max ULP", "max abs", *(["flips"] if with_flips else [])):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
