@@ -104,7 +104,7 @@ def live_server(models: Path, **groups: Mapping[str, Any]) -> Iterator[LiveServe
     async def main() -> None:
         state["loop"] = asyncio.get_running_loop()
         serving = asyncio.ensure_future(server.serve())
-        while not server.started and not serving.done():
+        while not server.started and not serving.done():  # noqa: ASYNC110 - uvicorn says that it listens by a flag only
             await asyncio.sleep(0.005)
         if server.started:
             await application.running().loaded.wait()

@@ -94,7 +94,9 @@ class Application:
             await service.close()
 
 
-def create_app(settings: Settings, *, log_output: LogOutput | None = None, on_started: Callable[[Service], None] | None = None) -> Application:
+def create_app(
+    settings: Settings, *, log_output: LogOutput | None = None, on_started: Callable[[Service], None] | None = None
+) -> Application:
     """Return the ASGI application.
 
     Args:
@@ -120,7 +122,9 @@ def _handle_errors(app: FastAPI, fresh_id: Callable[[], str]) -> None:
     async def http(request: Request, error: HTTPException) -> Response:
         if error.status_code == 405:
             allowed = (error.headers or {}).get("Allow", "")
-            return answer(MethodNotAllowed(f"{request.url.path} does not take {request.method}; it takes {allowed}", allowed=allowed.split(", ")))
+            return answer(
+                MethodNotAllowed(f"{request.url.path} does not take {request.method}; it takes {allowed}", allowed=allowed.split(", "))
+            )
         if error.status_code == 404:
             return answer(NoSuchRoute(f"nothing answers {request.url.path[:200]}; see /docs for what does"))
         return answer(InputError(str(error.detail), code="bad_body"))

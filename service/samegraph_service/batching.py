@@ -35,9 +35,25 @@ class Work:
         waiting: Rows that are neither answered nor in an execution.
     """
 
-    __slots__ = ("deadline", "entries", "errors", "failure", "finished", "n", "on_finish", "parts", "partial", "remaining", "tag", "timings", "waiting")
+    __slots__ = (
+        "deadline",
+        "entries",
+        "errors",
+        "failure",
+        "finished",
+        "n",
+        "on_finish",
+        "partial",
+        "parts",
+        "remaining",
+        "tag",
+        "timings",
+        "waiting",
+    )
 
-    def __init__(self, n: int, deadline: float, partial: bool, errors: dict[int, SamegraphError], on_finish: Callable[[Work], None]) -> None:
+    def __init__(
+        self, n: int, deadline: float, partial: bool, errors: dict[int, SamegraphError], on_finish: Callable[[Work], None]
+    ) -> None:
         self.n = n
         self.deadline = deadline
         self.partial = partial

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
 from pathlib import Path
@@ -41,7 +40,7 @@ def serve(
     Loads the latest two versions of every model, proves each against its golden samples, and answers raw inputs. New versions
     are picked up while it runs (or at once on SIGHUP); SIGTERM drains.
     """
-    overrides = {
+    overrides: dict[str, dict[str, Any]] = {
         "repository": {"path": repository},
         "server": {"host": host, "port": port},
         "execution": {"device": device},
@@ -62,9 +61,13 @@ def _run(overrides: dict[str, dict[str, Any]]) -> int:
     unknown = unknown_variables(dict(os.environ))
     if unknown:
         raise click.UsageError(f"unknown setting {', '.join(unknown)}; variables are SAMEGRAPH_<GROUP>__<NAME>, see docs/settings.md")
-    given = {group: {k: v for k, v in values.items() if v is not None} for group, values in overrides.items()}
+    given: Any = {
+        group: {k: v for k, v in values.items() if v is not None}
+        for group, values in overrides.items()
+        if any(v is not None for v in values.values())
+    }
     try:
-        settings = Settings(**{group: values for group, values in given.items() if values})
+        settings = Settings(**given)
     except ValidationError as error:
         raise click.UsageError(_settings_errors(error)) from error
     output = configure_logging(settings.log.format, level=settings.log.level)
@@ -101,5 +104,12 @@ def _what_next(service: Service, url: str) -> str:
     for doc in service.model_docs():
         versions = ", ".join(str(v) for v in sorted(doc.versions))
         lines.append(f"  {doc.name}: version {versions}, latest answers POST {url}/v1/models/{doc.name}:predict")
-    lines += ["", f"  API page   {url}/docs", f"  Readiness  {url}/readyz", f"  Metrics    {url}/metrics", "  Requests to try are in README.md. Ctrl-C drains and stops.", ""]
+    lines += [
+        "",
+        f"  API page   {url}/docs",
+        f"  Readiness  {url}/readyz",
+        f"  Metrics    {url}/metrics",
+        "  Requests to try are in README.md. Ctrl-C drains and stops.",
+        "",
+    ]
     return "\n".join(lines)

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-
 from samegraph_transforms.errors import ExecutionError
 
 from .batching import BatchPolicy, Entry, EntryQueue, Work

@@ -120,7 +120,9 @@ def _bounded(package: Package, options: LoadOptions) -> Package:
     return replace(package, manifest=package.manifest.model_copy(update={"fields": fields}))
 
 
-def _proven_runtime(package: Package, samples: Sequence[GoldenSample], options: LoadOptions, max_batch_size: int) -> tuple[PackageRuntime, int]:
+def _proven_runtime(
+    package: Package, samples: Sequence[GoldenSample], options: LoadOptions, max_batch_size: int
+) -> tuple[PackageRuntime, int]:
     """Load merged if that still answers as promised, else as a chain; refuse when neither does."""
     failure: NotExact | ExecutionError | None = None
     for merge in (True, False):
@@ -154,7 +156,10 @@ def _replay(runtime: PackageRuntime, samples: Sequence[GoldenSample], max_batch_
             apart = golden.replay(runtime, again, [1], intermediates=True)
             first = next((r for r in apart if not r.passed), result)
             raise NotExact(
-                first.reason, sample=first.sample, tensor=first.failure.tensor if first.failure else "", detail=first.failure.detail if first.failure else ""
+                first.reason,
+                sample=first.sample,
+                tensor=first.failure.tensor if first.failure else "",
+                detail=first.failure.detail if first.failure else "",
             )
     return max((c.max_ulp for result in results for c in result.comparisons), default=0)
 

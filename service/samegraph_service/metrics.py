@@ -131,11 +131,20 @@ class Metrics(Collector):
             versions = list(self.reading.versions())
             yield from _version_families(versions)
             yield from _timing_families([v.metrics for v in versions if v.metrics is not None])
-            yield _counter("samegraph_refused", "Requests refused by admission.", ("reason",), [((r,), n) for r, n in self.reading.refused().items()])
-            yield _counter("samegraph_loads", "Attempts to load a version, by result.", ("result",), [((k,), n) for k, n in self.reading.loads().items()])
+            yield _counter(
+                "samegraph_refused", "Requests refused by admission.", ("reason",), [((r,), n) for r, n in self.reading.refused().items()]
+            )
+            yield _counter(
+                "samegraph_loads",
+                "Attempts to load a version, by result.",
+                ("result",),
+                [((k,), n) for k, n in self.reading.loads().items()],
+            )
             for name, text, value in self.reading.gauges():
                 yield GaugeMetricFamily(name, text, value=value)
-            yield CounterMetricFamily("samegraph_access_log_dropped", "Access-log lines dropped because the writer fell behind.", self.reading.dropped_log_lines())
+            yield CounterMetricFamily(
+                "samegraph_access_log_dropped", "Access-log lines dropped because the writer fell behind.", self.reading.dropped_log_lines()
+            )
 
     def _request_families(self) -> Iterable[Metric]:
         yield _counter(
@@ -144,18 +153,28 @@ class Metrics(Collector):
             ("model", "version", "protocol", "status"),
             [((m, v, p, str(s)), n) for (m, v, p, s), n in self.requests.items()],
         )
-        yield _counter("samegraph_errors", "Requests and instances that failed, by error code.", ("model", "code"), list(self.errors.items()))
+        yield _counter(
+            "samegraph_errors", "Requests and instances that failed, by error code.", ("model", "code"), list(self.errors.items())
+        )
         yield CounterMetricFamily("samegraph_cancelled_requests", "Requests whose caller left before the answer.", self.cancelled)
 
 
 def _version_families(versions: Sequence[VersionReading]) -> Iterable[Metric]:
     info = GaugeMetricFamily("samegraph_model_info", "One for every known version.", labels=("model", "version", "digest", "proven"))
     state = GaugeMetricFamily("samegraph_model_state", "One for the state a version is in.", labels=("model", "version", "state"))
-    golden = GaugeMetricFamily("samegraph_golden_check", "One when the golden samples replayed within the promise.", labels=("model", "version"))
-    ulp = GaugeMetricFamily("samegraph_golden_max_ulp", "Largest distance from the training code seen in the replay.", labels=("model", "version"))
-    steps = GaugeMetricFamily("samegraph_item_steps", "Item-stage steps by the engine that runs them.", labels=("model", "version", "engine"))
+    golden = GaugeMetricFamily(
+        "samegraph_golden_check", "One when the golden samples replayed within the promise.", labels=("model", "version")
+    )
+    ulp = GaugeMetricFamily(
+        "samegraph_golden_max_ulp", "Largest distance from the training code seen in the replay.", labels=("model", "version")
+    )
+    steps = GaugeMetricFamily(
+        "samegraph_item_steps", "Item-stage steps by the engine that runs them.", labels=("model", "version", "engine")
+    )
     queued = GaugeMetricFamily("samegraph_queue_rows", "Rows that wait for an execution.", labels=("model", "version"))
-    load = GaugeMetricFamily("samegraph_load_seconds", "How long loading, proving and warming the version took.", labels=("model", "version"))
+    load = GaugeMetricFamily(
+        "samegraph_load_seconds", "How long loading, proving and warming the version took.", labels=("model", "version")
+    )
     for v in versions:
         key = (v.model, v.version)
         info.add_metric((*key, v.digest, str(v.proven).lower()), 1)
@@ -172,13 +191,19 @@ def _version_families(versions: Sequence[VersionReading]) -> Iterable[Metric]:
 
 
 def _timing_families(versions: Sequence[VersionMetrics]) -> Iterable[Metric]:
-    stage = HistogramMetricFamily("samegraph_stage_duration_seconds", "Time in each stage of the path.", labels=("model", "version", "stage"))
-    whole = HistogramMetricFamily("samegraph_request_duration_seconds", "From the request's headers to its answer.", labels=("model", "version"))
+    stage = HistogramMetricFamily(
+        "samegraph_stage_duration_seconds", "Time in each stage of the path.", labels=("model", "version", "stage")
+    )
+    whole = HistogramMetricFamily(
+        "samegraph_request_duration_seconds", "From the request's headers to its answer.", labels=("model", "version")
+    )
     size = HistogramMetricFamily("samegraph_batch_size", "Rows in one execution.", labels=("model", "version"))
     labels = ("model", "version")
     instances = CounterMetricFamily("samegraph_instances", "Instances answered.", labels=labels)
     failed = CounterMetricFamily("samegraph_failed_instances", "Instances that failed alone.", labels=labels)
-    expired = CounterMetricFamily("samegraph_expired_requests", "Requests dropped because their deadline passed while they waited.", labels=labels)
+    expired = CounterMetricFamily(
+        "samegraph_expired_requests", "Requests dropped because their deadline passed while they waited.", labels=labels
+    )
     for v in versions:
         key = (v.model, v.version)
         for name, histogram in v.stages.items():

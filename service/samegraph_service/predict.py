@@ -92,7 +92,9 @@ class Predictor:
         routes: Returns the table in force.
     """
 
-    def __init__(self, loop: Loop, device: Device, host: ThreadPool, deadlines: Deadlines, routes: Callable[[], RouteTable[Served]]) -> None:
+    def __init__(
+        self, loop: Loop, device: Device, host: ThreadPool, deadlines: Deadlines, routes: Callable[[], RouteTable[Served]]
+    ) -> None:
         self._loop = loop
         self._device = device
         self._host = host
@@ -109,7 +111,7 @@ class Predictor:
         try:
             _, served = self._routes().resolve(call.model, call.version, call.label)
         except SamegraphError as error:
-            self._refuse(call, reservation, on_done, error, None)
+            self._refuse(reservation, on_done, error, None)
             return handle
         if call.heavy:
             self._host.submit(self._decode_on_host, call, served, reservation, on_done, handle)
@@ -131,7 +133,14 @@ class Predictor:
         self._loop.call_soon_threadsafe(self._decoded, call, served, reservation, on_done, handle, *result)
 
     def _decoded(
-        self, call: Call, served: Served, reservation: Reservation, on_done: OnDone, handle: Handle, decoded: Decoded | SamegraphError, seconds: float
+        self,
+        call: Call,
+        served: Served,
+        reservation: Reservation,
+        on_done: OnDone,
+        handle: Handle,
+        decoded: Decoded | SamegraphError,
+        seconds: float,
     ) -> None:
         served.metrics.stages["decode"].observe(seconds)
         try:
@@ -143,7 +152,7 @@ class Predictor:
             deadline = self._deadline(call, served)
             reservation.confirm(len(decoded.rows), call.body_bytes)
         except SamegraphError as error:
-            self._refuse(call, reservation, on_done, error, served)
+            self._refuse(reservation, on_done, error, served)
             return
         self._run(_Pending(call, served, reservation, on_done, decoded.form), decoded, errors, deadline, handle)
 
@@ -167,7 +176,7 @@ class Predictor:
         handle.work = work
         self._live.add(work)
         self._device.watch(served.lane, work)
-        good = list(enumerate(decoded.rows)) if not errors else [(i, row) for i, row in enumerate(decoded.rows) if i not in errors]
+        good: list[tuple[int, Row]] = [(i, row) for i, row in enumerate(decoded.rows) if isinstance(row, tuple)]
         if served.runtime.item_plan is None:
             size = served.lane.policy.max_batch_size
             bytes_each = call.body_bytes // max(1, len(good))
@@ -187,7 +196,7 @@ class Predictor:
             outcome = served.runtime.prepare(row)
         except InputError as error:
             outcome = error.at(index)
-        except Exception as error:  # noqa: BLE001 - an unexpected failure belongs to this instance, not to the thread
+        except Exception as error:
             log.exception("item_stage_failed", model=served.model, version=served.version, instance=index)
             outcome = ExecutionFailed(index)
             outcome.__cause__ = error
@@ -235,7 +244,7 @@ class Predictor:
         )
 
     @staticmethod
-    def _refuse(call: Call, reservation: Reservation, on_done: OnDone, error: SamegraphError, served: Served | None) -> None:
+    def _refuse(reservation: Reservation, on_done: OnDone, error: SamegraphError, served: Served | None) -> None:
         reservation.release()
         on_done(Failure(error, "" if served is None else served.model, None if served is None else served.version))
 
@@ -247,7 +256,7 @@ def _decode(call: Call, served: Served) -> tuple[Decoded | SamegraphError, float
         result = call.decode(served.runtime.signature)
     except SamegraphError as error:
         result = error
-    except Exception:  # noqa: BLE001 - a bug in a decoder must not take the loop or a host thread with it
+    except Exception:
         log.exception("decode_failed", model=served.model, request=call.request_id)
         result = Internal()
     return result, time.perf_counter() - started

@@ -114,7 +114,9 @@ class Repository:
 
     def warnings(self) -> list[str]:
         """Return what an operator should know although every model answers."""
-        found = [f"version {s.version} of model {s.model!r}: {s.reason}" for s in self.states() if s.reason and s.state in ("ready", "failed")]
+        found = [
+            f"version {s.version} of model {s.model!r}: {s.reason}" for s in self.states() if s.reason and s.state in ("ready", "failed")
+        ]
         return [self.problem, *found] if self.problem else found
 
     # --- keeping in step ----------------------------------------------------------------------------------------------
@@ -199,7 +201,7 @@ class Repository:
         except SamegraphError as error:
             self._failed(name, version, fingerprint, str(error))
             return False
-        except Exception as error:  # noqa: BLE001 - whatever a package makes a library raise, the other versions go on
+        except Exception as error:
             log.exception("version_load_crashed", model=name, version=version)
             self._failed(name, version, fingerprint, f"{Internal()} ({type(error).__name__})")
             return False
@@ -228,7 +230,9 @@ class Repository:
     async def _refuse_replacement(self, state: VersionState, fingerprint: Fingerprint) -> None:
         """A version is immutable: other files under a served number change nothing, and are said to."""
         assert state.loaded is not None
-        reason = await asyncio.get_running_loop().run_in_executor(self._thread, _difference, self.path / state.model / str(state.version), state.loaded)
+        reason = await asyncio.get_running_loop().run_in_executor(
+            self._thread, _difference, self.path / state.model / str(state.version), state.loaded
+        )
         if reason:
             log.error("version_replaced", model=state.model, version=state.version, reason=reason)
         self._set(replace(state, fingerprint=fingerprint, reason=reason))

@@ -61,7 +61,9 @@ class RouteTable(Generic[T]):
             return version, served
         if version in routes.states:
             raise NotReady(f"version {version} of model {model!r} is not ready: {routes.states[version]}", retry_after_s=1.0)
-        raise UnknownVersion(f"model {model!r} has no version {version}; it has {', '.join(map(str, sorted(routes.ready))) or 'none ready'}")
+        raise UnknownVersion(
+            f"model {model!r} has no version {version}; it has {', '.join(map(str, sorted(routes.ready))) or 'none ready'}"
+        )
 
     @staticmethod
     def _labelled(model: str, routes: ModelRoutes[T], label: str) -> int:

@@ -36,7 +36,6 @@ class Server(uvicorn.Server):
                 ws="none",
                 lifespan="on",
                 log_config=None,
-                log_level="warning",
                 access_log=False,
                 server_header=False,
                 date_header=False,

@@ -61,12 +61,18 @@ class Service:
             max_pixels=limits.max_image_pixels,
         )
         self.repository = Repository(
-            settings.repository.path, keep_versions=settings.repository.keep_versions, options=options, serve=self._serve, retire=self._retire
+            settings.repository.path,
+            keep_versions=settings.repository.keep_versions,
+            options=options,
+            serve=self._serve,
+            retire=self._retire,
         )
         self.metrics = Metrics()
         self.registry = self._registry()
         self.access_log = _access_log(settings, log_output)
-        self.predictor = Predictor(loop, self.device, self.host, Deadlines(limits.default_deadline_s, limits.longest_deadline_s), lambda: self.repository.routes)
+        self.predictor = Predictor(
+            loop, self.device, self.host, Deadlines(limits.default_deadline_s, limits.longest_deadline_s), lambda: self.repository.routes
+        )
         self.gateway = PredictGateway(
             fallback,
             predictor=self.predictor,
@@ -81,7 +87,13 @@ class Service:
         self.loaded = asyncio.Event()  # set once everything in the repository was tried
         self._look = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        log.info("service_made", run_slots=self.device.slots, host_threads=execution.host_threads or quota, cpu_quota=quota, providers=list(providers))
+        log.info(
+            "service_made",
+            run_slots=self.device.slots,
+            host_threads=execution.host_threads or quota,
+            cpu_quota=quota,
+            providers=list(providers),
+        )
 
     # --- life ---------------------------------------------------------------------------------------------------------
 
@@ -136,7 +148,7 @@ class Service:
             try:
                 await self.repository.sync()
                 self.loaded.set()
-            except Exception:  # noqa: BLE001 - a look that fails must not end all later ones
+            except Exception:
                 log.exception("repository_sync_crashed")
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self.settings.repository.poll_s):
@@ -267,7 +279,8 @@ def _access_log(settings: Settings, output: LogOutput | None) -> AccessLog | Non
 def _examples(loaded: Loaded) -> list[ExampleRequest]:
     """Return a few golden samples as examples; their expected outputs are what the server answers."""
     return [
-        ExampleRequest(name=s.name, content_type=s.headers.get("content-type", "application/json"), body=s.body) for s in loaded.examples[:SHOWN_EXAMPLES]
+        ExampleRequest(name=s.name, content_type=s.headers.get("content-type", "application/json"), body=s.body)
+        for s in loaded.examples[:SHOWN_EXAMPLES]
     ]
 
 

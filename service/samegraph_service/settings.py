@@ -25,8 +25,12 @@ class ServerSettings(_Group):
 
     host: str = Field(default="127.0.0.1", description="Address to listen on; 0.0.0.0 in a container.")
     port: int = Field(default=8000, ge=0, le=65535, description="TCP port; 0 lets the system choose one.")
-    backlog: int = Field(default=2048, ge=1, le=65535, description="Connections the system may hold before they are accepted; a burst of 300 must fit.")
-    keep_alive_s: int = Field(default=75, ge=1, le=3600, description="Seconds an idle connection is kept; longer than the clients' and proxies' own.")
+    backlog: int = Field(
+        default=2048, ge=1, le=65535, description="Connections the system may hold before they are accepted; a burst of 300 must fit."
+    )
+    keep_alive_s: int = Field(
+        default=75, ge=1, le=3600, description="Seconds an idle connection is kept; longer than the clients' and proxies' own."
+    )
     root_path: str = Field(default="", description="Path prefix a proxy strips before the request arrives.")
 
 
@@ -37,7 +41,9 @@ class RepositorySettings(_Group):
     poll_s: float = Field(default=5.0, ge=0.1, le=3600, description="Seconds between two looks for new versions; SIGHUP looks at once.")
     keep_versions: int = Field(default=2, ge=1, le=100, description="Latest versions of each model that stay loaded.")
     memory_budget_bytes: int | None = Field(
-        default=None, ge=1, description="Most bytes of graphs and weights loaded at once; a load beyond it is refused. Unset: 80 % of the memory limit."
+        default=None,
+        ge=1,
+        description="Most bytes of graphs and weights loaded at once; a load beyond it is refused. Unset: 80 % of the memory limit.",
     )
 
 
@@ -46,8 +52,12 @@ class LimitSettings(_Group):
 
     max_body_bytes: int = Field(default=64 * MIB, ge=1024, description="Largest request body.")
     max_instances: int = Field(default=10_000, ge=1, description="Most instances in one request.")
-    max_image_bytes: int = Field(default=32 * MIB, ge=1024, description="Largest encoded image or byte string; a field of a model may state less.")
-    max_image_pixels: int = Field(default=50_000_000, ge=1, description="Most pixels of an image, read before decoding; a field may state fewer.")
+    max_image_bytes: int = Field(
+        default=32 * MIB, ge=1024, description="Largest encoded image or byte string; a field of a model may state less."
+    )
+    max_image_pixels: int = Field(
+        default=50_000_000, ge=1, description="Most pixels of an image, read before decoding; a field may state fewer."
+    )
     max_requests: int = Field(default=4096, ge=1, description="Most requests accepted and not yet answered.")
     max_queued_rows: int = Field(default=100_000, ge=1, description="Most instances accepted and not yet answered.")
     max_queued_bytes: int = Field(default=1024 * MIB, ge=1024, description="Most body bytes accepted and not yet answered.")
@@ -64,7 +74,9 @@ class ExecutionSettings(_Group):
     host_threads: int | None = Field(default=None, ge=1, le=256, description="Threads that decode and preprocess. Unset: the CPU quota.")
     intra_op_threads: int = Field(default=1, ge=1, le=256, description="Threads inside one execution; 1 keeps float sums in one order.")
     max_batch_size: int | None = Field(default=None, ge=1, le=65536, description="Caps every model's own largest batch.")
-    kernels: Literal["auto", "off"] = Field(default="auto", description="off runs every preprocessing function by its ONNX body, never by a host library.")
+    kernels: Literal["auto", "off"] = Field(
+        default="auto", description="off runs every preprocessing function by its ONNX body, never by a host library."
+    )
     inline_below_s: float = Field(
         default=0.0005, ge=0, le=0.01, description="Executions predicted to be shorter run on the event loop; 0 never does."
     )
@@ -80,7 +92,9 @@ class ShutdownSettings(_Group):
 class LogSettings(_Group):
     """What is written to standard error."""
 
-    format: Literal["auto", "json", "console"] = Field(default="auto", description="auto writes for people on a terminal and JSON lines elsewhere.")
+    format: Literal["auto", "json", "console"] = Field(
+        default="auto", description="auto writes for people on a terminal and JSON lines elsewhere."
+    )
     level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least severe event that is written.")
     access: bool = Field(default=True, description="Whether every answered request gets a line.")
     access_sample_ratio: float = Field(default=1.0, ge=0, le=1, description="Share of answers below status 500 that gets a line.")
@@ -95,7 +109,9 @@ class AdminSettings(_Group):
 class Settings(BaseSettings):
     """All settings of the service."""
 
-    model_config = SettingsConfigDict(env_prefix="SAMEGRAPH_", env_nested_delimiter="__", frozen=True, extra="forbid", nested_model_default_partial_update=True)
+    model_config = SettingsConfigDict(
+        env_prefix="SAMEGRAPH_", env_nested_delimiter="__", frozen=True, extra="forbid", nested_model_default_partial_update=True
+    )
 
     server: ServerSettings = Field(default_factory=ServerSettings)
     repository: RepositorySettings = Field(default_factory=RepositorySettings)

@@ -49,7 +49,11 @@ def length_model() -> tuple[Any, list[GoldenSample]]:
     nodes = [helper.make_node("Equal", ["text", "hello"], ["same"]), helper.make_node("Cast", ["same"], ["hit2"], to=TensorProto.INT64),
              helper.make_node("Squeeze", ["hit2", "axis"], ["hit"])]  # fmt: skip
     model = build.model_of(
-        nodes, [("text", TensorProto.STRING, ["n", 1])], [("hit", TensorProto.INT64, ["n"])], hello=np.array(["hello"], dtype=object), axis=np.array([1])
+        nodes,
+        [("text", TensorProto.STRING, ["n", 1])],
+        [("hit", TensorProto.INT64, ["n"])],
+        hello=np.array(["hello"], dtype=object),
+        axis=np.array([1]),
     )
     draft = build.draft(
         name="greeting",
@@ -195,9 +199,30 @@ def test_multipart_parts_are_instances_in_order_and_partial_by_default(server: L
         ("POST", "/v1/models/trees:predict", b"{}", {}, 404, "unknown_model"),
         ("GET", "/v1/models/plants:predict", None, {}, 405, "method_not_allowed"),
         ("POST", "/v2/models/plants/infer", b'{"inputs": 3}', {}, 400, "bad_body"),
-        ("POST", "/v2/models/plants/infer", b'{"inputs":[{"name":"size","datatype":"BYTES","shape":[1],"data":["x"]}]}', {}, 400, "wrong_dtype"),
-        ("POST", "/v2/models/plants/infer", b'{"inputs":[{"name":"size","datatype":"FP64","shape":[2],"data":[1]}]}', {}, 400, "wrong_shape"),
-        ("POST", "/v2/models/plants/infer", b'{"inputs":[{"name":"what","datatype":"FP64","shape":[1],"data":[1]}]}', {}, 400, "unknown_field"),
+        (
+            "POST",
+            "/v2/models/plants/infer",
+            b'{"inputs":[{"name":"size","datatype":"BYTES","shape":[1],"data":["x"]}]}',
+            {},
+            400,
+            "wrong_dtype",
+        ),
+        (
+            "POST",
+            "/v2/models/plants/infer",
+            b'{"inputs":[{"name":"size","datatype":"FP64","shape":[2],"data":[1]}]}',
+            {},
+            400,
+            "wrong_shape",
+        ),
+        (
+            "POST",
+            "/v2/models/plants/infer",
+            b'{"inputs":[{"name":"what","datatype":"FP64","shape":[1],"data":[1]}]}',
+            {},
+            400,
+            "unknown_field",
+        ),
         ("POST", "/v2/models/plants/infer?on_error=partial", b"{}", {}, 400, "bad_body"),
         ("GET", "/v1/models/trees", None, {}, 404, "unknown_model"),
         ("GET", "/v1/models/plants/versions/x", None, {}, 400, "wrong_type"),
@@ -310,4 +335,5 @@ def test_the_scrape_is_valid_in_both_formats(server: LiveServer) -> None:
     accept = "application/openmetrics-text; version=1.0.0"
     reply = server.request("GET", "/metrics", headers={"accept": accept})
     assert reply.headers["content-type"].startswith("application/openmetrics-text")
-    assert len(list(text_string_to_metric_families(reply.body.decode()))) > 20
+    families = list(text_string_to_metric_families(reply.body.decode()))  # type: ignore[no-untyped-call]
+    assert len(families) > 20

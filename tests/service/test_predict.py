@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import package_builders as build
@@ -13,7 +12,16 @@ from samegraph_service.batching import BatchPolicy
 from samegraph_service.call import Answer, Call, Failure, Outcome
 from samegraph_service.cost import CostModel
 from samegraph_service.device import Device, Lane
-from samegraph_service.errors import CallerGone, DeadlineExceeded, DeadlineTooShort, Draining, NotReady, Overloaded, UnknownModel, UnknownVersion
+from samegraph_service.errors import (
+    CallerGone,
+    DeadlineExceeded,
+    DeadlineTooShort,
+    Draining,
+    NotReady,
+    Overloaded,
+    UnknownModel,
+    UnknownVersion,
+)
 from samegraph_service.metrics import VersionMetrics
 from samegraph_service.predict import Deadlines, Predictor, Served
 from samegraph_service.routing import ModelRoutes, RouteTable
@@ -28,7 +36,7 @@ def runtime(tmp_path_factory: pytest.TempPathFactory) -> PackageRuntime:
     return PackageRuntime.load(pack(build.draft(), build.samples(), tmp_path_factory.mktemp("models")))
 
 
-class Path_:
+class OnePath:
     """A predictor over one real model on a loop and threads that move when told."""
 
     def __init__(self, runtime: PackageRuntime, limits: Limits | None = None) -> None:
@@ -69,11 +77,11 @@ class Path_:
 
 
 @pytest.fixture
-def path(runtime: PackageRuntime) -> Path_:
-    return Path_(runtime)
+def path(runtime: PackageRuntime) -> OnePath:
+    return OnePath(runtime)
 
 
-def test_a_call_is_answered_once_and_its_reservation_released(path: Path_) -> None:
+def test_a_call_is_answered_once_and_its_reservation_released(path: OnePath) -> None:
     """What was reserved on the headers is given back with the answer."""
     path.submit([build.ROWS[0], build.ROWS[1]])
     assert path.gate.load.rows == 2
@@ -96,21 +104,21 @@ def test_a_call_is_answered_once_and_its_reservation_released(path: Path_) -> No
         ({"rows": b'{"instances":[{"size":"x","kind":"y"}]}'}, InputError),
     ],
 )
-def test_a_refused_call_releases_its_reservation(path: Path_, changes: dict[str, Any], error: type[Exception]) -> None:
+def test_a_refused_call_releases_its_reservation(path: OnePath, changes: dict[str, Any], error: type[Exception]) -> None:
     """No failure leaks a place."""
     path.submit(**changes)
     assert isinstance(path.failure(), error)
     assert path.gate.load == Load()
 
 
-def test_labels_route_to_their_version(path: Path_) -> None:
+def test_labels_route_to_their_version(path: OnePath) -> None:
     """A label is a name for a version."""
     path.submit(label="production")
     path.run()
     assert isinstance(path.outcomes[0], Answer)
 
 
-def test_a_large_body_is_decoded_on_a_host_thread(path: Path_) -> None:
+def test_a_large_body_is_decoded_on_a_host_thread(path: OnePath) -> None:
     """The loop does no long work."""
     path.submit(heavy=True)
     assert len(path.host.jobs) == 1
@@ -119,7 +127,7 @@ def test_a_large_body_is_decoded_on_a_host_thread(path: Path_) -> None:
     assert isinstance(path.outcomes[0], Answer)
 
 
-def test_a_caller_who_leaves_while_his_body_is_decoded_is_not_run(path: Path_) -> None:
+def test_a_caller_who_leaves_while_his_body_is_decoded_is_not_run(path: OnePath) -> None:
     """Cancelling works at every stage."""
     handle = path.submit(heavy=True)
     handle.cancel()
@@ -128,7 +136,7 @@ def test_a_caller_who_leaves_while_his_body_is_decoded_is_not_run(path: Path_) -
     assert path.gate.load == Load()
 
 
-def test_a_caller_who_leaves_while_waiting_frees_the_queue_at_once(path: Path_) -> None:
+def test_a_caller_who_leaves_while_waiting_frees_the_queue_at_once(path: OnePath) -> None:
     """Nobody's answer is computed for nobody."""
     handle = path.submit()
     assert path.lane.queue.rows == 1
@@ -138,7 +146,7 @@ def test_a_caller_who_leaves_while_waiting_frees_the_queue_at_once(path: Path_) 
     assert isinstance(path.failure(), CallerGone)
 
 
-def test_a_deadline_in_the_queue_is_answered_504_by_one_timer(path: Path_) -> None:
+def test_a_deadline_in_the_queue_is_answered_504_by_one_timer(path: OnePath) -> None:
     """A waiting call is failed at its deadline, without its rows having run."""
     path.submit()
     path.loop.run()
@@ -149,20 +157,20 @@ def test_a_deadline_in_the_queue_is_answered_504_by_one_timer(path: Path_) -> No
     assert isinstance(outcome.error, DeadlineExceeded)
 
 
-def test_a_deadline_no_execution_could_meet_is_refused_at_once(path: Path_) -> None:
+def test_a_deadline_no_execution_could_meet_is_refused_at_once(path: OnePath) -> None:
     """Not retryable: the same call will never fit."""
     path.lane.cost.observe(1, 2.0)
     path.submit(timeout_s=1.0)
     assert isinstance(path.failure(), DeadlineTooShort)
 
 
-def test_a_call_that_arrives_late_is_not_queued(path: Path_) -> None:
+def test_a_call_that_arrives_late_is_not_queued(path: OnePath) -> None:
     """The deadline counts from the headers, so a slow body uses it up."""
     path.submit(timeout_s=1.0, received=path.loop.now - 2)
     assert isinstance(path.failure(), DeadlineExceeded)
 
 
-def test_the_servers_longest_deadline_bounds_the_callers(path: Path_) -> None:
+def test_the_servers_longest_deadline_bounds_the_callers(path: OnePath) -> None:
     """Nobody holds a place for a day."""
     path.submit()
     path.loop.run()
@@ -173,7 +181,7 @@ def test_the_servers_longest_deadline_bounds_the_callers(path: Path_) -> None:
 
 def test_rows_over_the_bound_are_refused_with_a_hint(runtime: PackageRuntime) -> None:
     """429 says when to come back, from the predicted time of what waits."""
-    path = Path_(runtime, Limits(10, 4, 10_000))
+    path = OnePath(runtime, Limits(10, 4, 10_000))
     path.lane.cost.observe(1, 0.5)
     path.submit([build.ROWS[0]] * 3)
     path.submit([build.ROWS[0]] * 2)
@@ -184,7 +192,7 @@ def test_rows_over_the_bound_are_refused_with_a_hint(runtime: PackageRuntime) ->
     assert path.gate.load.rows == 3
 
 
-def test_the_rest_of_a_drain_is_answered(path: Path_) -> None:
+def test_the_rest_of_a_drain_is_answered(path: OnePath) -> None:
     """What does not finish in grace is told so, once."""
     path.submit()
     path.submit()
@@ -231,7 +239,7 @@ def test_a_draining_gate_refuses_and_says_when_it_is_empty() -> None:
 
 
 def test_cost_is_fitted_and_never_negative() -> None:
-    """t = a·n + b from observations; one size alone says nothing of b."""
+    """T = a·n + b from observations; one size alone says nothing of b."""
     cost = CostModel()
     assert (cost.known, cost.predict_s(5)) == (False, 0.0)
     cost.observe(4, 0.4)

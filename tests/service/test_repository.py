@@ -11,7 +11,7 @@ import pytest
 from live_server import LiveServer, live_server
 from samegraph_transforms.draft import DraftStage
 from samegraph_transforms.pack import pack
-from samegraph_transforms.package import write_package
+from samegraph_transforms.package import read_package, write_package
 
 GOOD = {"instances": [{"size": 1.5, "kind": "moss"}]}
 
@@ -143,8 +143,9 @@ def test_a_link_out_of_the_repository_is_not_followed(server: LiveServer, reposi
 
 def test_a_package_over_the_memory_budget_is_refused_with_its_numbers(repository: Path) -> None:
     """The budget refuses a load; what is served stays."""
-    size = sum(f.stat().st_size for f in (repository / "plants" / "1").glob("*.onnx"))
-    with live_server(repository, repository={"memory_budget_bytes": size + 2000}) as server:
+    files = read_package(repository / "plants" / "1").manifest.files
+    size = sum(entry.bytes for name, entry in files.items() if not name.startswith("golden/"))
+    with live_server(repository, repository={"memory_budget_bytes": size * 3 // 2}) as server:
         assert version_of(server) == "1"
         pack(build.draft(version=2), build.samples(), repository)
         look(server)

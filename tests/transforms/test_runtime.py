@@ -56,7 +56,8 @@ def test_a_package_with_differing_opsets_runs_as_a_chain(tmp_path: Path) -> None
 def test_renamed_stage_inputs_and_outputs_are_bound_by_name(tmp_path: Path) -> None:
     """A model keeps the names its exporter gave; the manifest binds them."""
     model = onnx.parser.parse_model(
-        '<ir_version: 10, opset_import: ["" : 21]> g (float[n,2] X) => (float[n] s) <int64[1] axis = {1}> { s = ReduceSum <keepdims = 0> (X, axis) }'
+        '<ir_version: 10, opset_import: ["" : 21]> g (float[n,2] X) => (float[n] s) '
+        "<int64[1] axis = {1}> { s = ReduceSum <keepdims = 0> (X, axis) }"
     )
     draft = build.draft(
         outputs=[Output(name="total", dtype="float32")],
@@ -85,7 +86,9 @@ def test_rows_that_get_lost_in_a_graph_are_an_error(tmp_path: Path) -> None:
 
 def test_a_graph_that_does_not_load_says_so_in_one_line() -> None:
     """Foreign exceptions are translated where they enter."""
-    broken = build.model_of([helper.make_node("NoSuchOperator", ["x"], ["y"])], [("x", TensorProto.FLOAT, [1])], [("y", TensorProto.FLOAT, [1])])
+    broken = build.model_of(
+        [helper.make_node("NoSuchOperator", ["x"], ["y"])], [("x", TensorProto.FLOAT, [1])], [("y", TensorProto.FLOAT, [1])]
+    )
     with pytest.raises(ExecutionError, match="does not load") as caught:
         OrtExecutor(broken)
     assert "\n" not in str(caught.value)
@@ -105,7 +108,7 @@ def test_this_environment_has_exactly_one_onnx_runtime() -> None:
 
 def test_a_gpu_that_is_not_there_is_refused_by_name_and_ignored_by_auto(monkeypatch: pytest.MonkeyPatch) -> None:
     """`auto` serves on the CPU without noise; `cuda` must not silently do so."""
-    monkeypatch.setattr("os.path.exists", lambda path: False)
+    monkeypatch.setattr(Path, "exists", lambda _: False)
     assert available_providers("auto") == available_providers("cpu") == ("CPUExecutionProvider",)
     with pytest.raises(EnvironmentUnfit, match="device=auto"):
         available_providers("cuda")

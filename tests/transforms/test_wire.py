@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import numpy as np
@@ -112,21 +113,23 @@ def test_one_output_answers_bare_and_several_by_name() -> None:
 @given(st.binary(max_size=60))
 def test_no_bytes_whatever_raise_anything_but_an_input_error(body: bytes) -> None:
     """Property: a body is rows or an InputError, never another exception."""
-    try:
-        decode_v1(TABLE, body)
-    except InputError as error:
-        assert str(error)
+    with contextlib.suppress(InputError):
+        assert decode_v1(TABLE, body).rows
 
 
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=5), lambda c: st.lists(c, max_size=3) | st.dictionaries(st.text(max_size=5), c, max_size=3), max_leaves=8))
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+        lambda c: st.lists(c, max_size=3) | st.dictionaries(st.text(max_size=5), c, max_size=3),
+        max_leaves=8,
+    )
+)
 def test_no_json_whatever_raises_anything_but_an_input_error(document: object) -> None:
     """Property: any JSON under `instances` is rows or errors in their places."""
     for body in (json.dumps(document), json.dumps({"instances": document}), json.dumps({"inputs": document})):
-        try:
-            decode_v1(IMAGE, body.encode())
-            decode_v1(TABLE, body.encode())
-        except InputError as error:
-            assert str(error)
+        for signature in (IMAGE, TABLE):
+            with contextlib.suppress(InputError):
+                assert decode_v1(signature, body.encode()).rows
 
 
 def test_parse_json_points_at_the_byte() -> None:

@@ -68,7 +68,7 @@ class OrtExecutor:
         source = os.fspath(model) if isinstance(model, Path) else model.SerializeToString()
         try:
             self._session = ort.InferenceSession(source, sess_options=_session_options(intra_op_threads), providers=list(providers))
-        except Exception as error:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes; all mean "does not load"
+        except Exception as error:
             raise ExecutionError(f"the graph does not load in ONNX Runtime {ort.__version__}: {_first_line(error)}") from error
         self.input_names: tuple[str, ...] = tuple(i.name for i in self._session.get_inputs())
         self.output_names: tuple[str, ...] = tuple(o.name for o in self._session.get_outputs())
@@ -79,7 +79,7 @@ class OrtExecutor:
         """See `Executor.run`."""
         try:
             return self._session.run(self._outputs, feeds)  # type: ignore[no-any-return]
-        except Exception as error:  # noqa: BLE001 - see __init__
+        except Exception as error:
             raise ExecutionError(f"the graph failed to run: {_first_line(error)}") from error
 
 
@@ -98,9 +98,11 @@ def available_providers(device: str) -> tuple[str, ...]:
     if device == "cpu":
         return CPU
     # The GPU wheel lists its provider on machines without a GPU too, and complains loudly when it is tried there.
-    present = "CUDAExecutionProvider" in ort.get_available_providers() and os.path.exists("/dev/nvidiactl")
+    present = "CUDAExecutionProvider" in ort.get_available_providers() and Path("/dev/nvidiactl").exists()
     if not present and device == "cuda":
-        raise EnvironmentUnfit("device=cuda was asked for, but there is no NVIDIA device or the installed ONNX Runtime has no CUDA; use device=auto or cpu")
+        raise EnvironmentUnfit(
+            "device=cuda was asked for, but there is no NVIDIA device or the installed ONNX Runtime has no CUDA; use device=auto or cpu"
+        )
     return CUDA if present else CPU
 
 
@@ -112,8 +114,14 @@ def check_environment() -> str:
     """
     found = [name for name in _DISTRIBUTIONS if _installed(name)]
     if len(found) != 1:
-        what = "no ONNX Runtime distribution is installed" if not found else f"several ONNX Runtime distributions are installed ({', '.join(found)})"
-        raise EnvironmentUnfit(f"{what}; keep exactly one: `pip uninstall {' '.join(_DISTRIBUTIONS[:2])}` and install samegraph-transforms again")
+        what = (
+            "no ONNX Runtime distribution is installed"
+            if not found
+            else f"several ONNX Runtime distributions are installed ({', '.join(found)})"
+        )
+        raise EnvironmentUnfit(
+            f"{what}; keep exactly one: `pip uninstall {' '.join(_DISTRIBUTIONS[:2])}` and install samegraph-transforms again"
+        )
     return found[0]
 
 

@@ -63,7 +63,9 @@ class PackageRuntime:
         self._output_names = [o.name for o in self.manifest.outputs]
         self.item_plan: ItemPlan | None = None
         if self.manifest.stage("preprocess.item") is not None:
-            self.item_plan = compile_item_plan(package.load_stage("preprocess.item"), self.manifest, make_executor=make_item, kernels=kernels)
+            self.item_plan = compile_item_plan(
+                package.load_stage("preprocess.item"), self.manifest, make_executor=make_item, kernels=kernels
+            )
         self._batch_stages = [s for s in self.manifest.stages if s.name != "preprocess.item"]
         self._feeds = self._plan_feeds()
         self.feed_names: tuple[str, ...] = tuple(f.name for f in self._feeds)
@@ -151,7 +153,9 @@ class PackageRuntime:
         outputs = [values[name] for name in self._output_names]
         for name, array in zip(self._output_names, outputs, strict=True):
             if array.ndim == 0 or array.shape[0] != n:
-                raise ExecutionError(f"output {name!r} has shape {list(array.shape)} for a batch of {n}; its first dimension must be the batch")
+                raise ExecutionError(
+                    f"output {name!r} has shape {list(array.shape)} for a batch of {n}; its first dimension must be the batch"
+                )
         return outputs
 
     def predict(self, rows: Sequence[Row]) -> dict[str, np.ndarray]:

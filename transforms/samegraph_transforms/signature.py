@@ -35,7 +35,15 @@ _KIND_WORDS = {
     "bytes": 'bytes as {"b64": "…"}',
     "tensor": "a nested list",
 }
-_JSON_WORDS = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "a list", dict: "an object", type(None): "null"}
+_JSON_WORDS = {
+    bool: "a boolean",
+    int: "a number",
+    float: "a number",
+    str: "a string",
+    list: "a list",
+    dict: "an object",
+    type(None): "null",
+}
 _ZERO: dict[str, Any] = {"number": 0.0, "integer": 0, "boolean": False, "string": "", "text": ""}
 
 
@@ -100,17 +108,25 @@ class Signature:
             InputError: The first thing that is wrong, naming field and instance.
         """
         try:
-            if self.single is not None and not (isinstance(instance, Mapping) and self.single.name in instance):
-                if not isinstance(instance, Mapping) or (self.single.kind in BINARY_KINDS and "b64" in instance):
-                    return (self._checks[0][1](instance),)
+            if self.single is not None and self._is_bare(instance, self.single):
+                return (self._checks[0][1](instance),)
             if not isinstance(instance, Mapping):
                 raise InputError(
-                    f"an instance must be an object with the fields {_listed(self.names)}; got {_word(instance)}", code="bad_body", field=None
+                    f"an instance must be an object with the fields {_listed(self.names)}; got {_word(instance)}",
+                    code="bad_body",
+                    field=None,
                 )
             self._refuse_unknown(instance)
             return tuple(check(instance[f.name]) if f.name in instance else check.absent() for f, check in self._checks)
         except InputError as error:
             raise (error if index is None else error.at(index)) from error.__cause__
+
+    @staticmethod
+    def _is_bare(instance: object, single: RawField) -> bool:
+        """Whether an instance of a single-field model is the bare value rather than an object that names the field."""
+        if not isinstance(instance, Mapping):
+            return True
+        return single.kind in BINARY_KINDS and "b64" in instance and single.name not in instance
 
     def check_columns(self, inputs: Mapping[str, Sequence[object]]) -> list[Row | InputError]:
         """Check the columnar form: one equally long list per field.
@@ -122,7 +138,9 @@ class Signature:
         lengths = {name: len(values) for name, values in inputs.items()}
         if len(set(lengths.values())) > 1:
             described = ", ".join(f"{name}: {n}" for name, n in lengths.items())
-            raise InputError(f"the columns in `inputs` have different lengths ({described}); each needs one value per instance", code="wrong_shape")
+            raise InputError(
+                f"the columns in `inputs` have different lengths ({described}); each needs one value per instance", code="wrong_shape"
+            )
         n = next(iter(lengths.values()), 0)
         return [self.try_row({name: values[i] for name, values in inputs.items()}, i) for i in range(n)]
 
@@ -150,7 +168,9 @@ class Signature:
         for name in values:
             if name not in self._by_name:
                 raise InputError(
-                    f"unknown field {str(name)[:100]!r}; this model's fields are {_listed(self.names)}", code="unknown_field", field=str(name)[:100]
+                    f"unknown field {str(name)[:100]!r}; this model's fields are {_listed(self.names)}",
+                    code="unknown_field",
+                    field=str(name)[:100],
                 )
 
     # --- graph inputs -----------------------------------------------------------------------------------------------
@@ -221,7 +241,8 @@ class _FieldCheck:
         """Return what a field that was left out stands for."""
         if self.field.required:
             raise InputError(
-                f"field {self.field.name!r} is required; send {_KIND_WORDS[self.field.kind]}" + (", or null if it is missing" if self._nullable else ""),
+                f"field {self.field.name!r} is required; send {_KIND_WORDS[self.field.kind]}"
+                + (", or null if it is missing" if self._nullable else ""),
                 code="missing_field",
                 field=self.field.name,
             )
@@ -231,7 +252,9 @@ class _FieldCheck:
         return InputError(f"field {self.field.name!r} {text}", code=code, field=self.field.name)
 
     def _wrong_type(self, value: object) -> InputError:
-        return self._error(f"must be {_KIND_WORDS[self.field.kind]}{' or null' if self._nullable else ''}; got {_word(value)}", "wrong_type")
+        return self._error(
+            f"must be {_KIND_WORDS[self.field.kind]}{' or null' if self._nullable else ''}; got {_word(value)}", "wrong_type"
+        )
 
     def _number(self, value: object) -> float | None:
         if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
@@ -263,7 +286,13 @@ class _FieldCheck:
     def _check_range(self, number: float) -> None:
         low, high = self.field.minimum, self.field.maximum
         if (low is not None and number < low) or (high is not None and number > high):
-            span = f"between {low:g} and {high:g}" if low is not None and high is not None else f"at least {low:g}" if low is not None else f"at most {high:g}"
+            span = (
+                f"between {low:g} and {high:g}"
+                if low is not None and high is not None
+                else f"at least {low:g}"
+                if low is not None
+                else f"at most {high:g}"
+            )
             raise self._error(f"must be {span}; got {_shown(number)}", "out_of_range")
 
     def _boolean(self, value: object) -> bool:
@@ -324,7 +353,9 @@ class _FieldCheck:
 def _refuse_mixed(check: _FieldCheck, value: object) -> None:
     """Refuse leaves of another JSON type than the tensor's (a bool is not a number, a float is not an integer)."""
     dtype = check.field.graph_dtype
-    allowed: tuple[type, ...] = (str,) if dtype == "string" else (bool,) if dtype == "bool" else (int, float) if dtype.startswith("float") else (int,)
+    allowed: tuple[type, ...] = (
+        (str,) if dtype == "string" else (bool,) if dtype == "bool" else (int, float) if dtype.startswith("float") else (int,)
+    )
     stack: list[object] = [value]
     while stack:
         leaf = stack.pop()
@@ -376,7 +407,8 @@ def _value_type(field: RawField) -> Any:
         if field.kind == "integer":
             low = -MAX_EXACT_INTEGER if low is None else max(math.ceil(low), -MAX_EXACT_INTEGER)
             high = MAX_EXACT_INTEGER if high is None else min(math.floor(high), MAX_EXACT_INTEGER)
-        base = Annotated[int if field.kind == "integer" else float, msgspec.Meta(ge=low, le=high)]
+        scalar = int if field.kind == "integer" else float
+        base = Annotated[scalar, msgspec.Meta(ge=low, le=high)]
         if low is None and high is None:
             base = float
     elif field.kind in ("string", "text"):

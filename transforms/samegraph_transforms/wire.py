@@ -159,7 +159,8 @@ def decode_raw(signature: Signature, content_type: str, body: bytes) -> Row | In
     name = raw_field(signature, media_type)
     if name is None:
         raise InputError(
-            f"this model does not take {media_type or 'an unnamed media type'}; it takes {', '.join(media_types(signature))}", code="unsupported_media_type"
+            f"this model does not take {media_type or 'an unnamed media type'}; it takes {', '.join(media_types(signature))}",
+            code="unsupported_media_type",
         )
     try:
         value: object = _text(body, parameters) if media_type == "text/plain" else body
@@ -200,7 +201,11 @@ def raw_field(signature: Signature, media_type: str) -> str | None:
 def media_types(signature: Signature) -> list[str]:
     """Return the media types a predict request of this model may have."""
     accepted = ["application/json"]
-    for media_type, shown in (("image/jpeg", "image/*"), ("text/plain", "text/plain"), ("application/octet-stream", "application/octet-stream")):
+    for media_type, shown in (
+        ("image/jpeg", "image/*"),
+        ("text/plain", "text/plain"),
+        ("application/octet-stream", "application/octet-stream"),
+    ):
         if raw_field(signature, media_type) is not None:
             accepted.append(shown)
     required = [f for f in signature.fields if f.required] or list(signature.fields)[:1]

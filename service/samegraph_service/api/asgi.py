@@ -19,13 +19,14 @@ from samegraph_transforms.signature import Signature
 from samegraph_transforms.wire import Decoded
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..admission import Gate
-from ..call import Answer, Call, Failure, OnError, Outcome
-from ..errors import BadDeadline, BodyTooLarge, BodyTooSlow, CallerGone, Internal, MethodNotAllowed
-from ..logs import AccessLog, bind_request_id, get_logger
-from ..metrics import UNKNOWN_MODEL, Metrics
-from ..predict import Predictor, Served
-from ..routing import RouteTable
+from samegraph_service.admission import Gate
+from samegraph_service.call import Answer, Call, Failure, OnError, Outcome
+from samegraph_service.errors import BadDeadline, BodyTooLarge, BodyTooSlow, CallerGone, Internal, MethodNotAllowed
+from samegraph_service.logs import AccessLog, bind_request_id, get_logger
+from samegraph_service.metrics import UNKNOWN_MODEL, Metrics
+from samegraph_service.predict import Predictor, Served
+from samegraph_service.routing import RouteTable
+
 from . import error_document, v1, v2
 from .paths import Target, predict_target
 
@@ -140,7 +141,7 @@ class PredictGateway:
             response = await self._respond(request, receive)
         except SamegraphError as error:
             response = _failed(error, request.request_id)
-        except Exception:  # noqa: BLE001 - the caller gets a document and the log the traceback, whatever broke
+        except Exception:
             with bind_request_id(request.request_id):
                 log.exception("request_crashed", path=request.path)
             response = _failed(Internal(), request.request_id)
@@ -226,7 +227,9 @@ class PredictGateway:
                     return self._within(message.get("body", b""))
                 return await self._chunks(message, receive)
         except TimeoutError as error:
-            raise BodyTooSlow(f"the body did not arrive within {self._limits.body_timeout_s:g} s; send it faster or in smaller requests") from error
+            raise BodyTooSlow(
+                f"the body did not arrive within {self._limits.body_timeout_s:g} s; send it faster or in smaller requests"
+            ) from error
 
     async def _chunks(self, message: Message, receive: Receive) -> bytes:
         chunks: list[bytes] = []
@@ -249,7 +252,9 @@ class PredictGateway:
         return body
 
     def _too_large(self) -> BodyTooLarge:
-        return BodyTooLarge(f"the body is larger than the limit of {self._limits.max_body_bytes} bytes; send fewer instances or smaller images per request")
+        return BodyTooLarge(
+            f"the body is larger than the limit of {self._limits.max_body_bytes} bytes; send fewer instances or smaller images per request"
+        )
 
     async def _submit(self, call: Call, reservation: Any, receive: Receive) -> Outcome:
         """Run the call; a caller who hangs up takes his waiting rows along."""
@@ -368,8 +373,6 @@ def _on_error(request: _Request) -> OnError:
     for name, value in parse_qsl(request.query.decode("latin-1"), keep_blank_values=True):
         if name == "on_error":
             if value not in ("fail", "partial") or (value == "partial" and request.target.protocol == "v2"):
-                raise InputError(
-                    f"on_error must be 'fail' or, in V1, 'partial'; got {value[:40]!r}", code="bad_body", field="on_error"
-                )
+                raise InputError(f"on_error must be 'fail' or, in V1, 'partial'; got {value[:40]!r}", code="bad_body", field="on_error")
             return "partial" if value == "partial" else "fail"
     return default

@@ -1,6 +1,6 @@
 """The one place that knows statuses: an error → status, code, headers and the document every protocol answers with.
 
-    {"error": text, "code": word, "retryable": bool, "field": name|null, "instance": index|null, "request_id": id}
+{"error": text, "code": word, "retryable": bool, "field": name|null, "instance": index|null, "request_id": id}
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import msgspec
 from samegraph_transforms import errors as package_errors
 from samegraph_transforms.errors import InputError, SamegraphError
 
-from .. import errors
+from samegraph_service import errors
 
 
 @dataclass(frozen=True, slots=True)

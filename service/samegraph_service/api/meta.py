@@ -10,11 +10,12 @@ from fastapi.responses import JSONResponse
 from prometheus_client.exposition import choose_encoder
 from samegraph_transforms.manifest import Manifest
 
-from .. import __version__
-from ..errors import NotReady, UnknownVersion
-from ..predict import Served
-from ..repository import VersionState
-from ..service import Service, dumps
+from samegraph_service import __version__
+from samegraph_service.errors import NotReady, UnknownVersion
+from samegraph_service.predict import Served
+from samegraph_service.repository import VersionState
+from samegraph_service.service import Service, dumps
+
 from . import v2
 
 _TFS_STATES = {"loading": "LOADING", "ready": "AVAILABLE", "failed": "END", "unloading": "UNLOADING"}
@@ -35,7 +36,12 @@ def _health(router: APIRouter, service: Callable[[], Service]) -> None:
     async def livez() -> dict[str, bool]:
         return {"live": True}
 
-    @router.get("/readyz", tags=["health"], summary="Whether the process should get traffic, with reasons", responses={503: {"description": "Not ready"}})
+    @router.get(
+        "/readyz",
+        tags=["health"],
+        summary="Whether the process should get traffic, with reasons",
+        responses={503: {"description": "Not ready"}},
+    )
     async def readyz() -> Response:
         ready, document = service().readiness()
         return Response(dumps(document), status_code=200 if ready else 503, media_type="application/json")
@@ -91,7 +97,10 @@ def _status(service: Service, model: str, version: int | None) -> dict[str, Any]
             {
                 "version": str(s.version),
                 "state": _TFS_STATES[s.state],
-                "status": {"error_code": "UNKNOWN" if s.state == "failed" else "OK", "error_message": s.reason if s.state != "ready" else ""},
+                "status": {
+                    "error_code": "UNKNOWN" if s.state == "failed" else "OK",
+                    "error_message": s.reason if s.state != "ready" else "",
+                },
             }
             for s in reversed(states)
         ],

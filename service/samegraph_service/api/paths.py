@@ -1,7 +1,7 @@
 """Predict paths, read once for every protocol.
 
-    POST /v1/models/{m}[/versions/{v}|/labels/{l}]:predict
-    POST /v2/models/{m}[/versions/{v}]/infer
+POST /v1/models/{m}[/versions/{v}|/labels/{l}]:predict
+POST /v2/models/{m}[/versions/{v}]/infer
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from functools import lru_cache
 from typing import Literal
 
 _NAME = r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}"
-_V1 = re.compile(rf"/v1/models/(?P<model>{_NAME})(?:/versions/(?P<version>[0-9]{{1,10}})|/labels/(?P<label>[A-Za-z0-9_]{{1,64}}))?:predict", re.ASCII)
+_V1 = re.compile(
+    rf"/v1/models/(?P<model>{_NAME})(?:/versions/(?P<version>[0-9]{{1,10}})|/labels/(?P<label>[A-Za-z0-9_]{{1,64}}))?:predict", re.ASCII
+)
 _V2 = re.compile(rf"/v2/models/(?P<model>{_NAME})(?:/versions/(?P<version>[0-9]{{1,10}}))?/infer", re.ASCII)
 
 

@@ -10,7 +10,8 @@ from samegraph_transforms.errors import InputError
 from samegraph_transforms.signature import Row, Signature
 from samegraph_transforms.wire import Decoded, decode_raw, decode_v1, is_json, media_types, prediction_columns, predictions, raw_field
 
-from ..call import Answer, OnError
+from samegraph_service.call import Answer, OnError
+
 from .error_document import instance_document
 from .multipart import parts
 
@@ -37,7 +38,9 @@ def check_media_type(signature: Signature, content_type: str) -> None:
     taken = media_types(signature)
     if media_type == "multipart/form-data" and media_type in taken:
         return
-    raise InputError(f"this model does not take {media_type[:80] or 'an unnamed media type'}; it takes {', '.join(taken)}", code="unsupported_media_type")
+    raise InputError(
+        f"this model does not take {media_type[:80] or 'an unnamed media type'}; it takes {', '.join(taken)}", code="unsupported_media_type"
+    )
 
 
 def default_on_error(protocol: str) -> OnError:

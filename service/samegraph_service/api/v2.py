@@ -12,7 +12,7 @@ from samegraph_transforms.manifest import BINARY_KINDS, Manifest, Output, RawFie
 from samegraph_transforms.signature import Row, Signature
 from samegraph_transforms.wire import Decoded, parse_json
 
-from ..call import Answer
+from samegraph_service.call import Answer
 
 _encode = msgspec.json.Encoder().encode
 
@@ -82,7 +82,9 @@ def timeout_s(request: InferRequest) -> float | None:
     if value is None or value == 0:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise InputError("`parameters.timeout` must be a positive whole number of microseconds", code="bad_body", field="parameters.timeout")
+        raise InputError(
+            "`parameters.timeout` must be a positive whole number of microseconds", code="bad_body", field="parameters.timeout"
+        )
     return value / 1e6
 
 
@@ -128,10 +130,16 @@ def _column(field: RawField, tensor: InputTensor) -> Sequence[object]:
     accepted = {DATATYPES[field.graph_dtype]} if field.kind == "tensor" else _ACCEPTED[field.kind]
     if tensor.datatype not in accepted:
         raise InputError(
-            f"input {field.name!r} must have datatype {' or '.join(sorted(accepted))}; got {tensor.datatype[:20]!r}", code="wrong_dtype", field=field.name
+            f"input {field.name!r} must have datatype {' or '.join(sorted(accepted))}; got {tensor.datatype[:20]!r}",
+            code="wrong_dtype",
+            field=field.name,
         )
     if tensor.data is None:
-        raise InputError(f"input {field.name!r} has no `data`; the binary tensor extension is not enabled for this request", code="bad_body", field=field.name)
+        raise InputError(
+            f"input {field.name!r} has no `data`; the binary tensor extension is not enabled for this request",
+            code="bad_body",
+            field=field.name,
+        )
     values = _flat(tensor.data)
     shape = tensor.shape
     if any(d < 0 for d in shape) or len(values) != int(np.prod(shape, dtype=np.int64)):
@@ -212,7 +220,9 @@ def check_outputs(outputs: Sequence[Output], request: InferRequest) -> None:
     for asked in request.outputs or ():
         if asked.name not in names:
             raise InputError(
-                f"unknown output {asked.name[:100]!r}; this model's outputs are {', '.join(sorted(names))}", code="unknown_field", field=asked.name[:100]
+                f"unknown output {asked.name[:100]!r}; this model's outputs are {', '.join(sorted(names))}",
+                code="unknown_field",
+                field=asked.name[:100],
             )
 
 
@@ -224,7 +234,8 @@ def model_metadata(manifest: Manifest, versions: Sequence[int]) -> dict[str, Any
         "platform": "onnx_samegraph",
         "inputs": [{"name": f.name, "datatype": _datatype(f), "shape": _shape(f)} for f in manifest.fields],
         "outputs": [
-            {"name": o.name, "datatype": DATATYPES[o.dtype], "shape": [-1, *(-1 if d is None else d for d in o.shape)]} for o in manifest.outputs
+            {"name": o.name, "datatype": DATATYPES[o.dtype], "shape": [-1, *(-1 if d is None else d for d in o.shape)]}
+            for o in manifest.outputs
         ],
     }
 
