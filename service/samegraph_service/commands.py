@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -71,6 +72,7 @@ def _run(overrides: dict[str, dict[str, Any]]) -> int:
     except ValidationError as error:
         raise click.UsageError(_settings_errors(error)) from error
     output = configure_logging(settings.log.format, level=settings.log.level)
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # its life is told by our own events
     try:
         check_environment()
         available_providers(settings.execution.device)
