@@ -64,6 +64,9 @@ DEFAULT_MODES: Final[Mapping[str, str]] = {
 #: Modes with an array form [H, W, C] of uint8.
 HANDOVER_MODES: Final = ("L", "LA", "RGB", "RGBA")
 
+#: Above this many pixels Pillow itself refuses to open a file (twice the number it warns at), so training never saw one.
+PILLOW_MAX_PIXELS: Final = 2 * 89_478_485
+
 ExifOrientation = Literal["ignore", "apply"]
 
 
@@ -101,6 +104,8 @@ _SIGNATURES: Final[tuple[tuple[str, re.Pattern[bytes]], ...]] = (
     ("AVIF", re.compile(rb"....ftypavi[fs]", re.DOTALL)),
     ("HEIC", re.compile(rb"....ftyp(hei|hev|mif1|msf1)", re.DOTALL)),
     ("MP4 video", re.compile(rb"....ftyp", re.DOTALL)),
+    ("PPM", re.compile(rb"P[1-7]\s")),
+    ("QOI", re.compile(rb"qoif")),
     ("ICO", re.compile(rb"\x00\x00\x01\x00")),
     ("PSD", re.compile(rb"8BPS")),
     ("PDF", re.compile(rb"%PDF")),
@@ -153,13 +158,14 @@ def pillow_decoder(
 
 def codec_versions() -> dict[str, str]:
     """Return the versions of the codec libraries inside the installed Pillow: libjpeg_turbo (or jpeg), zlib, webp, libtiff."""
-    found = {name: features.version_feature("libjpeg_turbo") if name == "libjpeg_turbo" else features.version(name) for name in _CODECS}
+    found = {name: features.version_feature(name) if name in _FEATURES else features.version(name) for name in _CODECS}
     if found["libjpeg_turbo"] is None:
         found["jpeg"] = features.version_codec("jpg")
     return {name: version for name, version in found.items() if version}
 
 
-_CODECS: Final = ("libjpeg_turbo", "zlib", "webp", "libtiff")
+_CODECS: Final = ("libjpeg_turbo", "zlib", "zlib_ng", "webp", "libtiff")
+_FEATURES: Final = ("libjpeg_turbo", "zlib_ng")  # Pillow looks these up in another table
 
 
 def check_decoder(decoder: Decoder) -> None:
@@ -189,7 +195,7 @@ def decode_image(data: bytes, decoder: Decoder, *, max_pixels: int | None, field
     Args:
         data: The encoded file.
         decoder: Formats, modes and EXIF rule; see `pillow_decoder`.
-        max_pixels: Largest width × height, checked from the header before anything is decoded; None for no limit of ours.
+        max_pixels: Largest width × height, checked from the header before anything is decoded; None for `PILLOW_MAX_PIXELS`.
         field: Name of the raw field, for error messages.
 
     Returns:
@@ -204,11 +210,12 @@ def decode_image(data: bytes, decoder: Decoder, *, max_pixels: int | None, field
 def open_image(data: bytes, decoder: Decoder, *, max_pixels: int | None, field: str) -> Image.Image:
     """Do what `decode_image` does, but return the Pillow image (mode L, LA, RGB or RGBA), so that host kernels can go on with it."""
     data = bytes(data)
+    limit = PILLOW_MAX_PIXELS if max_pixels is None else max_pixels
     format_ = _choose_format(data, decoder, field)
-    _check_pixels(_early_size(format_, data), max_pixels, field)
+    _check_pixels(_early_size(format_, data), limit, field)
     with _quiet() if format_ == "TIFF" else nullcontext():
-        image: Image.Image = _read_header(data, format_, max_pixels, field)
-        _check_pixels(image.size, max_pixels, field)
+        image: Image.Image = _read_header(data, format_, field)
+        _check_pixels(image.size, limit, field)
         _check_mode(image.mode, format_, decoder, field)
         try:
             image.load()
@@ -271,22 +278,21 @@ def _article(word: str) -> str:
     return "an" if word[0] in "AHI" and word != "HEIC" else "a"
 
 
-def _read_header(data: bytes, format_: str, max_pixels: int | None, field: str) -> ImageFile.ImageFile:
+def _read_header(data: bytes, format_: str, field: str) -> ImageFile.ImageFile:
     """Let the format's plug-in parse the header."""
     stream = io.BytesIO(_without_bad_animation(data) if format_ == "PNG" else data)
     try:
         return _PLUGINS[format_](stream, "")
     except Image.DecompressionBombError as error:
-        limit = f" (the limit is {max_pixels:,})" if max_pixels is not None else ""
-        raise InputError(f"field {field!r} has too many pixels{limit}: {error}", code="too_many_pixels", field=field) from error
+        raise InputError(f"field {field!r} has too many pixels: {error}", code="too_many_pixels", field=field) from error
     except MemoryError:
         raise
     except Exception as error:
         raise _broken(error, format_, data, field) from error
 
 
-def _check_pixels(size: tuple[int, int] | None, max_pixels: int | None, field: str) -> None:
-    if size is None or max_pixels is None or size[0] * size[1] <= max_pixels:
+def _check_pixels(size: tuple[int, int] | None, max_pixels: int, field: str) -> None:
+    if size is None or size[0] * size[1] <= max_pixels:
         return
     width, height = size
     raise InputError(

@@ -17,7 +17,7 @@ itself, 18 ms for a dense float32 product and 90 ms for a gather of single taps.
 The functions, by what they are for (`{filter}` is one of `FILTERS`; `{order}` is `before13` or `since13`, see `Semantics`):
 
     PillowResize_{filter}_{order}             [H,W,C] → [h,w,C]      attribute size = [h, w]
-    PillowResizeShorterSide_{filter}_{order}  [H,W,C] → [h,w,C]      attribute size: the shorter side; the longer is int(size × long / short)
+    PillowResizeShorterSide_{filter}_{order}  [H,W,C] → [h,w,C]      attribute size: the shorter side; the longer int(size × long / short)
     CenterCrop_{rounding}                     [H,W,C] → [h,w,C]      attribute size = [h, w]; zeros where the image is smaller
     CenterCropFraction_{rounding}             [H,W,C] → [s,s,C]      attribute fraction: s = int(fraction × min(H, W))
     ToRGB                                     [H,W,1|2|3|4] → [H,W,3]

@@ -1,0 +1,61 @@
+"""Pillow as the oracle of image tests: either order of passes out of any Pillow, by two calls that change one axis each.
+
+Written out here on purpose instead of taken from samegraph_transforms.kernels: a test must not ask the code it tests.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+from PIL import Image
+from samegraph_transforms.functions import library
+from samegraph_transforms.opsets import DOMAIN, IR_VERSION, opset_imports
+
+PILLOW_FILTERS = {"box": Image.Resampling.BOX, "bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+def stated_resize(image: Image.Image, height: int, width: int, filter_: str, semantics: str) -> Image.Image:
+    """Resize one axis at a time, in the order the stated Pillow takes."""
+    resample = PILLOW_FILTERS[filter_]
+    lost_height, lost_width = image.height - height, image.width - width
+    if semantics == "pillow>=13" and lost_height > 0 and lost_height > 2 * lost_width:
+        return image.resize((image.width, height), resample).resize((width, height), resample)
+    return image.resize((width, image.height), resample).resize((width, height), resample)
+
+
+def stated_array(array: np.ndarray, height: int, width: int, filter_: str, semantics: str) -> np.ndarray:
+    """Do the same for uint8 [H, W, C] of any C, channel by channel."""
+    planes = [
+        stated_resize(Image.fromarray(np.ascontiguousarray(plane)), height, width, filter_, semantics) for plane in np.moveaxis(array, 2, 0)
+    ]
+    return np.stack([np.asarray(plane) for plane in planes], axis=2)
+
+
+def call_model(function: str, *, size_input: bool = False, **attributes: Any) -> onnx.ModelProto:
+    """Make a model that calls one function: X (and size: int64 [2]) → Y."""
+    node = helper.make_node(function, ["X", "size"] if size_input else ["X"], ["Y"], domain=DOMAIN, **attributes)
+    inputs = [helper.make_tensor_value_info("X", TensorProto.UINT8, ["H", "W", "C"])]
+    if size_input:
+        inputs.append(helper.make_tensor_value_info("size", TensorProto.INT64, [2]))
+    outputs = [helper.make_tensor_value_info("Y", TensorProto.UINT8, ["h", "w", "c"])]
+    graph = helper.make_graph([node], "call", inputs, outputs)
+    model = helper.make_model(graph, functions=library([function]), opset_imports=opset_imports(), ir_version=IR_VERSION)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def content(rng: np.random.Generator, height: int, width: int, channels: int = 3) -> np.ndarray:
+    """Make uint8 [H, W, C]: noise, black and white noise, a gradient, or flat patches, by chance."""
+    kind = int(rng.integers(0, 4))
+    if kind == 0:
+        return rng.integers(0, 256, (height, width, channels), dtype=np.uint8)
+    if kind == 1:
+        return rng.integers(0, 2, (height, width, channels), dtype=np.uint8) * np.uint8(255)
+    if kind == 2:
+        rows, columns, depth = np.indices((height, width, channels))
+        return np.asarray((rows * int(rng.integers(1, 9)) + columns * int(rng.integers(1, 9)) + 60 * depth) % 256, dtype=np.uint8)
+    coarse = rng.integers(0, 256, (height // 8 + 1, width // 8 + 1, channels), dtype=np.uint8)
+    return np.ascontiguousarray(np.repeat(np.repeat(coarse, 8, 0), 8, 1)[:height, :width])
