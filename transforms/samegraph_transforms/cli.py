@@ -65,19 +65,19 @@ def _load_plugin(point: metadata.EntryPoint) -> click.Command:
     try:
         command = point.load()
     except Exception as error:  # noqa: BLE001 - a broken plug-in must not take the other commands with it
-        reason = f"{type(error).__name__}: {error}"
+        return _broken(point, f"{type(error).__name__}: {error}")
+    return command if isinstance(command, click.Command) else _broken(point, f"it is no click command but {type(command).__name__}")
 
-        @click.command(
-            point.name, help=f"Not available: {reason}", context_settings={"ignore_unknown_options": True, "help_option_names": []}
-        )
-        @click.argument("_arguments", nargs=-1, type=click.UNPROCESSED)
-        def broken(_arguments: tuple[str, ...]) -> None:
-            raise SamegraphError(f"the command {point.name!r} ({point.value}) does not load: {reason}; install its distribution again")
 
-        return broken
-    if not isinstance(command, click.Command):
-        raise SamegraphError(f"the entry point {point.name!r} of {GROUP} ({point.value}) is no click command")
-    return command
+def _broken(point: metadata.EntryPoint, reason: str) -> click.Command:
+    """Return a command that stands in for one that does not load, and says why."""
+
+    @click.command(point.name, help=f"Not available: {reason}", context_settings={"ignore_unknown_options": True, "help_option_names": []})
+    @click.argument("_arguments", nargs=-1, type=click.UNPROCESSED)
+    def broken(_arguments: tuple[str, ...]) -> None:
+        raise SamegraphError(f"the command {point.name!r} ({point.value}) does not load: {reason}; install its distribution again")
+
+    return broken
 
 
 def _fail(error: BaseException) -> None:
@@ -86,11 +86,11 @@ def _fail(error: BaseException) -> None:
 
 
 def _stderr() -> Console:
-    return Console(stderr=True, highlight=False)
+    return Console(stderr=True, highlight=False, markup=False)
 
 
 def _stdout() -> Console:
-    return Console(highlight=False)
+    return Console(highlight=False, markup=False)
 
 
 def _examples(text: str) -> str:

@@ -207,11 +207,16 @@ def _grid(*headings: str, right: Sequence[str] = ()) -> Table:
     return table
 
 
+def add_row(table: Table, *cells: RenderableType) -> None:
+    """Add a row whose strings are shown as they are: `[3]` is a shape, not markup."""
+    table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in cells))
+
+
 def _fields(manifest: Manifest) -> Table:
     table = _grid("name", "kind", "needed", "null becomes", "accepted", "description")
     for field in manifest.fields:
-        table.add_row(
-            Text(field.name, "bold"), _kind(field), _needed(field), _missing(field), Text(_accepted(field)), Text(field.description)
+        add_row(
+            table, Text(field.name, "bold"), _kind(field), _needed(field), _missing(field), Text(_accepted(field)), Text(field.description)
         )
     return table
 
@@ -259,8 +264,13 @@ def _outputs(manifest: Manifest) -> Table:
     table = _grid("name", "type", "places", "decided by", "description")
     for output in manifest.outputs:
         kind = f"{output.dtype} {_brackets(output.shape)}" if output.shape else output.dtype
-        table.add_row(
-            Text(output.name, "bold"), kind, Text(_some(output.element_names or [])), output.decided_by or "", Text(output.description)
+        add_row(
+            table,
+            Text(output.name, "bold"),
+            kind,
+            Text(_some(output.element_names or [])),
+            output.decided_by or "",
+            Text(output.description),
         )
     return table
 
@@ -272,14 +282,14 @@ def _stages(stages: Sequence[StageView]) -> RenderableType:
             (stage.name, "bold"), f"  {stage.file}, {_size(stage.bytes)}, {stage.nodes} nodes, {stage.parameters:,} parameters"
         )
         table = Table.grid(padding=(0, 2))
-        table.add_row("in", Text(", ".join(_shown_port(p) for p in stage.inputs)))
-        table.add_row("out", Text(", ".join(_shown_port(p) for p in stage.outputs)))
-        table.add_row("operators", Text(", ".join(f"{name} ×{n}" if n > 1 else name for name, n in stage.operators.items())))
+        add_row(table, "in", Text(", ".join(_shown_port(p) for p in stage.inputs)))
+        add_row(table, "out", Text(", ".join(_shown_port(p) for p in stage.outputs)))
+        add_row(table, "operators", Text(", ".join(f"{name} ×{n}" if n > 1 else name for name, n in stage.operators.items())))
         if stage.functions:
-            table.add_row("functions", Text(", ".join(f"{name} ({n} nodes)" for name, n in stage.functions.items())))
+            add_row(table, "functions", Text(", ".join(f"{name} ({n} nodes)" for name, n in stage.functions.items())))
         if stage.host_nodes:
-            table.add_row("host nodes", Text(", ".join(stage.host_nodes)))
-        table.add_row("opsets", Text(", ".join(f"{domain} {version}" for domain, version in stage.opsets.items())))
+            add_row(table, "host nodes", Text(", ".join(stage.host_nodes)))
+        add_row(table, "opsets", Text(", ".join(f"{domain} {version}" for domain, version in stage.opsets.items())))
         parts += [title, Padding(table, (0, 0, 0, 2))]
     return Group(*parts)
 
@@ -295,7 +305,7 @@ def _steps(steps: Sequence[Step], error: str) -> RenderableType:
     table = _grid("step", "nodes", "engine", "library", "note", right=("step",))
     styles = {"kernel": "green", "host": "cyan"}
     for i, step in enumerate(steps, 1):
-        table.add_row(str(i), Text(_some(step.nodes)), Text(step.engine, styles.get(step.engine, "")), Text(step.library), Text(step.note))
+        add_row(table, str(i), Text(_some(step.nodes)), Text(step.engine, styles.get(step.engine, "")), Text(step.library), Text(step.note))
     return table
 
 
@@ -303,14 +313,15 @@ def _decoders(manifest: Manifest) -> RenderableType:
     parts: list[RenderableType] = []
     for d in manifest.decoders:
         table = Table.grid(padding=(0, 2))
-        table.add_row(
+        add_row(
+            table,
             "trained with",
             Text(", ".join([f"{d.library} {d.library_version}", *(f"{name} {version}" for name, version in d.codecs.items())])),
         )
-        table.add_row("formats", Text(", ".join(d.formats)))
-        table.add_row("modes", Text(", ".join(mode if mode == to else f"{mode}→{to}" for mode, to in d.modes.items())))
-        table.add_row("EXIF", f"orientation: {d.exif_orientation}")
-        table.add_row("cut short", d.truncated)
+        add_row(table, "formats", Text(", ".join(d.formats)))
+        add_row(table, "modes", Text(", ".join(mode if mode == to else f"{mode}→{to}" for mode, to in d.modes.items())))
+        add_row(table, "EXIF", f"orientation: {d.exif_orientation}")
+        add_row(table, "cut short", d.truncated)
         parts += [Text(d.node, "bold"), Padding(table, (0, 0, 0, 2))]
     return Group(*parts)
 
@@ -321,7 +332,7 @@ def _exactness(package: Package) -> RenderableType:
     if manifest.tolerances:
         promised = _grid("where", "promised")
         for profile, tolerance in manifest.tolerances.items():
-            promised.add_row(profile, Text(describe_tolerance(tolerance)))
+            add_row(promised, profile, Text(describe_tolerance(tolerance)))
         parts.append(promised)
     if not manifest.measured:
         return Group(*parts, Text("nothing was measured when this was written", "yellow"))
@@ -329,7 +340,7 @@ def _exactness(package: Package) -> RenderableType:
         "tensor", "compared", "not equal", "max ULP", "max abs", "flips", right=("compared", "not equal", "max ULP", "max abs", "flips")
     )
     for m in manifest.measured:
-        measured.add_row(Text(m.tensor), f"{m.elements:,}", f"{m.different:,}", f"{m.max_ulp:,}", f"{m.max_abs:.3g}", str(m.flips))
+        add_row(measured, Text(m.tensor), f"{m.elements:,}", f"{m.different:,}", f"{m.max_ulp:,}", f"{m.max_abs:.3g}", str(m.flips))
     parts += [Text(f"\nmeasured when packed, on {manifest.golden_samples} golden samples:"), measured]
     return Group(*parts)
 
@@ -340,9 +351,9 @@ def _files(manifest: Manifest) -> Table:
     blobs = [entry for name, entry in manifest.files.items() if name.startswith("golden/blobs/")]
     for name, entry in sorted(manifest.files.items()):
         if not name.startswith("golden/blobs/"):
-            table.add_row(Text(name), _size(entry.bytes), entry.sha256[:12])
+            add_row(table, Text(name), _size(entry.bytes), entry.sha256[:12])
     if blobs:
-        table.add_row(f"golden/blobs/ ({len(blobs)} files)", _size(sum(e.bytes for e in blobs)), "")
+        add_row(table, f"golden/blobs/ ({len(blobs)} files)", _size(sum(e.bytes for e in blobs)), "")
     return table
 
 
@@ -356,8 +367,8 @@ def _provenance(manifest: Manifest) -> Table:
     }  # fmt: skip
     for label, value in rows.items():
         if value:
-            table.add_row(label, Text(value))
-    table.add_row("here", Text(f"Python {platform.python_version()}, {platform.machine()}"))
+            add_row(table, label, Text(value))
+    add_row(table, "here", Text(f"Python {platform.python_version()}, {platform.machine()}"))
     return table
 
 

@@ -153,7 +153,8 @@ def _directory(directory: Path, fields: Sequence[RawField]) -> Iterator[Item]:
 
 def _raw(path: Path, name: str, fields: Sequence[RawField]) -> Item:
     media_type = MEDIA_TYPES.get(path.suffix.lower(), "application/octet-stream")
-    if not {"image", "bytes", "text", "string"} & {f.kind for f in fields if f.required or len(fields) == 1}:
+    needed = [f for f in fields if f.required] or list(fields)[:1]
+    if len(needed) != 1 or needed[0].kind not in ("image", "bytes", "text", "string"):
         takes = ", ".join(f"{f.name} ({f.kind})" for f in fields)
         raise AuthoringError(f"{path} would be sent as it is, but this model takes {takes}; give a .csv, .json or .jsonl")
     try:
@@ -380,14 +381,13 @@ class ServerPredictor:
         sleep: Callable[[float], object] = time.sleep,
     ) -> None:
         self._http = _Http(url, timeout_s, sleep)
-        name = urllib.parse.quote(model if model is not None else self._only_model(), safe="")
-        self._path = f"/v1/models/{name}" + (f"/versions/{version}" if version is not None else "")
-        metadata = self._http.get_json(f"{self._path}/metadata")
         try:
-            self.fields: Sequence[RawField] = [RawField.model_validate(f) for f in metadata["fields"]]
-            self.output_names: Sequence[str] = [str(o["name"]) for o in metadata["outputs"]]
-        except (KeyError, TypeError, ValidationError) as error:
-            raise RemoteError(f"{url} does not describe {name} the way samegraph does; is it a samegraph server?") from error
+            name = urllib.parse.quote(model if model is not None else self._only_model(), safe="")
+            self._path = f"/v1/models/{name}" + (f"/versions/{version}" if version is not None else "")
+            self.fields, self.output_names = self._describe()
+        except BaseException:
+            self._http.close()
+            raise
         self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="predict")
         self._ahead = concurrency * 2
 
@@ -405,6 +405,14 @@ class ServerPredictor:
         """Close the connections."""
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._http.close()
+
+    def _describe(self) -> tuple[Sequence[RawField], Sequence[str]]:
+        """Ask for the model's raw inputs and the names of its outputs."""
+        metadata = self._http.get_json(f"{self._path}/metadata")
+        try:
+            return [RawField.model_validate(f) for f in metadata["fields"]], [str(o["name"]) for o in metadata["outputs"]]
+        except (KeyError, TypeError, ValidationError) as error:
+            raise RemoteError(f"{self._http.url}{self._path} is not described the way samegraph does; is it a samegraph server?") from error
 
     def _only_model(self) -> str:
         models = self._http.get_json("/v1/models").get("models", [])

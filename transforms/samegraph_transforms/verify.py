@@ -18,6 +18,7 @@ from .errors import PackageError
 from .exactness import UNREACHABLE, Comparison, Flip
 from .executor import CPU
 from .golden import SampleResult, default_batch_sizes, device_profile, processor, promised, read_samples, replay
+from .inspection import add_row
 from .manifest import Manifest, Tolerance, json_number
 from .pack import describe_tolerance
 from .package import Package
@@ -163,7 +164,7 @@ def _table(tensors: Sequence[TensorReport]) -> Table:
         style = "red bold" if not t.passed else "green" if t.different == 0 else "yellow"
         ulp = "∞" if t.max_ulp == UNREACHABLE else f"{t.max_ulp:,}"
         numbers = [f"{t.elements:,}", f"{t.different:,}", ulp, f"{t.max_abs:.3g}", *([str(t.flips)] if with_flips else [])]
-        table.add_row(Text(t.tensor), t.source, *numbers, Text(t.verdict, style=style))
+        add_row(table, t.tensor, t.source, *numbers, Text(t.verdict, style=style))
     return table
 
 
