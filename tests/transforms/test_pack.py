@@ -326,6 +326,36 @@ class TestScript:
             list(packages_of(script))
 
 
+class TestDocumentation:
+    def block(self, language: str) -> str:
+        """Return the first block of `language` in docs/model-package.md."""
+        text = (Path(__file__).parents[2] / "docs" / "model-package.md").read_text(encoding="utf-8")
+        return text.split(f"```{language}\n", 1)[1].split("```", 1)[0]
+
+    def test_script_of_the_page_packs(self, tmp_path: Path) -> None:
+        """The whole example by hand is a package that answers."""
+        script = tmp_path / "train.py"
+        script.write_text(self.block("python"))
+        ((found, given),) = packages_of(script)
+        lines: list[str] = []
+        package = pack(found, given, tmp_path / "models", progress=lines.append)
+        assert package.manifest.golden_samples == 35
+        assert not any("only" in line for line in lines)
+
+    def test_draft_of_the_page_packs_to_the_same_answers(self, tmp_path: Path) -> None:
+        """The draft directory the page describes, with the script's graph and samples, packs."""
+        script = tmp_path / "train.py"
+        script.write_text(self.block("python"))
+        ((found, given),) = packages_of(script)
+        directory = tmp_path / "exported"
+        golden.write_samples(directory / "golden", given)
+        onnx.save(found.stages[0].model, directory / "model.onnx")
+        (directory / "draft.json").write_text(self.block("json"))
+        package = pack(*read_draft(directory), tmp_path / "models")
+        assert package.manifest.provenance.framework == "a ruler"
+        assert package.manifest.stages[0].inputs == {"inches": "inches"}
+
+
 @pytest.mark.parametrize(
     ("tolerance", "words"),
     [

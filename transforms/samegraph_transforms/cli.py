@@ -103,7 +103,7 @@ def _examples(text: str) -> str:
     context_settings=CONTEXT,
     epilog=_examples("""
 Start here:
-  samegraph pack models/penguins/train.py       prove a trained model and write its package
+  samegraph pack train.py                       prove a trained model and write its package
   samegraph inspect models/penguins/1           what it takes, gives and promises
   samegraph predict rows.csv --package models/penguins
   samegraph serve                               answer raw inputs over HTTP (comes with the service)
@@ -128,7 +128,7 @@ def cli(debug: bool) -> None:
     short_help="Prove a trained model and write its package.",
     epilog=_examples("""
 Examples:
-  samegraph pack models/penguins/train.py              what its packages() yields, into ./models
+  samegraph pack train.py                              what its packages() yields, into ./models
   samegraph pack exported/ --into /srv/models          a draft directory that any tool exported
   samegraph pack exported/ --check                     prove only, write nothing
 
