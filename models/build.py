@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 MODELS = Path(__file__).resolve().parent
-sys.path[0] = str(MODELS.parent)
+sys.path.insert(0, str(MODELS.parent))
 
 from models._stamp import built_versions, is_current, mark_current  # noqa: E402
 
