@@ -58,7 +58,7 @@ def test_page_shows_signature_stages_promises_and_files(tmp_path: Path) -> None:
     text = page(inspect(pack(draft(), samples(), tmp_path)))
     for wanted in (
         "plants version 1", "How tall a plant grows.",
-        "-1000 to 1000", "known: moss, fern, oak", "NaN", "Size in cm.",
+        "-1000 to 1000", "known: moss, fern, oak", "null becomes NaN", "Size in cm.",
         "float32 [3]", "low, mid, high",
         "size float64[n, 1], kind string[n, 1]", "ai.onnx.ml::LabelEncoder", "9 parameters", "ai.onnx 21",
         "floats within 4 ULP or 1e-07 × the largest magnitude", "measured when packed, on 6 golden samples",
@@ -171,9 +171,9 @@ def test_rules_of_fields_are_words(tmp_path: Path) -> None:
     for wanted in (
         "0 to ∞",
         "'none'",
-        "no ('oak')",
+        "optional, 'oak' when left out",
         "up to 20 characters",
-        "rare__missing",
+        "the input rare__missing",
         "one of colour 0",
         "and 4 more",
         "float32 [any, 4]",

@@ -213,12 +213,15 @@ def add_row(table: Table, *cells: RenderableType) -> None:
 
 
 def _fields(manifest: Manifest) -> Table:
-    table = _grid("name", "kind", "needed", "null becomes", "accepted", "description")
+    table = Table.grid(padding=(0, 2))
     for field in manifest.fields:
-        add_row(
-            table, Text(field.name, "bold"), _kind(field), _needed(field), _missing(field), Text(_accepted(field)), Text(field.description)
-        )
+        facts = [_kind(field), _needed(field), f"null becomes {_missing(field)}", _accepted(field)]
+        table.add_row(Text(field.name, "bold"), _described("; ".join(f for f in facts if f), field.description))
     return table
+
+
+def _described(facts: str, description: str) -> Text:
+    return Text.assemble(facts, ("\n" + description if description else "", "dim"))
 
 
 def _kind(field: RawField) -> str:
@@ -227,12 +230,12 @@ def _kind(field: RawField) -> str:
 
 def _needed(field: RawField) -> str:
     if field.required:
-        return "yes"
-    return "no" if field.default is None else f"no ({field.default!r})"
+        return "required"
+    return "optional" if field.default is None else f"optional, {field.default!r} when left out"
 
 
 def _missing(field: RawField) -> str:
-    words = {"refuse": "an error", "nan": "NaN", "companion": f"{field.companion}"}
+    words = {"refuse": "an error", "nan": "NaN", "companion": f"the input {field.companion}"}
     return repr(field.missing.sentinel) if field.missing.rule == "sentinel" else words[field.missing.rule]
 
 
@@ -261,17 +264,12 @@ def _some(values: Sequence[object]) -> str:
 
 
 def _outputs(manifest: Manifest) -> Table:
-    table = _grid("name", "type", "places", "decided by", "description")
+    table = Table.grid(padding=(0, 2))
     for output in manifest.outputs:
-        kind = f"{output.dtype} {_brackets(output.shape)}" if output.shape else output.dtype
-        add_row(
-            table,
-            Text(output.name, "bold"),
-            kind,
-            Text(_some(output.element_names or [])),
-            output.decided_by or "",
-            Text(output.description),
-        )
+        facts = [f"{output.dtype} {_brackets(output.shape)}" if output.shape else output.dtype]
+        facts += [f"places: {_some(output.element_names)}"] if output.element_names else []
+        facts += [f"chosen from {output.decided_by}"] if output.decided_by else []
+        table.add_row(Text(output.name, "bold"), _described("; ".join(facts), output.description))
     return table
 
 

@@ -56,10 +56,10 @@ class TensorReport:
 
     @property
     def verdict(self) -> str:
-        """One word or two: equal, within the promise, or not."""
+        """One word: equal, within the promise, or not."""
         if not self.passed:
             return "DIFFERS"
-        return "equal" if self.different == 0 else "within promise"
+        return "equal" if self.different == 0 else "within"
 
 
 @dataclass(frozen=True)
@@ -154,9 +154,9 @@ def _flip_json(sample: str, tensor: str, flip: Flip) -> dict[str, Any]:
 
 def _table(tensors: Sequence[TensorReport]) -> Table:
     with_flips = any(t.flips for t in tensors)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
     table.add_column("tensor", overflow="fold", min_width=11)
-    table.add_column("from", overflow="fold", min_width=9)
+    table.add_column("from", no_wrap=True)
     for heading in ("elements", "differ", "max ULP", "max abs", *(["flips"] if with_flips else [])):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
