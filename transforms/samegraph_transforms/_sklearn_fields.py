@@ -109,7 +109,8 @@ def inspect_column(name: str, series: pd.Series) -> ColumnFacts:
 
 def plain(value: Any, kind: str) -> Any:
     """Return a frame's non-missing value as the plain Python scalar a caller sends."""
-    return {"number": float, "integer": int, "boolean": bool, "string": str}[kind](value)
+    convert: Any = {"number": float, "integer": int, "boolean": bool, "string": str}[kind]
+    return convert(value)
 
 
 def _bad_column(name: str, what: str) -> UnsupportedStep:
@@ -419,7 +420,21 @@ def raw_field(plan: FieldPlan, *, closed: Sequence[Scalar] | None, limit: float 
         wishes["description"] = f"{wishes['description']} {facts.description}"
     field = validated(RawField, {**inferred, **wishes}, f"field {facts.name!r}")
     _refuse_wider(field, inferred)
-    return field
+    return field if "example" in wishes else field.model_copy(update={"example": _fitting_example(field)})
+
+
+def _fitting_example(field: RawField) -> Scalar:
+    """Return the example, or the nearest value that narrower limits still accept."""
+    example = cast(Scalar, field.example)
+    if field.allowed is not None:
+        return example if example in field.allowed else field.allowed[0]
+    if isinstance(example, str) and field.max_length is not None:
+        return example[: field.max_length]
+    if field.minimum is not None and example < field.minimum:  # type: ignore[operator]  # only numbers have limits
+        return cast(Scalar, plain(math.ceil(field.minimum) if field.kind == "integer" else field.minimum, field.kind))
+    if field.maximum is not None and example > field.maximum:  # type: ignore[operator]
+        return cast(Scalar, plain(math.floor(field.maximum) if field.kind == "integer" else field.maximum, field.kind))
+    return example
 
 
 def _refuse_wider(field: RawField, inferred: Mapping[str, Any]) -> None:

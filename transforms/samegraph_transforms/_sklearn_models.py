@@ -96,9 +96,6 @@ def refuse_unsupported(estimator: Any, at: str) -> None:
         isinstance(estimator.init_, str) or type(estimator.init_) in (DummyClassifier, DummyRegressor)
     ):
         raise UnsupportedStep(f"{at}: init={type(estimator.init_).__name__} is a model of its own; leave init at None or 'zero'", step=at)
-    coefficients = getattr(estimator, "coef_", None)
-    if coefficients is not None and np.asarray(coefficients).dtype != np.float64:
-        raise UnsupportedStep(f"{at}: was trained in {np.asarray(coefficients).dtype}; train it on float64", step=at)
 
 
 def emit_features(context: StepContext, estimator: Any, at: str, block: Block, data: Any) -> Block:
@@ -145,7 +142,13 @@ def build_model(estimator: Any, at: str, n_features: int, names: OutputNames) ->
 
     Returns:
         The graph and the manifest's description of its outputs.
+
+    Raises:
+        UnsupportedStep: It was trained in another precision, or its loss or classes have no exact graph.
     """
+    coefficients = np.asarray(getattr(estimator, "coef_", np.zeros(0)))
+    if coefficients.dtype != np.float64:
+        raise UnsupportedStep(f"{at}: was trained in {coefficients.dtype}; train it on float64", step=at)
     writer = GraphWriter("model")
     features = writer.input(names.features, "float64", n_features)
     emit = next(emit for types, emit in _EMITTERS if isinstance(estimator, types))
