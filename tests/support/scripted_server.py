@@ -97,6 +97,7 @@ def scripted_server(*script: Reply) -> Iterator[ScriptedServer]:
             """Stay quiet."""
 
     class Server(ThreadingHTTPServer):
+        request_queue_size = 128
         daemon_threads = True  # a kept connection must not hold the test up
 
     with Server(("127.0.0.1", 0), Handler) as server:

@@ -1,0 +1,163 @@
+"""The machine's own limit: the same work in plain Python without HTTP, by threads and by processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from benchmarks.machine import cores
+from benchmarks.workloads import Pipeline, Plain, Workload
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to use the machine.
+
+    Attributes:
+        pipeline: Name of the pipeline.
+        processes: Worker processes.
+        threads: Threads in each.
+        batch: Instances per execution.
+    """
+
+    pipeline: str
+    processes: int
+    threads: int
+    batch: int
+
+    @property
+    def in_flight(self) -> int:
+        """Instances it works on at once: no fewer clients could keep it busy."""
+        return self.processes * self.threads * self.batch
+
+    def __str__(self) -> str:
+        workers = f"{self.processes} processes" if self.processes > 1 else f"{self.threads} threads" if self.threads > 1 else "1 thread"
+        return f"{workers}, batch {self.batch}, {self.pipeline}"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What plain Python did.
+
+    Attributes:
+        per_s: Instances per second.
+        cpu_ms: CPU milliseconds per instance, all threads.
+        p50_ms: Median time of one execution, item stage included.
+    """
+
+    per_s: float
+    cpu_ms: float
+    p50_ms: float
+
+
+class Limit:
+    """Worker processes that stay loaded, so that a measurement is seconds of work and no loading."""
+
+    def __init__(self, workload: Workload, workers: list[Connection]) -> None:
+        self._workload = workload
+        self._workers = workers
+
+    def ways(self) -> list[Way]:
+        """Return every way worth trying on this machine."""
+        layouts = [(1, 1), (1, cores()), (cores(), 1)] if cores() > 1 else [(1, 1)]
+        pipelines = ("package", "pillow") if self._workload.content_type.startswith("image/") else ("package",)
+        return [Way(p, processes, threads, b) for p in pipelines for processes, threads in layouts for b in self._workload.batches]
+
+    def best(self, seconds: float, show: Callable[[Way, Measured], None]) -> dict[int, Way]:
+        """Try every way; return the best for each number of clients, which must be enough to keep it busy.
+
+        The machine's speed drifts, so the first look only picks three candidates for each number, which are then measured again together.
+
+        Args:
+            seconds: Length of each measurement.
+            show: Told of every measurement.
+        """
+        found: dict[Way, float] = {}
+
+        def look(ways: Iterable[Way]) -> None:
+            for way in ways:
+                measured = self.measure(way, seconds)
+                show(way, measured)
+                found[way] = measured.per_s
+
+        def leading(clients: int, most: int) -> list[Way]:
+            return sorted((way for way in found if way.in_flight <= clients), key=lambda way: -found[way])[:most]
+
+        look(self.ways())
+        look({way: None for clients in self._workload.clients for way in leading(clients, 3)})
+        return {clients: leading(clients, 1)[0] for clients in self._workload.clients}
+
+    def measure(self, way: Way, seconds: float) -> Measured:
+        """Run one way for so many seconds; workers start together."""
+        start = time.monotonic() + 0.1
+        used = self._workers[: way.processes]
+        for worker in used:
+            worker.send((way, start, start + seconds))
+        results: list[tuple[int, float, float, list[float]]] = [worker.recv() for worker in used]
+        done = sum(count for count, _, _, _ in results)
+        cpu_s = sum(cpu for _, cpu, _, _ in results)
+        wall_s = max(wall for _, _, wall, _ in results)
+        return Measured(done / wall_s, 1e3 * cpu_s / done, 1e3 * statistics.median(t for _, _, _, times in results for t in times))
+
+
+@contextmanager
+def limit(workload: Workload, repository: Path) -> Iterator[Limit]:
+    """Start the workers and wait until each has its package loaded."""
+    context = multiprocessing.get_context("spawn")  # ONNX Runtime's threads do not survive a fork
+    pipes = [context.Pipe() for _ in range(cores())]
+    processes = [context.Process(target=_worker, args=(workload, repository, theirs), daemon=True) for _, theirs in pipes]
+    for process in processes:
+        process.start()
+    ours = [pipe for pipe, _ in pipes]
+    try:
+        for pipe in ours:
+            pipe.recv()
+        yield Limit(workload, ours)
+    finally:
+        for process, pipe in zip(processes, ours, strict=True):
+            pipe.close()
+            process.terminate()
+            process.join()
+
+
+def _worker(workload: Workload, repository: Path, pipe: Connection) -> None:
+    """Load, warm up, then measure what is asked for until the parent hangs up."""
+    plain = Plain(workload, repository)
+    bodies = workload.bodies(repository)
+    for pipeline in plain.pipelines.values():
+        pipeline(bodies[:1])
+    pipe.send("ready")
+    while True:
+        try:
+            way, start, stop = pipe.recv()
+        except EOFError:
+            return
+        pipe.send(_run(plain.pipelines[way.pipeline], bodies, way, start, stop))
+
+
+def _run(pipeline: Pipeline, bodies: list[bytes], way: Way, start: float, stop: float) -> tuple[int, float, float, list[float]]:
+    """Run the pipeline on `way.threads` threads; return instances, CPU seconds, wall seconds, seconds of each execution."""
+    times: list[float] = []
+
+    def loop(offset: int) -> None:
+        place = offset
+        time.sleep(max(0.0, start - time.monotonic()))
+        while (began := time.monotonic()) < stop:
+            pipeline([bodies[(place + i) % len(bodies)] for i in range(way.batch)])
+            place += way.batch
+            times.append(time.monotonic() - began)
+
+    cpu = time.process_time()
+    threads = [threading.Thread(target=loop, args=(i * 7,)) for i in range(way.threads)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return len(times) * way.batch, time.process_time() - cpu, time.monotonic() - start, times

@@ -1,0 +1,169 @@
+"""The benchmark measures what it says: answers are checked, failures counted, CPU time attributed."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scripted_server import Reply, predicted, scripted_server
+
+from benchmarks.limit import Measured, Way
+from benchmarks.load import Load, check, load, same
+from benchmarks.machine import Times, describe, process_cpu_s
+from benchmarks.report import Result, Round, page, summary, write
+from benchmarks.servers import SERVERS, Running, Server, ServerFailed, running
+from benchmarks.workloads import FLIGHTS, IMAGENET
+
+BODY = b'{"instances": [{"x": 1}]}'
+
+
+def up(url: str) -> Running:
+    """Return a running server, as the benchmark sees it, for one in this process."""
+    return Running(SERVERS["samegraph"], os.getpid(), int(url.rpartition(":")[2]), 0.1, ["samegraph"])
+
+
+@pytest.mark.parametrize(
+    ("expected", "got", "verdict"),
+    [
+        pytest.param({"p": 0.5, "label": "yes"}, {"p": 0.5 + 1e-9, "label": "yes"}, True, id="rounding"),
+        pytest.param({"p": 0.5}, {"p": 0.501}, False, id="another number"),
+        pytest.param({"label": "yes"}, {"label": "no"}, False, id="another label"),
+        pytest.param([1.0, 2.0], [1, 2], True, id="JSON writes whole floats as it likes"),
+        pytest.param(1.0, True, False, id="a boolean is no number"),
+        pytest.param([1.0], [1.0, 2.0], False, id="length"),
+        pytest.param({"a": 1.0}, {"b": 1.0}, False, id="names"),
+        pytest.param(None, None, True, id="missing"),
+    ],
+)
+def test_answers_are_equal_within_rounding(expected: object, got: object, verdict: bool) -> None:
+    """Floats may differ by rounding, labels and shapes may not."""
+    assert same(expected, got) is verdict
+
+
+def test_wrong_answer_stops_the_measurement() -> None:
+    """A server whose answer differs from plain Python's is not measured."""
+    with scripted_server(predicted({"p": 0.4})) as server, pytest.raises(ServerFailed, match=r"plain Python says \[\{'p': 0.5\}\]"):
+        check(up(server.url), FLIGHTS, [BODY], [[{"p": 0.5}]])
+
+
+def test_refusal_stops_the_measurement() -> None:
+    """A server that refuses a request is named with what it said."""
+    with (
+        scripted_server(Reply(status=503, document={"error": "not ready"})) as server,
+        pytest.raises(ServerFailed, match=r"503.*not ready"),
+    ):
+        check(up(server.url), FLIGHTS, [BODY], [[1]])
+
+
+def test_right_answers_pass_with_many_in_flight() -> None:
+    """Every body is sent, and more than one at a time."""
+    with scripted_server(predicted({"p": 0.5})) as server:
+        check(up(server.url), FLIGHTS, [BODY] * 3, [[{"p": 0.5}]] * 3)
+    assert len(server.received) == 64
+
+
+def test_load_sends_the_bodies_in_turn_and_counts(tmp_path: Path) -> None:
+    """Each file is posted with its media type to the workload's path, and every answer is counted."""
+    files = [tmp_path / "0", tmp_path / "1"]
+    for number, file in enumerate(files):
+        file.write_bytes(bytes([number, 0, 255]))  # not text: photos are not either
+    with scripted_server(predicted(1)) as server:
+        seen = load(up(server.url), IMAGENET, files, clients=2, seconds=1)
+    assert seen.failed == 0
+    assert 0 < seen.requests <= len(server.received)
+    assert seen.per_s == pytest.approx(seen.requests, rel=0.5)
+    assert seen.p50_ms <= seen.p99_ms
+    assert {request.body for request in server.received} == {b"\x00\x00\xff", b"\x01\x00\xff"}
+    assert {(request.path, request.headers["content-type"]) for request in server.received} == {(IMAGENET.path, "image/jpeg")}
+
+
+def test_load_counts_refusals_as_failures(tmp_path: Path) -> None:
+    """An answer with an error status is not a success."""
+    file = tmp_path / "0"
+    file.write_bytes(BODY)
+    with scripted_server(Reply(status=429, document={})) as server:
+        seen = load(up(server.url), FLIGHTS, [file], clients=1, seconds=1)
+    assert seen.failed == seen.requests > 0
+
+
+def test_server_that_does_not_start_shows_its_last_lines(tmp_path: Path) -> None:
+    """The reason is in the message, not in a file."""
+    broken = Server("broken", lambda *_: ["sh", "-c", "echo no such model >&2; exit 3"], "/", lambda _: "/", list)
+    with pytest.raises(ServerFailed, match=r"(?s)exit code 3.*no such model"), running(broken, tmp_path, tmp_path / "log"):
+        pytest.fail("it never runs")
+
+
+def test_cpu_time_is_attributed_to_its_process() -> None:
+    """Half a second of work shows as that much CPU time of this process, and as ours rather than others'."""
+    before, ours = Times.now(), process_cpu_s(os.getpid())
+    until = time.process_time() + 0.5
+    while time.process_time() < until:
+        pass
+    assert process_cpu_s(os.getpid()) - ours == pytest.approx(0.5, abs=0.1)
+    assert Times.now().ours - before.ours == pytest.approx(0.5, abs=0.1)
+
+
+def test_limit_never_has_more_in_flight_than_clients() -> None:
+    """A way's instances in flight are its processes, threads and batch multiplied."""
+    assert Way("package", processes=2, threads=1, batch=32).in_flight == 64
+    assert Way("package", processes=1, threads=2, batch=8).in_flight == 16
+
+
+@pytest.fixture
+def record() -> dict[str, Any]:
+    """A record of two rounds in which the machine was twice as fast the second time."""
+
+    def one(speed: float) -> Round:
+        limits = {c: [Measured(1000 * speed, 0.5, 1.0), Measured(3000 * speed, 0.5, 1.0)] for c in FLIGHTS.clients}
+        loads = {"samegraph": {c: Load(1500 * speed, 0.6, 2.0, 0.7, 300.0, 100, 0) for c in FLIGHTS.clients}}
+        return Round(limits, loads, 0.01, 0.3)
+
+    ways = {clients: Way("package", 1, 1, clients) for clients in FLIGHTS.clients}
+    result = Result(FLIGHTS, ways, [one(1.0), one(2.0)])
+    return {
+        "date": "2026-01-02",
+        "command": "benchmarks/run.py",
+        "rounds": 2,
+        "seconds": 5,
+        "machine": describe(),
+        "servers": {"samegraph": {"command": "samegraph serve", "ready_s": 1.5}},
+        "workloads": {"rows": summary(result)},
+        "result": result,
+    }
+
+
+def test_ratios_are_taken_within_a_round(record: dict[str, Any]) -> None:
+    """A machine that doubles its speed between rounds leaves the ratio as it was."""
+    figures = record["workloads"]["rows"]["servers"]["samegraph"]["16"]
+    assert figures["of_limit"] == {"median": 0.75, "min": 0.75, "max": 0.75}
+    assert figures["per_s"] == {"median": 2250.0, "min": 1500.0, "max": 3000.0}
+    assert figures["cpu_over_limit_ms"]["median"] == pytest.approx(0.2)
+
+
+def test_page_names_what_a_figure_needs(record: dict[str, Any]) -> None:
+    """Machine, versions, command, repetitions and spread stand beside the figures, and a busy machine is owned up to."""
+    text = page(record)
+    for needed in (
+        "benchmarks/run.py",
+        "revision",
+        "cores",
+        "onnxruntime",
+        "2 interleaved rounds",
+        "**0.75** (0.75–0.75)",
+        "Not a calm machine",
+    ):
+        assert needed in text
+    assert "{" not in text
+
+
+def test_record_keeps_every_round(record: dict[str, Any], tmp_path: Path) -> None:
+    """The JSON beside the page holds each measurement, for whoever wants other statistics."""
+    result = record.pop("result")
+    data, text = write(record, [result], tmp_path)
+    kept = json.loads(data.read_text())
+    assert data.stem == text.stem == f"2026-01-02-{record['machine']['class']}"
+    assert [one["loads"]["samegraph"]["16"]["per_s"] for one in kept["measured"]["rows"]] == [1500.0, 3000.0]
