@@ -9,8 +9,10 @@ from collections.abc import Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from samegraph_transforms.executor import CPU, available_providers
+from samegraph_transforms.wire import predictions
 from starlette.types import ASGIApp
 
 from .admission import Gate, Limits
@@ -28,9 +30,6 @@ from .repository import Repository
 from .settings import Settings, cpu_quota, memory_limit
 
 log = get_logger("samegraph.service")
-
-#: Examples shown per version in the page; the first golden samples are real rows.
-SHOWN_EXAMPLES = 3
 
 
 class Service:
@@ -123,11 +122,14 @@ class Service:
         idle = asyncio.Event()
         self.gate.on_idle = idle.set
         self.gate.draining = True
-        if self.gate.load.requests:
+        busy = self.gate.load.requests > 0
+        if busy:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(shutdown.grace_s):
                     await idle.wait()
         left = self.predictor.fail_all(Draining(retry_after_s=1.0))
+        if busy or self.gate.refused["draining"]:
+            await asyncio.sleep(shutdown.linger_s)
         log.info("shutdown_drained", answered_as_draining=left)
 
     async def close(self) -> None:
@@ -277,10 +279,17 @@ def _access_log(settings: Settings, output: LogOutput | None) -> AccessLog | Non
 
 
 def _examples(loaded: Loaded) -> list[ExampleRequest]:
-    """Return a few golden samples as examples; their expected outputs are what the server answers."""
+    """Return the first golden samples as examples, each with the answer training gave."""
+    outputs = loaded.package.manifest.outputs
     return [
-        ExampleRequest(name=s.name, content_type=s.headers.get("content-type", "application/json"), body=s.body)
-        for s in loaded.examples[:SHOWN_EXAMPLES]
+        ExampleRequest(
+            name=sample.name,
+            content_type=sample.headers.get("content-type", "application/json"),
+            body=sample.body,
+            answer={"predictions": predictions(outputs, [np.asarray(sample.outputs[o.name]) for o in outputs])},
+        )
+        for sample in loaded.examples
+        if all(o.name in sample.outputs for o in outputs)
     ]
 
 

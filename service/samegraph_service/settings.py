@@ -87,6 +87,12 @@ class ShutdownSettings(_Group):
 
     delay_s: float = Field(default=0.0, ge=0, le=300, description="Seconds to go on serving, not ready, so that balancers can take notice.")
     grace_s: float = Field(default=30.0, ge=0, le=3600, description="Seconds accepted requests get to finish.")
+    linger_s: float = Field(
+        default=0.5,
+        ge=0,
+        le=60,
+        description="Seconds to go on answering 503 after a busy drain, so that callers on their way get an answer, not a reset.",
+    )
 
 
 class LogSettings(_Group):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import math
 import os
@@ -37,6 +38,8 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._\-]{1,128}")
 ENCODE_ON_HOST_VALUES = 4096
 #: JSON and multipart bodies larger than this are decoded on a host thread.
 DECODE_ON_HOST_BYTES = 32768
+#: Longest time a refused body is read to be thrown away, in seconds.
+DISCARD_S = 5.0
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -62,7 +65,7 @@ class _Response:
 class _Request:
     """One predict request as it arrives."""
 
-    __slots__ = ("client", "content_type", "declared", "headers", "method", "path", "query", "received", "request_id", "target")
+    __slots__ = ("client", "content_type", "declared", "headers", "method", "path", "query", "received", "request_id", "target", "unread")
 
     def __init__(self, scope: Scope, target: Target, received: float, fresh_id: Callable[[], str]) -> None:
         self.target = target
@@ -78,6 +81,7 @@ class _Request:
         self.content_type = self.headers.get(b"content-type", b"application/json").decode("latin-1")
         length = self.headers.get(b"content-length", b"")
         self.declared = int(length) if length.isdigit() else 0
+        self.unread = self.declared > 0 or b"transfer-encoding" in self.headers
 
 
 class PredictGateway:
@@ -148,10 +152,7 @@ class PredictGateway:
         if isinstance(response.error, CallerGone):
             self._metrics.cancelled += 1
         else:
-            if self._gate.draining or isinstance(response.error, BodyTooLarge | BodyTooSlow):
-                response.headers.append((b"connection", b"close"))
-            await send({"type": "http.response.start", "status": response.status, "headers": response.headers})
-            await send({"type": "http.response.body", "body": response.body})
+            await self._send(request, response, receive, send)
         self._note(request, response, loop.time() - request.received)
 
     async def _respond(self, request: _Request, receive: Receive) -> _Response:
@@ -168,6 +169,7 @@ class PredictGateway:
         reservation = self._gate.reserve(request.declared)
         try:
             body = await self._body(receive)
+            request.unread = False
             call, encode = self._call(request, body, timeout_s, on_error)
         except BaseException:
             reservation.release()
@@ -289,6 +291,35 @@ class PredictGateway:
         if answer.errors:
             headers.append((b"samegraph-failed-instances", b"%d" % len(answer.errors)))
         return _Response(200, headers, body, answer=answer)
+
+    async def _send(self, request: _Request, response: _Response, receive: Receive, send: Send) -> None:
+        """Write the answer; one that came before the body was read must not be lost to it.
+
+        Closing a connection on which bytes still arrive resets it, and the caller may never see why he was refused. So the
+        answer goes out whole, the rest of the body is read and thrown away within bounds, and only then is the answer ended.
+        A caller who waits for `100 Continue` sends no body: reading would ask him for it.
+        """
+        waits = request.unread and b"expect" in request.headers
+        if self._gate.draining or waits or isinstance(response.error, BodyTooLarge | BodyTooSlow):
+            response.headers.append((b"connection", b"close"))
+        await send({"type": "http.response.start", "status": response.status, "headers": response.headers})
+        if request.unread and not waits:
+            await send({"type": "http.response.body", "body": response.body, "more_body": True})
+            await self._discard(receive)
+            await send({"type": "http.response.body", "body": b""})
+        else:
+            await send({"type": "http.response.body", "body": response.body})
+
+    async def _discard(self, receive: Receive) -> None:
+        """Read the rest of a body, up to the size and for the time a good one may have."""
+        left = self._limits.max_body_bytes
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(min(self._limits.body_timeout_s, DISCARD_S)):
+                while left > 0:
+                    message = await receive()
+                    left -= len(message.get("body", b""))
+                    if not message.get("more_body", False):
+                        return
 
     # --- taps ---------------------------------------------------------------------------------------------------------
 
