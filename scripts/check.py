@@ -27,6 +27,7 @@ STEPS: dict[str, tuple[str, list[str]]] = {
     "models": ("the example packages build", [f"{BUILD}/python", "models/build.py"]),
     "tests": ("tests in the serving environment", [f"{SERVING}/python", "-m", "pytest", "--ignore=tests/training"]),
     "training": ("tests in the build environment", [f"{BUILD}/python", "-m", "pytest", "tests/training"]),
+    "image": ("the Dockerfile's own steps work", [f"{SERVING}/python", "scripts/prove_dockerfile.py"]),
 }
 
 

@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -231,9 +232,11 @@ def serve(image: Image, commands: dict[str, list[str]], models: Path) -> None:
         server = subprocess.Popen([executable, *command[1:]], env=environment, cwd=home, user=who, group=who, stdout=log, stderr=log)
         try:
             seconds = wait_for_health(server, health, environment)
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/docs", timeout=10) as page:  # its assets came along in the wheel
+                page.read()
             server.send_signal(signal.SIGTERM)
             code = server.wait(60)
-        except (ProofError, subprocess.TimeoutExpired) as error:
+        except (ProofError, OSError, subprocess.TimeoutExpired) as error:
             log.seek(0)
             raise ProofError(f"{error}; the server's last lines:\n{log.read()[-3000:]}") from error
         finally:
