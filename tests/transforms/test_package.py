@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from package_builders import classifier, draft, model_of, samples
 from samegraph_transforms import external
@@ -27,6 +29,7 @@ from samegraph_transforms.errors import (
     SamegraphError,
     UnsafePath,
 )
+from samegraph_transforms.golden import read_samples
 from samegraph_transforms.manifest import Measured
 from samegraph_transforms.package import (
     Package,
@@ -628,6 +631,85 @@ class TestBare:
         (path / "model.onnx").write_bytes((path / "model.onnx").read_bytes()[:100])
         with pytest.raises(PackageError, match="is not an ONNX model"):
             read_bare(path)
+
+
+EDITS = st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 12), st.binary(max_size=6)), min_size=1, max_size=4)
+
+
+def damaged(data: bytes, edits: list[tuple[float, int, bytes]]) -> bytes:
+    """Return `data` with pieces cut out and bytes put in: (where, how many go, what comes)."""
+    for where, gone, new in edits:
+        i = int(where * len(data))
+        data = data[:i] + new + data[i + gone :]
+    return data
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Package:
+    """One package for all examples of a property test."""
+    return write_package(draft(), samples(), tmp_path_factory.mktemp("damage") / "plants" / "1")
+
+
+class TestDamage:
+    @given(edits=EDITS)
+    @settings(max_examples=200, deadline=None)
+    def test_damaged_manifest_is_refused_or_another_package(self, whole: Package, edits: list[tuple[float, int, bytes]]) -> None:
+        """Whatever happens to manifest.json, the answer is a PackageError or a package with another digest, never another exception."""
+        path = whole.path / "manifest.json"
+        before = path.read_bytes()
+        after = damaged(before, edits)
+        path.write_bytes(after)
+        try:
+            read = read_package(whole.path)
+            assert (read.digest == whole.digest) == (after == before)
+            for stage in read.manifest.stages:
+                read.load_stage(stage.name)
+        except PackageError:
+            pass
+        finally:
+            path.write_bytes(before)
+
+    @pytest.mark.parametrize("name", ["requests.jsonl", "expected.npz"])
+    @given(edits=EDITS)
+    @settings(max_examples=200, deadline=None)
+    def test_damaged_samples_are_refused_as_such(self, whole: Package, name: str, edits: list[tuple[float, int, bytes]]) -> None:
+        """Damaged golden files give a PackageError or samples, never another exception."""
+        path = whole.path / "golden" / name
+        before = path.read_bytes()
+        path.write_bytes(damaged(before, edits))
+        try:
+            read_samples(whole.golden_dir())
+        except PackageError:
+            pass
+        finally:
+            path.write_bytes(before)
+
+    @given(edits=EDITS)
+    @settings(max_examples=200, deadline=None)
+    def test_damaged_bare_model_is_refused_as_such(
+        self, tmp_path_factory: pytest.TempPathFactory, edits: list[tuple[float, int, bytes]]
+    ) -> None:
+        """A damaged model.onnx gives a PackageError or a signature, never another exception."""
+        directory = tmp_path_factory.getbasetemp() / "plants" / "7"
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "model.onnx").write_bytes(damaged(classifier().SerializeToString(), edits))
+        try:
+            assert read_bare(directory).manifest.outputs
+        except PackageError:
+            pass
+
+    @given(st.text(max_size=12) | st.lists(st.sampled_from(["..", ".", "", "a", "b.c", "\\", "\0", "C:"])).map("/".join))
+    def test_accepted_path_stays_inside(self, path: str) -> None:
+        """Any path that is accepted names something below its base, on every system."""
+        try:
+            check_relative(path)
+        except UnsafePath:
+            return
+        base = Path("/base")
+        assert Path(os.path.normpath(base / path)) == base / path
+        assert (base / path).is_relative_to(base)
+        assert base / path != base
+        assert "\\" not in path
 
 
 @pytest.mark.parametrize("path", ["model.onnx", "golden/blobs/ab", "assets/dir.with.dots/x-y_z", "ünïcode/名前"])

@@ -79,8 +79,10 @@ class _Value:
     """One graph input or output: name, element type, batch dimension (None is dynamic), shape of one instance."""
 
     def __init__(self, info: onnx.ValueInfoProto, what: str) -> None:
-        self.name = info.name
         what = f"{what} {info.name!r}"
+        if not isinstance(info.name, str):  # protobuf hands over bytes when a name is not UTF-8
+            raise PackageError(f"{what} has a name that is not UTF-8")
+        self.name = info.name
         kind = info.type.WhichOneof("value")
         if kind != "tensor_type":
             raise PackageError(
@@ -88,7 +90,8 @@ class _Value:
             )
         tensor = info.type.tensor_type
         if tensor.elem_type not in ELEMENT_TYPES:
-            raise PackageError(f"{what} has element type {onnx.TensorProto.DataType.Name(tensor.elem_type)}, which cannot be served")
+            names = {number: name for name, number in onnx.TensorProto.DataType.items()}
+            raise PackageError(f"{what} has element type {names.get(tensor.elem_type, tensor.elem_type)}, which cannot be served")
         if not tensor.HasField("shape") or not tensor.shape.dim:
             raise PackageError(f"{what} has no batch dimension (its rank is 0 or unknown); export it as [n, …]")
         self.dtype: Dtype = ELEMENT_TYPES[tensor.elem_type]
