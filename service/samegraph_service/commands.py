@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import click
 from pydantic import ValidationError
 from samegraph_transforms.errors import EnvironmentUnfit
 
+from .openapi import ModelDoc, example_instance
 from .service import Service
 
 
@@ -99,13 +102,23 @@ def _announce_when_ready(service: Service, server: Any) -> None:
     service.background(announce())
 
 
+def _curl(doc: ModelDoc, url: str) -> str:
+    """Return a command line that asks the model something it can answer."""
+    manifest = doc.versions[doc.default if doc.default is not None else max(doc.versions)]
+    route = f"{url}/v1/models/{doc.name}:predict"
+    if any(f.kind == "image" for f in manifest.fields):
+        return f"curl {route} -H 'content-type: image/jpeg' --data-binary @photo.jpg"
+    body = json.dumps({"instances": [example_instance(manifest)]}, ensure_ascii=False)
+    return f"curl {route} -H 'content-type: application/json' -d {shlex.quote(body)}"
+
+
 def _what_next(service: Service, url: str) -> str:
     ready, state = service.readiness()
     lines = ["", f"samegraph answers on {url}" if ready else f"samegraph listens on {url}, but is not ready:"]
     lines += [f"  {reason}" for reason in state["reasons"]]
     for doc in service.model_docs():
         versions = ", ".join(str(v) for v in sorted(doc.versions))
-        lines.append(f"  {doc.name}: version {versions}, latest answers POST {url}/v1/models/{doc.name}:predict")
+        lines += ["", f"  {doc.name} (version {versions})", f"    {_curl(doc, url)}"]
     lines += [
         "",
         f"  API page   {url}/docs",

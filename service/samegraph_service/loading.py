@@ -26,6 +26,9 @@ from .errors import NotReady
 
 #: Longest time spent on measuring execution times at load, in seconds.
 WARM_UP_S = 1.0
+#: Golden samples kept in memory to be shown as examples, and the largest body one may have.
+SHOWN_EXAMPLES = 8
+SHOWN_EXAMPLE_BYTES = 32768
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class Loaded:
         max_batch_size: Largest batch it will be given.
         bytes: Size of its graphs and weights.
         golden_samples: How many samples were replayed.
-        examples: The first of them.
+        examples: The first small ones of them.
         max_ulp: Largest distance from the training code among them.
         seconds: How long all this took.
     """
@@ -99,9 +102,10 @@ def load_version(repository: Path, name: str, version: int, options: LoadOptions
     samples = golden.read_samples(package.golden_dir()) if package.manifest.golden_samples else []
     max_batch_size = min(package.manifest.batching.max_batch_size, options.max_batch_size or package.manifest.batching.max_batch_size)
     runtime, max_ulp = _proven_runtime(package, samples, options, max_batch_size)
+    examples = [s for s in samples if len(s.body) <= SHOWN_EXAMPLE_BYTES][:SHOWN_EXAMPLES]
     cost = CostModel()
     _warm_up(runtime, _rows(runtime, samples), max_batch_size, cost)
-    return Loaded(package, runtime, cost, max_batch_size, size, len(samples), samples[:8], max_ulp, time.perf_counter() - started)
+    return Loaded(package, runtime, cost, max_batch_size, size, len(samples), examples, max_ulp, time.perf_counter() - started)
 
 
 def _bounded(package: Package, options: LoadOptions) -> Package:

@@ -109,7 +109,7 @@ class LogSettings(_Group):
 class AdminSettings(_Group):
     """Routes that change state."""
 
-    token: SecretStr | None = Field(default=None, description="Bearer token of the admin routes; unset closes them.")
+    token: SecretStr | None = Field(default=None, min_length=16, description="Bearer token of the admin routes; unset closes them.")
 
 
 class Settings(BaseSettings):

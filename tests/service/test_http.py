@@ -6,6 +6,7 @@ import base64
 import json
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -337,3 +338,34 @@ def test_the_scrape_is_valid_in_both_formats(server: LiveServer) -> None:
     assert reply.headers["content-type"].startswith("application/openmetrics-text")
     families = list(text_string_to_metric_families(reply.body.decode()))  # type: ignore[no-untyped-call]
     assert len(families) > 20
+
+
+# --- admin ----------------------------------------------------------------------------------------------------------------
+
+
+def test_the_repository_index_lists_versions_with_their_states(server: LiveServer) -> None:
+    """The V2 repository extension's read side is open; it changes nothing."""
+    index = json.loads(server.request("POST", "/v2/repository/index", b'{"ready": true}', {"content-type": "application/json"}).body)
+    assert [(m["name"], m["version"], m["state"]) for m in index] == [
+        ("greeting", "1", "READY"),
+        ("plants", "1", "READY"),
+        ("plants", "2", "READY"),
+    ]
+
+
+def test_routes_that_change_state_are_closed_without_a_token(server: LiveServer) -> None:
+    """No token configured: nobody gets in."""
+    reply = server.request("POST", "/admin/reload", headers={"authorization": "Bearer "})
+    assert (reply.status, reply.json()["code"]) == (401, "unauthorized")
+    assert reply.headers["www-authenticate"] == "Bearer"
+
+
+def test_the_admin_token_opens_the_reload_and_no_other_word_does(tmp_path: Path) -> None:
+    """A package that was copied in is served when the reload answers."""
+    token = "correct horse battery"
+    with live_server(tmp_path, admin={"token": token}) as own:
+        pack(build.draft(), build.samples(), tmp_path)
+        assert own.request("POST", "/admin/reload", headers={"authorization": "Bearer wrong horse battery"}).status == 401
+        reply = own.request("POST", "/admin/reload", headers={"authorization": f"Bearer {token}"})
+        assert [(m["name"], m["state"]) for m in reply.json()] == [("plants", "READY")]
+        assert own.predict("plants", {"instances": [GOOD]}).status == 200

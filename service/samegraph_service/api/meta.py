@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import hmac
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Header, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client.exposition import choose_encoder
+from pydantic import BaseModel, Field
 from samegraph_transforms.manifest import Manifest
 
 from samegraph_service import __version__
-from samegraph_service.errors import NotReady, UnknownVersion
+from samegraph_service.errors import NotReady, Unauthorized, UnknownVersion
 from samegraph_service.predict import Served
 from samegraph_service.repository import VersionState
 from samegraph_service.service import Service, dumps
 
 from . import v2
 
+_V2_STATES = {"loading": "LOADING", "ready": "READY", "failed": "UNAVAILABLE", "unloading": "UNLOADING"}
 _TFS_STATES = {"loading": "LOADING", "ready": "AVAILABLE", "failed": "END", "unloading": "UNLOADING"}
 
 
@@ -28,6 +31,7 @@ def meta_router(service: Callable[[], Service]) -> APIRouter:
     _metrics(router, service)
     _v1(router, service)
     _v2(router, service)
+    _admin(router, service)
     return router
 
 
@@ -158,6 +162,10 @@ def _v2(router: APIRouter, service: Callable[[], Service]) -> None:
         answer, _ = service().readiness()
         return JSONResponse({"ready": answer}, status_code=200 if answer else 503)
 
+    @router.post("/v2/repository/index", tags=["v2"], summary="Every known version with its state")
+    async def index(query: RepositoryQuery | None = None) -> list[dict[str, str]]:
+        return _index(service(), query is not None and query.ready)
+
     @router.get("/v2/models/{model}", tags=["v2"], summary="Tensor metadata of the default version")
     async def model_metadata(model: str) -> dict[str, Any]:
         return _tensors(service(), model, None)
@@ -175,6 +183,20 @@ def _v2(router: APIRouter, service: Callable[[], Service]) -> None:
         return _model_ready(service(), model, version)
 
 
+class RepositoryQuery(BaseModel):
+    """Body of the V2 repository index."""
+
+    ready: bool = Field(default=False, description="List only versions that are ready.")
+
+
+def _index(service: Service, ready_only: bool) -> list[dict[str, str]]:
+    return [
+        {"name": s.model, "version": str(s.version), "state": _V2_STATES[s.state], "reason": s.reason}
+        for s in service.repository.states()
+        if s.state == "ready" or not ready_only
+    ]
+
+
 def _tensors(service: Service, model: str, version: int | None) -> dict[str, Any]:
     _, served = _resolve(service, model, version)
     return v2.model_metadata(served.runtime.manifest, sorted(service.repository.routes.models[model].ready))
@@ -186,3 +208,29 @@ def _model_ready(service: Service, model: str, version: int | None) -> JSONRespo
     except NotReady:
         return JSONResponse({"name": model, "ready": False}, status_code=503)
     return JSONResponse({"name": model, "ready": True})
+
+
+# --- admin --------------------------------------------------------------------------------------------------------------
+
+
+def _admin(router: APIRouter, service: Callable[[], Service]) -> None:
+    @router.post("/admin/reload", tags=["admin"], summary="Look at the repository now; answers when everything new was tried")
+    async def reload(authorization: Annotated[str, Header(description="`Bearer` and the admin token.")] = "") -> list[dict[str, str]]:
+        running = service()
+        _authorise(running, authorization)
+        await running.repository.sync()
+        return _index(running, ready_only=False)
+
+
+def _authorise(service: Service, authorization: str) -> None:
+    """Let a caller change state only with the configured token.
+
+    Raises:
+        Unauthorized: No token is configured, or the caller's is another.
+    """
+    token = service.settings.admin.token
+    if token is None:
+        raise Unauthorized("admin routes are closed: no SAMEGRAPH_ADMIN__TOKEN is configured")
+    scheme, _, given = authorization.partition(" ")
+    if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), token.get_secret_value().encode()):
+        raise Unauthorized("this route needs the header `Authorization: Bearer <admin token>`")
