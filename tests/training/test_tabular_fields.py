@@ -138,6 +138,15 @@ def test_integral_floats_can_be_called_integers() -> None:
     assert result.draft.fields[0].kind == "integer"
 
 
+def test_limits_of_float32_do_not_reach_integers() -> None:
+    """An integer field ends at 2^53, well before float32 does, also when training had floats."""
+    frame = FRAME[["height"]].assign(count=FRAME["count"].astype("float64"))
+    forest = RandomForestClassifier(3).fit(frame, make_target(FRAME, [0, 1]))
+    result = compare_with_training(forest, frame, overrides={"count": {"kind": "integer"}}, extra=[{"height": 1.5, "count": 2**53}])
+    result.assert_exact()
+    assert [f.maximum for f in result.draft.fields] == [1e35, None]
+
+
 def test_description_keeps_what_training_saw() -> None:
     """The author's words come first."""
     (field, *_) = draft_of({"amount": {"description": "Paid, in euro."}}).fields

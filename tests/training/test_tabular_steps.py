@@ -289,7 +289,8 @@ def test_mixed_block_is_imputed_column_by_column() -> None:
 
 def test_sparse_features_are_scaled_as_training_scales_them() -> None:
     """Scalers multiply sparse data by a reciprocal, which rounds differently from a division."""
-    columns = ColumnTransformer([("hot", OneHotEncoder(handle_unknown="ignore"), STRINGS)], sparse_threshold=1.0)
+    hot = ("hot", OneHotEncoder(handle_unknown="ignore"), STRINGS)
+    columns = ColumnTransformer([hot, ("numbers", SimpleImputer(), NUMBERS)], sparse_threshold=1.0)
     check(make_pipeline(columns, StandardScaler(with_mean=False)))
     check(make_pipeline(columns, MaxAbsScaler()))
     check(make_pipeline(columns, RobustScaler(with_centering=False)))
