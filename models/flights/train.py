@@ -67,6 +67,17 @@ DESCRIPTIONS = {
     "visib": "Visibility, in miles.",
     "pressure": "Pressure at sea level, in millibars.",
 }
+#: What a month, an hour or a code can be at all; values training did not see stay open.
+LIMITS: dict[str, dict[str, Any]] = {
+    "month": {"minimum": 1, "maximum": 12},
+    "day": {"minimum": 1, "maximum": 31},
+    "weekday": {"minimum": 0, "maximum": 6},
+    "hour": {"minimum": 0, "maximum": 23},
+    "minute": {"minimum": 0, "maximum": 59},
+    "distance": {"minimum": 0},
+    "plane_year": {"kind": "integer"},
+    **{name: {"max_length": 64} for name in CATEGORIES},
+}
 
 
 @dataclass(frozen=True)
@@ -166,7 +177,7 @@ def _version(version: int, what: str, pipeline: Any, data: Data, console: Consol
         name=NAME,
         version=version,
         description=f"Whether a flight from New York arrives more than {LATE_MINUTES} minutes late ({what}).",
-        overrides={name: {"description": text} for name, text in DESCRIPTIONS.items()},
+        overrides={name: {"description": text, **LIMITS.get(name, {})} for name, text in DESCRIPTIONS.items()},
         batching=Batching(max_batch_size=512),
         provenance=Provenance(
             trainer="models/flights/train.py",

@@ -76,7 +76,9 @@ def train(console: Console) -> Iterator[Example]:
         name=NAME,
         version=1,
         description="Species of a penguin from its measurements, island and sex.",
-        overrides={name: {"description": text} for name, text in DESCRIPTIONS.items()},
+        overrides={
+            name: {"description": text, **({"max_length": 64} if name in CATEGORIES else {})} for name, text in DESCRIPTIONS.items()
+        },
         batching=Batching(max_batch_size=256),
         provenance=Provenance(
             trainer="models/penguins/train.py",

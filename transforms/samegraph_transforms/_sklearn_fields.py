@@ -18,7 +18,7 @@ import pandas as pd
 from pydantic import BaseModel, ValidationError
 
 from .errors import AuthoringError, UnsupportedStep
-from .manifest import Missing, RawField
+from .manifest import MAX_EXACT_INTEGER, Missing, RawField
 
 Scalar: TypeAlias = float | int | bool | str
 Instance: TypeAlias = Mapping[str, Scalar | None]
@@ -402,7 +402,9 @@ def raw_field(plan: FieldPlan, *, closed: Sequence[Scalar] | None, limit: float 
     Raises:
         AuthoringError: An override widens what the training code accepts, or breaks the schema.
     """
-    facts, is_number = plan.facts, plan.kind in ("number", "integer")
+    facts = plan.facts
+    if closed is not None or (plan.kind == "integer" and limit is not None and limit >= MAX_EXACT_INTEGER):
+        limit = None  # a closed set needs none, and integers end at 2^53 anyway
     both = plan.kind == "boolean" and closed is not None and len(closed) == 2
     inferred: dict[str, Any] = {
         "name": facts.name,
@@ -411,8 +413,8 @@ def raw_field(plan: FieldPlan, *, closed: Sequence[Scalar] | None, limit: float 
         "missing": plan.missing,
         "allowed": None if closed is None or both else [plain(v, plan.kind) for v in closed],
         "known": list(facts.values) if plan.kind == "string" and closed is None and facts.values is not None else None,
-        "minimum": -limit if is_number and limit is not None and closed is None else None,
-        "maximum": limit if is_number and limit is not None and closed is None else None,
+        "minimum": None if limit is None else -limit,
+        "maximum": limit,
         "example": plain(facts.example, plan.kind),
     }
     wishes = {k: v for k, v in override.items() if k not in ("kind", "missing")}

@@ -60,6 +60,8 @@ __all__ = ["OutputNames", "capture", "describe_fields", "edge_rows", "from_sklea
 
 #: Training rows that are sent through the pipeline to see what each step makes of them.
 _SAMPLE_ROWS: Final = 200
+#: A limit this far out says what the training code can compute with, not what makes sense.
+_HUGE: Final = 1e15
 _LIBRARIES: Final = ("scikit-learn", "pandas", "numpy", "scipy", "onnx", "onnxruntime", "onnxruntime-gpu")
 
 
@@ -326,7 +328,7 @@ def _accepted_words(field: RawField) -> str:
         return "only " + ", ".join(map(_shown, field.allowed[:12])) + (f", … ({len(field.allowed)})" if len(field.allowed) > 12 else "")
     if field.minimum is not None or field.maximum is not None:
         low, high = ("…" if v is None else f"{v:g}" for v in (field.minimum, field.maximum))
-        return f"{low} to {high}"  # bounds training code cannot go beyond, or the author's own
+        return f"any up to ±{high}" if field.maximum is not None and field.maximum >= _HUGE else f"{low} to {high}"
     return "any"
 
 
@@ -483,6 +485,8 @@ class _Edges:
         ):
             if limit is None or len(value) <= limit:
                 yield what, value
+        if limit is not None:
+            yield "longest", "長" * limit
 
     def _numbers(self) -> Iterator[tuple[str, Scalar]]:
         if self.low is None or self.high is None:
