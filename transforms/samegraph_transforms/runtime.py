@@ -14,12 +14,13 @@ from .executor import CPU, Executor, OrtExecutor
 from .itemplan import ItemPlan, compile_item_plan
 from .manifest import Manifest, RawField, Stage
 from .merging import CannotMerge, merge_stages
+from .packing import ColumnGroup, pack_columns
 from .signature import Row, Signature, column
 
 if TYPE_CHECKING:
     from .package import Package
 
-#: A row after the item stage: one entry per batch input in `PackageRuntime.feed_names` order.
+#: A row after the item stage: the row itself without one, else one entry per value the batch stages read.
 Item: TypeAlias = tuple[Any, ...]
 Feeds: TypeAlias = dict[str, np.ndarray]
 
@@ -30,7 +31,8 @@ class _Feed:
 
     name: str
     field: RawField | None  # None: an item-stage output
-    place: int  # place in the item tuple
+    place: int  # in an item
+    row_place: int  # in a row; -1 for an item-stage output
 
 
 class PackageRuntime:
@@ -68,11 +70,13 @@ class PackageRuntime:
             )
         self._batch_stages = [s for s in self.manifest.stages if s.name != "preprocess.item"]
         self._feeds = self._plan_feeds()
-        self.feed_names: tuple[str, ...] = tuple(f.name for f in self._feeds)
-        self._chain = self._load_chain(make_merged, merge)
+        self._chain, groups = self._load_chain(make_merged, merge)
         self.merged: bool = len(self._chain) == 1
-        self._stage_executors: list[tuple[Stage, Executor]] | None = None if self.merged and len(self._batch_stages) > 1 else self._chain
-        self._row_is_item = self.item_plan is None
+        self._stage_executors: list[tuple[Stage, Executor]] | None = None
+        places = {feed.name: feed.place for feed in self._feeds}
+        packed = {f.name for group in groups for f in group.fields}
+        self._packed = [(group.input, group.collator(places)) for group in groups]
+        self._loose = [feed for feed in self._feeds if feed.name not in packed]
         self.providers: tuple[str, ...] = tuple(getattr(self._chain[-1][1], "providers", CPU))
 
     @classmethod
@@ -119,25 +123,31 @@ class PackageRuntime:
         if self.item_plan is None:
             return row
         values = self.item_plan(dict(zip(self.signature.names, row, strict=True)))
-        return tuple(row[feed.place] if feed.field is not None else values[feed.name] for feed in self._feeds)
+        return tuple(values[feed.name] if feed.field is None else row[feed.row_place] for feed in self._feeds)
 
     def collate(self, items: Sequence[Item]) -> Feeds:
-        """Stack items into batch inputs: [n, 1] per scalar field, [n, *shape] otherwise."""
-        if self._row_is_item:
-            return self.signature.columns(items)
-        feeds: Feeds = {}
-        for feed, values in zip(self._feeds, zip(*items, strict=True), strict=True):
-            if feed.field is None:
-                feeds[feed.name] = np.stack(values)
-            else:
-                feeds.update(column(feed.field, values))
+        """Stack items into the inputs of the loaded graph, applying every field's missing rule."""
+        feeds: Feeds = {name: collate(items) for name, collate in self._packed}
+        if self._loose:
+            feeds.update(self._columns(items, self._loose))
         return feeds
+
+    def _columns(self, items: Sequence[Item], feeds: Sequence[_Feed]) -> Feeds:
+        """Stack items into one array per name: [n, 1] per scalar field, [n, *shape] otherwise."""
+        columns: Feeds = {}
+        for feed in feeds:
+            values = [item[feed.place] for item in items]
+            if feed.field is None:
+                columns[feed.name] = np.stack(values)
+            else:
+                columns.update(column(feed.field, values))
+        return columns
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """Run the batch stages once.
 
         Args:
-            feeds: As `collate` returns them; names the graphs do not read are ignored.
+            feeds: As `collate` returns them.
 
         Returns:
             One array [n, *shape] per manifest output, in order.
@@ -165,7 +175,7 @@ class PackageRuntime:
 
     def trace(self, rows: Sequence[Row]) -> dict[str, np.ndarray]:
         """Run rows stage by stage and return every value that crosses a stage boundary, in data-flow order."""
-        values: dict[str, np.ndarray] = dict(self.collate([self.prepare(row) for row in rows]))
+        values: dict[str, np.ndarray] = self._columns([self.prepare(row) for row in rows], self._feeds)
         for stage, executor in self._stages_apart():
             results = executor.run({name: values[stage.inputs[name]] for name in executor.input_names})
             values.update(zip((stage.outputs[name] for name in executor.output_names), results, strict=True))
@@ -190,10 +200,11 @@ class PackageRuntime:
                 if name in produced:
                     continue
                 if name in made:
-                    feeds[name] = _Feed(name, None, -1)
+                    feeds.setdefault(name, _Feed(name, None, len(feeds), -1))
                 elif name in by_name or name in by_companion:
                     place, field = by_name.get(name) or by_companion[name]
-                    feeds[field.name] = _Feed(field.name, field, place)
+                    # Without an item stage a row is its own item, so that `prepare` costs nothing.
+                    feeds.setdefault(field.name, _Feed(field.name, field, place if self.item_plan is None else len(feeds), place))
                 else:
                     raise ExecutionError(f"stage {stage.name!r} reads {name!r}, which is neither a raw field nor made by an earlier stage")
             produced.update(stage.outputs.values())
@@ -202,19 +213,21 @@ class PackageRuntime:
             raise ExecutionError(f"no stage makes the output {missing[0]!r}")
         return list(feeds.values())
 
-    def _load_chain(self, make_merged: Callable[[onnx.ModelProto], Executor], merge: bool) -> list[tuple[Stage, Executor]]:
-        if merge and len(self._batch_stages) > 1:
+    def _load_chain(
+        self, make_merged: Callable[[onnx.ModelProto], Executor], merge: bool
+    ) -> tuple[list[tuple[Stage, Executor]], list[ColumnGroup]]:
+        """Load the batch stages: as one graph with packed columns where that is asked for and possible, else one by one."""
+        if merge:
             try:
                 model = merge_stages([(s, self._package.load_stage(s.name)) for s in self._batch_stages], self._output_names)
             except CannotMerge:
                 pass
             else:
+                model, groups = pack_columns(model, self.signature.fields)
                 executor = make_merged(model)
-                identity = Stage(
-                    name="model", file="", inputs={n: n for n in executor.input_names}, outputs={n: n for n in executor.output_names}
-                )
-                return [(identity, executor)]
-        return [(s, self._load_stage(s)) for s in self._batch_stages]
+                names = {n: n for n in executor.input_names}, {n: n for n in executor.output_names}
+                return [(Stage(name="model", file="", inputs=names[0], outputs=names[1]), executor)], groups
+        return [(s, self._load_stage(s)) for s in self._batch_stages], []
 
     def _stages_apart(self) -> list[tuple[Stage, Executor]]:
         if self._stage_executors is None:
