@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from image_oracle import PILLOW_FILTERS, call_model, content, stated_array, stated_resize
+from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 from PIL import Image
 from pillow_images import photos
@@ -31,7 +32,7 @@ from samegraph_transforms.functions import (
     resize_to_function,
 )
 from samegraph_transforms.kernels import native_semantics, vertical_first
-from samegraph_transforms.opsets import AI_ONNX, DOMAIN
+from samegraph_transforms.opsets import AI_ONNX, DOMAIN, IR_VERSION, opset_imports
 
 RESIZES = pytest.mark.parametrize(("filter_", "semantics"), [(f, s) for f in FILTERS for s in SEMANTICS])
 #: Sizes per filter and semantics: 6 × 500 = 3,000 in ONNX Runtime, 6 × 150 = 900 in onnx.reference.
@@ -126,6 +127,83 @@ def test_extreme_shrinking_stays_exact(filter_: FilterName) -> None:
                 np.testing.assert_array_equal(
                     _resized(array.transpose(1, 0, 2), (out, 1), filter_, "pillow<13"), expected.transpose(1, 0, 2)
                 )
+
+
+def _c_weights(n_in: int, n_out: int, filter_: FilterName) -> list[dict[int, int]]:
+    """Compute Pillow's integer weights as its C code does (precompute_coeffs and normalize_coeffs_8bpc, in Python's doubles).
+
+    Returns:
+        For every output row, input row → weight of 22 fractional bits, zero weights left out.
+    """
+    radius = {"box": 0.5, "bilinear": 1.0, "bicubic": 2.0}[filter_]
+    scale = n_in / n_out
+    filter_scale = max(scale, 1.0)
+    support, inverse = radius * filter_scale, 1.0 / filter_scale
+    rows = []
+    for xx in range(n_out):
+        center = 0.0 + (xx + 0.5) * scale
+        first, stop = max(int(center - support + 0.5), 0), min(int(center + support + 0.5), n_in)
+        weights, total = [], 0.0
+        for x in range(stop - first):
+            weights.append(_c_kernel((x + first - center + 0.5) * inverse, filter_))
+            total += weights[-1]
+        fixed = [w / total * (1 << 22) for w in weights]
+        integers = [int(-0.5 + w) if w < 0 else int(0.5 + w) for w in fixed]
+        rows.append({first + x: w for x, w in enumerate(integers) if w})
+    return rows
+
+
+def _c_kernel(x: float, filter_: FilterName) -> float:
+    if filter_ == "box":
+        return 1.0 if -0.5 < x <= 0.5 else 0.0
+    x = abs(x)
+    if filter_ == "bilinear":
+        return 1.0 - x if x < 1.0 else 0.0
+    if x < 1.0:
+        return ((-0.5 + 2.0) * x - (-0.5 + 3.0)) * x * x + 1
+    return (((x - 5) * x + 8) * x - 4) * -0.5 if x < 2.0 else 0.0
+
+
+@pytest.mark.parametrize("filter_", FILTERS)
+@pytest.mark.parametrize("evaluator", [OrtExecutor, ReferenceEvaluator], ids=["onnxruntime", "reference"])
+def test_every_weight_is_the_c_codes_integer(filter_: FilterName, evaluator: type) -> None:
+    """On 350 pairs of sizes each 22-bit weight is equal, which pixels alone would show only by luck."""
+    node = helper.make_node(f"PillowTaps_{filter_}", ["n_in", "n_out"], ["rows", "digits"], domain=DOMAIN)
+    sizes = [helper.make_tensor_value_info(name, TensorProto.INT64, [1]) for name in ("n_in", "n_out")]
+    outputs = [
+        helper.make_tensor_value_info("rows", TensorProto.INT64, ["b", "t"]),
+        helper.make_tensor_value_info("digits", TensorProto.UINT8, ["b", "d", "t"]),
+    ]
+    graph = helper.make_graph([node], "taps", sizes, outputs)
+    model = helper.make_model(graph, functions=library([node.op_type]), opset_imports=opset_imports(), ir_version=IR_VERSION)
+    session = evaluator(model)
+    rng = np.random.default_rng(12)
+    pairs = [(373, 224), (640, 256), (427, 171), (1000, 7), *rng.integers(1, 300, (346, 2)).tolist()]
+    for n_in, n_out in pairs:
+        feeds = {"n_in": np.array([n_in]), "n_out": np.array([n_out])}
+        rows, digits = session.run(feeds) if evaluator is OrtExecutor else session.run(None, feeds)
+        assert _weights_by_row(rows, digits)[:n_out] == _c_weights(n_in, n_out, filter_), f"{n_in} to {n_out}"
+
+
+def _weights_by_row(rows: np.ndarray, digits: np.ndarray) -> list[dict[int, int]]:
+    """Put base-256 digits back together: for every output row, input row → weight, zeros left out."""
+    high, middle, low = np.moveaxis(digits.reshape(len(digits), 3, -1, digits.shape[2]).astype(np.int64) - 128, 1, 0)
+    weights = (high * 256 + middle) * 256 + low
+    return [{int(rows[b, t]): int(w) for t, w in enumerate(line) if w} for b, block in enumerate(weights) for line in block]
+
+
+@pytest.mark.parametrize("semantics", SEMANTICS)
+def test_order_turns_exactly_where_pillow_turns(semantics: Semantics) -> None:
+    """Height lost equal to twice the width lost is still horizontal first; one row more is not, under pillow>=13."""
+    rng = np.random.default_rng(14)
+    for height, vertical in ((99, False), (100, False), (101, True), (102, True)):
+        array = rng.integers(0, 256, (height, 70, 3), dtype=np.uint8)
+        image = Image.fromarray(array)
+        high_first = image.resize((70, 20), Image.Resampling.BICUBIC).resize((30, 20), Image.Resampling.BICUBIC)
+        wide_first = image.resize((30, height), Image.Resampling.BICUBIC).resize((30, 20), Image.Resampling.BICUBIC)
+        assert high_first.tobytes() != wide_first.tobytes()
+        expected = high_first if vertical and semantics == "pillow>=13" else wide_first
+        np.testing.assert_array_equal(_resized(array, (20, 30), "bicubic", semantics), np.asarray(expected), err_msg=str(height))
 
 
 def test_installed_pillow_takes_the_order_that_is_emulated() -> None:

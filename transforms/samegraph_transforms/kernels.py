@@ -160,7 +160,15 @@ def resize_image(image: Image.Image, size: Size, filter: FilterName, semantics: 
 @cache
 def native_semantics() -> Semantics | None:
     """Find out whose order of passes the installed Pillow takes, by resizing noise; None when it is neither we know."""
-    shapes = [((90, 24), (20, 19)), ((61, 40), (20, 60)), ((40, 90), (19, 20)), ((70, 60), (30, 25)), ((24, 20), (50, 41))]
+    # Tall to small, height down and width up, wide to small, and both sides of the turn at twice the width lost.
+    shapes = [
+        ((90, 24), (20, 19)),
+        ((61, 40), (20, 60)),
+        ((40, 90), (19, 20)),
+        ((60, 40), (20, 20)),
+        ((61, 40), (20, 20)),
+        ((24, 20), (50, 41)),
+    ]
     for semantics in SEMANTICS:
         if all(_takes_order(semantics, size_in, size_out) for size_in, size_out in shapes):
             return semantics
@@ -367,10 +375,13 @@ def default_cache_dir() -> Path:
 def battery_images(node: onnx.NodeProto) -> Iterator[np.ndarray]:
     """Yield the `BATTERY_CASES` images `node` is tried on: noise, edges and gradients in sizes around its own, uint8 [H, W, C]."""
     attributes = _attributes(node)
-    near = int(np.max(np.asarray(attributes["size"]))) if "size" in attributes else 48
+    size = np.broadcast_to(np.asarray(attributes.get("size", 48)), (2,))
+    near, height_out, width_out = int(size.max()), int(size[0]), int(size[1])
     channels = (1, 2, 3, 4) if node.op_type == "ToRGB" else (3, 1, 3, 4)
     rng = np.random.default_rng(BATTERY_VERSION)
     fixed = [(near, near), (near, 3 * near), (3 * near, near), (2 * near, 2 * near + 1), (1, 1), (near + 1, near), (near, near - 1 or 1)]
+    # Both sides of the place where the order of the two passes turns.
+    fixed += [(height_out + 2 * near, width_out + near), (height_out + 2 * near + 1, width_out + near)]
     for case in range(BATTERY_CASES):
         longest = 2 * near + 40 if case % 6 == 0 else near // 2 + 40
         height, width = fixed[case] if case < len(fixed) else (int(v) for v in rng.integers(2, longest, 2))
