@@ -371,6 +371,31 @@ def test_number_types_of_pandas_are_float64_in_the_graph(dtype: str, kind: str, 
     assert (field.kind, field.missing.rule) == (kind, rule)
 
 
+@pytest.mark.parametrize("marker", [pd.NA, np.nan], ids=["NA", "NaN"])
+def test_imputer_looks_for_the_marker_of_nullable_types(marker: object) -> None:
+    """pandas.NA of nullable strings and integers is filled when missing_values says so, or when training turned it into NaN."""
+    frame = FRAME.assign(colour=FRAME["colour"].astype("string"), count=FRAME["count"].astype("Int64").where(FRAME["height"] > 160))
+    numbers = ("numbers", SimpleImputer(missing_values=marker), ["count"])
+    fill = SimpleImputer(missing_values=pd.NA, strategy="most_frequent", add_indicator=True)
+    strings = ("strings", make_pipeline(fill, OneHotEncoder(handle_unknown="ignore")), ["colour"])
+    result = check(ColumnTransformer([numbers, strings]), frame)
+    assert [f.missing.rule for f in result.draft.fields] == ["nan", "sentinel"]
+
+
+def test_columns_that_may_be_missing_may_be_missing_together() -> None:
+    """A boolean that was never missing is refused as null when that would make another column's null fail in training."""
+    frame = FRAME.assign(count=FRAME["count"].astype("Int64").where(FRAME["height"] > 160))
+    result = check(ColumnTransformer([("mixed", SimpleImputer(strategy="most_frequent"), ["count", "amount", "flag"])]), frame)
+    assert {f.name: f.missing.rule for f in result.draft.fields} == {"amount": "nan", "count": "nan", "flag": "refuse"}
+
+
+def test_encoder_with_categories_of_its_own_order() -> None:
+    """Categories given by hand keep their order; those training never saw are known all the same."""
+    order = [["RED", "violet", "red"], [f"town {i}" for i in range(25, -1, -1)]]
+    check(categorical(OneHotEncoder(categories=order, handle_unknown="ignore")), extra=[{"colour": "violet", "town": "town 25"}])
+    check(categorical(OrdinalEncoder(categories=order, handle_unknown="use_encoded_value", unknown_value=-1)))
+
+
 def test_nullable_booleans_get_a_companion() -> None:
     """A missing boolean travels as a companion input and is filled as in training."""
     frame = FRAME.assign(flag=FRAME["flag"].astype("boolean").where(FRAME["count"] % 5 != 0))

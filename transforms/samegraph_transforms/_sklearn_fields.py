@@ -233,9 +233,17 @@ class Reference:
         return self.instances(self.training.iloc[[fullest]])[0]
 
     def nullable(self) -> dict[str, bool]:
-        """Find, per column, whether the training code answers a row in which it is missing."""
+        """Find, per column, whether the training code answers a row in which it is missing.
+
+        It must do so with this column missing alone and together with the others that may be: a missing value can change the
+        type of a whole block. Columns that were missing in training are asked first.
+        """
         typical = self.typical()
-        return {name: self.accepts([{**typical, name: None}]) for name in self.facts}
+        together: dict[str, None] = {}
+        for name in sorted(self.facts, key=lambda n: self.facts[n].missing == 0):
+            if self.accepts([{**typical, name: None}]) and self.accepts([{**typical, **together, name: None}]):
+                together[name] = None
+        return {name: name in together for name in self.facts}
 
     def magnitude_limit(self, names: Sequence[str]) -> float | None:
         """Find the largest magnitude at which the training code still answers, all of `names` at once.
