@@ -54,6 +54,10 @@ def test_one_bad_instance_is_an_error_in_its_place() -> None:
         (b"   ", "malformed_json"),
         (b"{", "malformed_json"),
         (b"\xff\xfe", "malformed_json"),
+        (b'{"instances": [{"a": 1, "b": "\xff"}]}', "malformed_json"),
+        (b'{"instances": [{"a": 1, "b": "\xed\xa0\x80"}]}', "malformed_json"),
+        (b'{"inputs": {"a": [1], "b": ["\xff"]}}', "malformed_json"),
+        (b'{"instances": [{"a": 1, "b": "\\ud800"}]}', "malformed_json"),
         (b'{"instances": [{"a": NaN, "b": "x"}]}', "not_a_number"),
         (b'{"instances": [{"a": -Infinity, "b": "x"}]}', "not_a_number"),
         (b'{"instances": [{"a": 1e999, "b": "x"}]}', "out_of_range"),
@@ -115,6 +119,13 @@ def test_no_bytes_whatever_raise_anything_but_an_input_error(body: bytes) -> Non
     """Property: a body is rows or an InputError, never another exception."""
     with contextlib.suppress(InputError):
         assert decode_v1(TABLE, body).rows
+
+
+@given(st.binary(min_size=1, max_size=12))
+def test_no_bytes_whatever_inside_a_string_raise_anything_but_an_input_error(text: bytes) -> None:
+    """Property: the same for bytes in the middle of a body that is otherwise right, where most decoders look last."""
+    with contextlib.suppress(InputError):
+        assert decode_v1(TABLE, b'{"instances": [{"a": 1, "b": "' + text + b'"}]}').rows
 
 
 @given(

@@ -46,6 +46,9 @@ _JSON_WORDS = {
 }
 _ZERO: dict[str, Any] = {"number": 0.0, "integer": 0, "boolean": False, "string": "", "text": ""}
 
+#: What the typed pass raises for a body that is not as expected; text that is not UTF-8 and deep nesting come as Python's own errors.
+_NOT_TYPED = (msgspec.MsgspecError, InputError, UnicodeDecodeError, RecursionError)
+
 
 class B64(msgspec.Struct, forbid_unknown_fields=True):
     """Bytes in JSON: an object with the single key `b64`."""
@@ -86,7 +89,7 @@ class Signature:
         if self._decode_bare is not None:
             try:
                 return [self._finish((value,)) for value in self._decode_bare.decode(body).instances]
-            except (msgspec.MsgspecError, InputError):
+            except _NOT_TYPED:
                 pass
         if self._decode_rows is None:
             return None
@@ -94,7 +97,7 @@ class Signature:
             decoded = self._decode_rows.decode(body).instances
             finish, astuple = self._finish, msgspec.structs.astuple
             return [finish(astuple(row)) for row in decoded] if finish is not _unchanged else [astuple(row) for row in decoded]
-        except (msgspec.MsgspecError, InputError):
+        except _NOT_TYPED:
             return None
 
     def check_row(self, instance: object, index: int | None = None) -> Row:

@@ -126,13 +126,13 @@ def parse_json(body: bytes) -> Any:
         raise InputError("the body is empty; send a JSON object", code="malformed_json")
     try:
         return _parse(body)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:  # text that is not UTF-8 comes as Python's own error
         raise _explained(body, error) from error
     except RecursionError as error:
         raise InputError("the JSON is nested too deeply", code="malformed_json") from error
 
 
-def _explained(body: bytes, error: msgspec.DecodeError) -> InputError:
+def _explained(body: bytes, error: msgspec.DecodeError | UnicodeDecodeError) -> InputError:
     text = str(error)
     where = text.rpartition("(byte ")[2].rstrip(")")
     if where.isdigit():
