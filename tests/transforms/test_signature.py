@@ -129,6 +129,20 @@ def test_tensors_are_checked_for_shape_and_type() -> None:
     assert refused(integers, [1.5]).code == "wrong_type"
 
 
+@pytest.mark.parametrize(("dtype", "value"), [("float32", 1e300), ("float32", -(10**39)), ("float16", 70000), ("float64", 10**400)])
+def test_a_number_that_a_tensor_cannot_hold_is_refused_and_never_becomes_infinity(dtype: Any, value: float) -> None:
+    """Infinity would run through the graph and come back as null; the caller sent a number."""
+    signature = signature_of(RawField(name="x", kind="tensor", dtype=dtype, shape=[2]))
+    assert refused(signature, [1, value]).code == "out_of_range"
+
+
+@pytest.mark.parametrize("value", [[["a"], ["b", "c"]], ["a", ["b"]], [[], ["a"]]], ids=str)
+def test_unequal_lists_are_no_tensor_of_strings(value: object) -> None:
+    """An array of objects would take the inner lists for its elements, and the graph would see their Python spelling."""
+    signature = signature_of(RawField(name="x", kind="tensor", dtype="string", shape=[2]))
+    assert refused(signature, value).code == "wrong_shape"
+
+
 def test_typed_arrays_widen_and_never_narrow() -> None:
     """A float32 column fits a float64 tensor; the reverse would lose bits."""
     wide = signature_of(RawField(name="x", kind="tensor", dtype="float64", shape=[2]))

@@ -44,6 +44,7 @@ _JSON_WORDS = {
     dict: "an object",
     type(None): "null",
 }
+_RAGGED = "must be a nested list of equally long lists"
 _ZERO: dict[str, Any] = {"number": 0.0, "integer": 0, "boolean": False, "string": "", "text": ""}
 
 #: What the typed pass raises for a body that is not as expected; text that is not UTF-8 and deep nesting come as Python's own errors.
@@ -339,11 +340,14 @@ class _FieldCheck:
             raise self._wrong_type(value)
         _refuse_mixed(self, value)
         try:
-            array = np.array(value, dtype=object if dtype == "string" else dtype)
-        except OverflowError as error:
+            with np.errstate(over="raise"):
+                array = np.array(value, dtype=object if dtype == "string" else dtype)
+        except (OverflowError, FloatingPointError) as error:
             raise self._error(f"holds a number that {dtype} cannot hold", "out_of_range") from error
         except (TypeError, ValueError) as error:
-            raise self._error("must be a nested list of equally long lists", "wrong_shape") from error
+            raise self._error(_RAGGED, "wrong_shape") from error
+        if dtype == "string" and not all(isinstance(leaf, str) for leaf in array.flat):
+            raise self._error(_RAGGED, "wrong_shape")  # an array of objects holds unequal lists as they are
         return self._shaped(array)
 
     def _shaped(self, array: np.ndarray) -> np.ndarray:
