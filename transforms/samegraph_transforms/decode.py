@@ -158,14 +158,15 @@ def pillow_decoder(
 
 def codec_versions() -> dict[str, str]:
     """Return the versions of the codec libraries inside the installed Pillow: libjpeg_turbo (or jpeg), zlib, webp, libtiff."""
-    found = {name: features.version_feature(name) if name in _FEATURES else features.version(name) for name in _CODECS}
+    known = [name for name in _CODECS if name not in _FEATURES or name in features.features]
+    found = {name: features.version_feature(name) if name in _FEATURES else features.version(name) for name in known}
     if found["libjpeg_turbo"] is None:
         found["jpeg"] = features.version_codec("jpg")
     return {name: version for name, version in found.items() if version}
 
 
 _CODECS: Final = ("libjpeg_turbo", "zlib", "zlib_ng", "webp", "libtiff")
-_FEATURES: Final = ("libjpeg_turbo", "zlib_ng")  # Pillow looks these up in another table
+_FEATURES: Final = ("libjpeg_turbo", "zlib_ng")  # Pillow keeps these in another table; the second one came with 11.1
 
 
 def check_decoder(decoder: Decoder) -> None:
