@@ -77,7 +77,7 @@ class Application:
             return openapi_document(self.running().model_docs(), base=base)
 
         app.include_router(docs_router(document, get_models=lambda: self.running().model_entries()))
-        _handle_errors(app, lambda: "" if self.service is None else self.service.gateway.fresh_id())
+        _handle_errors(app, lambda: "" if self.service is None else self.service.front.fresh_id())
         return app
 
     @asynccontextmanager

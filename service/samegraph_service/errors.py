@@ -13,6 +13,8 @@
         ├── DeadlineExceeded              the caller's deadline passed while the request waited
         ├── DeadlineTooShort              no answer could ever meet that deadline
         ├── BadDeadline                   the deadline header is not a positive number
+        ├── BadRequest                    the bytes are not HTTP
+        ├── HeadTooLarge                  request line and headers are over the limit
         ├── BodyTooLarge                  the body is over the server's limit
         ├── BodyTooSlow                   the body did not arrive in time
         ├── ExecutionFailed               the model's graph failed on this instance
@@ -107,6 +109,14 @@ class DeadlineTooShort(ServiceError):
 
 class BadDeadline(ServiceError):
     """Raised when the deadline the caller sent is not a positive number."""
+
+
+class BadRequest(ServiceError):
+    """Raised when the bytes on a connection are not a valid HTTP request."""
+
+
+class HeadTooLarge(ServiceError):
+    """Raised when the request line and headers are over the limit."""
 
 
 class BodyTooLarge(ServiceError):

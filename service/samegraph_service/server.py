@@ -9,6 +9,8 @@ from types import FrameType
 
 import uvicorn
 
+from .api.front import Front
+from .api.protocol import protocol_class
 from .app import Application
 from .logs import get_logger
 from .settings import Settings
@@ -25,6 +27,7 @@ class Server(uvicorn.Server):
 
     def __init__(self, application: Application, settings: Settings) -> None:
         server = settings.server
+        self._application = application
         super().__init__(
             uvicorn.Config(
                 application,
@@ -32,7 +35,7 @@ class Server(uvicorn.Server):
                 port=server.port,
                 backlog=server.backlog,
                 loop="uvloop",
-                http="httptools",
+                http=protocol_class(self._front) if server.http == "direct" else "httptools",
                 ws="none",
                 lifespan="on",
                 log_config=None,
@@ -45,7 +48,6 @@ class Server(uvicorn.Server):
                 timeout_graceful_shutdown=5,
             )
         )
-        self._application = application
         self._stopping: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -70,6 +72,10 @@ class Server(uvicorn.Server):
             for socket in server.sockets:
                 return int(socket.getsockname()[1])
         return self.config.port
+
+    def _front(self) -> Front | None:
+        service = self._application.service
+        return None if service is None else service.front
 
     def _begin_drain(self) -> None:
         if self._stopping is None:

@@ -16,7 +16,8 @@ from samegraph_transforms.wire import predictions
 from starlette.types import ASGIApp
 
 from .admission import Gate, Limits
-from .api.asgi import HttpLimits, PredictGateway
+from .api.asgi import PredictGateway
+from .api.front import Front, HttpLimits
 from .batching import BatchPolicy
 from .device import Device, Lane
 from .errors import Draining
@@ -72,8 +73,8 @@ class Service:
         self.predictor = Predictor(
             loop, self.device, self.host, Deadlines(limits.default_deadline_s, limits.longest_deadline_s), lambda: self.repository.routes
         )
-        self.gateway = PredictGateway(
-            fallback,
+        self.front = Front(
+            loop,
             predictor=self.predictor,
             gate=self.gate,
             routes=lambda: self.repository.routes,
@@ -82,6 +83,7 @@ class Service:
             host=self.host,
             limits=HttpLimits(limits.max_body_bytes, limits.max_instances, limits.body_timeout_s),
         )
+        self.gateway = PredictGateway(fallback, self.front)
         self.stopping = False
         self.loaded = asyncio.Event()  # set once everything in the repository was tried
         self._look = asyncio.Event()

@@ -31,6 +31,10 @@ class ServerSettings(_Group):
     keep_alive_s: int = Field(
         default=75, ge=1, le=3600, description="Seconds an idle connection is kept; longer than the clients' and proxies' own."
     )
+    http: Literal["direct", "asgi"] = Field(
+        default="direct",
+        description="direct answers predictions on the connection itself; asgi sends them through ASGI too.",
+    )
     root_path: str = Field(default="", description="Path prefix a proxy strips before the request arrives.")
 
 

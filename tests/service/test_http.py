@@ -22,13 +22,14 @@ GOOD = {"size": 1.5, "kind": "moss"}
 DOCUMENT_KEYS = {"error", "code", "retryable", "field", "instance", "request_id"}
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+@pytest.fixture(scope="module", params=["direct", "asgi"])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    """One server for each of the two ways in: every test here holds for both."""
     repository = tmp_path_factory.mktemp("models")
     pack(build.draft(), build.samples(), repository)
     pack(build.draft(version=2, stages=second_version()), second_samples(), repository)
     pack(*length_model(), repository)
-    with live_server(repository, limits={"max_body_bytes": 20_000, "max_instances": 50}) as live:
+    with live_server(repository, server={"http": request.param}, limits={"max_body_bytes": 20_000, "max_instances": 50}) as live:
         yield live
 
 

@@ -38,6 +38,8 @@ _BY_CLASS: dict[type[SamegraphError], Mapping] = {
     errors.DeadlineExceeded: Mapping(504, "deadline_exceeded", True),
     errors.DeadlineTooShort: Mapping(400, "deadline_too_short", False),
     errors.BadDeadline: Mapping(400, "bad_deadline", False),
+    errors.BadRequest: Mapping(400, "bad_request", False),
+    errors.HeadTooLarge: Mapping(431, "head_too_large", False),
     errors.BodyTooLarge: Mapping(413, "body_too_large", False),
     errors.BodyTooSlow: Mapping(408, "body_too_slow", True),
     errors.ExecutionFailed: Mapping(500, "execution_failed", False),

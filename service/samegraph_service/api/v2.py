@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,6 +32,12 @@ _ACCEPTED = {
     "image": {"BYTES"},
     "bytes": {"BYTES"},
 }
+
+
+#: A year: more than any server allows, and small enough for a float.
+_LONGEST_TIMEOUT_US = 365 * 86_400 * 1_000_000
+#: Largest dimension of a tensor without elements. Nothing else bounds it, since no data has to be sent for it.
+_MAX_EMPTY_DIMENSION = 4096
 
 
 class InputTensor(msgspec.Struct):
@@ -85,7 +92,7 @@ def timeout_s(request: InferRequest) -> float | None:
         raise InputError(
             "`parameters.timeout` must be a positive whole number of microseconds", code="bad_body", field="parameters.timeout"
         )
-    return value / 1e6
+    return min(value, _LONGEST_TIMEOUT_US) / 1e6
 
 
 def decode(signature: Signature, request: InferRequest, max_instances: int) -> Decoded:
@@ -98,8 +105,8 @@ def decode(signature: Signature, request: InferRequest, max_instances: int) -> D
     for tensor in request.inputs:
         if tensor.name in columns:
             raise InputError(f"input {tensor.name[:100]!r} is given twice", code="bad_body", field=tensor.name[:100])
-        columns[tensor.name] = _column(_field(signature, tensor.name), tensor)
-    n = _count(columns, max_instances)
+        columns[tensor.name] = _column(_field(signature, tensor.name), tensor, max_instances)
+    n = _count(columns)
     rows: list[Row | InputError] = [signature.try_row({name: values[i] for name, values in columns.items()}, i) for i in range(n)]
     return Decoded(rows)
 
@@ -112,20 +119,24 @@ def _field(signature: Signature, name: str) -> RawField:
         raise InputError(f"unknown input {name[:100]!r}; this model's inputs are {names}", code="unknown_field", field=name[:100]) from None
 
 
-def _count(columns: dict[str, Sequence[object]], max_instances: int) -> int:
+def _count(columns: dict[str, Sequence[object]]) -> int:
     lengths = {name: len(values) for name, values in columns.items()}
     if not lengths or max(lengths.values()) == 0:
         raise InputError("the request holds no instances; send at least one input with at least one row", code="no_instances")
     if len(set(lengths.values())) > 1:
         described = ", ".join(f"{name}: {n}" for name, n in lengths.items())
         raise InputError(f"the inputs differ in their first dimension ({described}); it is the number of instances", code="wrong_shape")
-    n = next(iter(lengths.values()))
+    return next(iter(lengths.values()))
+
+
+def _check_instances(n: int, max_instances: int) -> None:
     if n > max_instances:
-        raise InputError(f"the request holds {n} instances; the limit is {max_instances}: send several requests", code="too_many_instances")
-    return n
+        raise InputError(
+            f"the request holds {_digits(n)} instances; the limit is {max_instances}: send several requests", code="too_many_instances"
+        )
 
 
-def _column(field: RawField, tensor: InputTensor) -> Sequence[object]:
+def _column(field: RawField, tensor: InputTensor, max_instances: int) -> Sequence[object]:
     """Return one value per instance of a tensor in JSON."""
     accepted = {DATATYPES[field.graph_dtype]} if field.kind == "tensor" else _ACCEPTED[field.kind]
     if tensor.datatype not in accepted:
@@ -140,15 +151,40 @@ def _column(field: RawField, tensor: InputTensor) -> Sequence[object]:
             code="bad_body",
             field=field.name,
         )
-    values = _flat(tensor.data)
     shape = tensor.shape
-    if any(d < 0 for d in shape) or len(values) != int(np.prod(shape, dtype=np.int64)):
-        raise InputError(f"input {field.name!r} has shape {shape} but holds {len(values)} values", code="wrong_shape", field=field.name)
+    _check_rank(field, shape)
+    values = _flat(tensor.data)
+    # In this order: a product of absurd dimensions is never formed, and nothing is built for instances that were only declared.
+    if any(not 0 <= d <= max(len(values), _MAX_EMPTY_DIMENSION) for d in shape) or len(values) != math.prod(shape):
+        raise InputError(
+            f"input {field.name!r} has shape {_described(shape)} but holds {len(values)} values", code="wrong_shape", field=field.name
+        )
+    _check_instances(shape[0], max_instances)
     if field.kind == "tensor":
         return _instances(field, values, shape)
-    if len(shape) not in (1, 2) or (len(shape) == 2 and shape[1] != 1):
-        raise InputError(f"input {field.name!r} must have shape [n] or [n, 1]; got {shape}", code="wrong_shape", field=field.name)
     return [_encoded(field, tensor, v) for v in values] if field.kind in BINARY_KINDS else values
+
+
+def _check_rank(field: RawField, shape: Sequence[int]) -> None:
+    if field.kind == "tensor":
+        rank = 1 + len(field.shape or ())
+        if len(shape) != rank:
+            raise InputError(
+                f"input {field.name!r} must have {rank} dimensions, the first being the number of instances; got {_described(shape)}",
+                code="wrong_shape",
+                field=field.name,
+            )
+    elif len(shape) not in (1, 2) or (len(shape) == 2 and shape[1] != 1):
+        raise InputError(f"input {field.name!r} must have shape [n] or [n, 1]; got {_described(shape)}", code="wrong_shape", field=field.name)
+
+
+def _described(shape: Sequence[int]) -> str:
+    shown = ", ".join(_digits(d) for d in shape[:8])
+    return f"[{shown}, …]" if len(shape) > 8 else f"[{shown}]"
+
+
+def _digits(number: int) -> str:
+    return str(number) if abs(number) < 10**18 else "a number of more than 18 digits"
 
 
 def _encoded(field: RawField, tensor: InputTensor, value: object) -> object:
@@ -162,21 +198,21 @@ def _encoded(field: RawField, tensor: InputTensor, value: object) -> object:
     return {"b64": value}
 
 
-def _instances(field: RawField, values: list[object], shape: list[int]) -> Sequence[object]:
-    if not shape:
-        raise InputError(f"input {field.name!r} needs a first dimension: the number of instances", code="wrong_shape", field=field.name)
+def _instances(field: RawField, values: list[object], shape: Sequence[int]) -> Sequence[object]:
     n, rest = shape[0], shape[1:]
-    size = int(np.prod(rest, dtype=np.int64))
+    size = math.prod(rest)
+    if size == 0:
+        return [np.empty(rest, dtype=object if field.graph_dtype == "string" else field.graph_dtype)] * n
     return [_nested(values[i * size : (i + 1) * size], rest) for i in range(n)]
 
 
-def _nested(values: list[object], shape: list[int]) -> object:
+def _nested(values: list[object], shape: Sequence[int]) -> object:
     """Fold a flat list into nested lists of `shape`, so that the signature's own tensor check sees what V1 callers send."""
     if not shape:
         return values[0]
     if len(shape) == 1:
         return values
-    size = len(values) // shape[0] if shape[0] else 0
+    size = len(values) // shape[0]
     return [_nested(values[i * size : (i + 1) * size], shape[1:]) for i in range(shape[0])]
 
 

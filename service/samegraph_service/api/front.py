@@ -1,0 +1,458 @@
+"""What every HTTP way in does with a predict request, without I/O: head → admitted → body → response.
+
+    front.admit(head)              early refusals and the reservation, before the body is read
+    front.run(head, place, body)   call, answer, response; calls back once, perhaps before it returns
+    front.note(head, response)     counts and logs what was sent
+
+`asgi.py` and `protocol.py` differ only in how they read and write bytes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from http import HTTPStatus
+from urllib.parse import parse_qsl
+
+from samegraph_transforms.errors import InputError, SamegraphError
+from samegraph_transforms.signature import Signature
+from samegraph_transforms.wire import Decoded
+
+from samegraph_service.admission import Gate, Reservation
+from samegraph_service.api import error_document, v1, v2
+from samegraph_service.api.paths import Target
+from samegraph_service.call import Answer, Call, Failure, Loop, OnError, Outcome
+from samegraph_service.errors import BadDeadline, BodyTooLarge, BodyTooSlow, CallerGone, Internal, MethodNotAllowed
+from samegraph_service.logs import AccessLog, bind_request_id, get_logger
+from samegraph_service.metrics import UNKNOWN_MODEL, Metrics
+from samegraph_service.predict import Handle, Predictor, Served
+from samegraph_service.routing import RouteTable
+
+log = get_logger("samegraph.http")
+
+Headers = list[tuple[bytes, bytes]]
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._\-]{1,128}")
+#: Answers with more values than this are written on a host thread: a thousand values take the loop about half a millisecond.
+ENCODE_ON_HOST_VALUES = 4096
+#: JSON and multipart bodies larger than this are decoded on a host thread.
+DECODE_ON_HOST_BYTES = 32768
+
+
+@dataclass(frozen=True, slots=True)
+class HttpLimits:
+    """Bounds of a request on the wire.
+
+    Attributes:
+        max_body_bytes: Largest body.
+        max_instances: Most instances.
+        body_timeout_s: Longest time head and body may take to arrive, in seconds.
+        discard_s: Longest time the rest of a refused body is read to be thrown away, in seconds.
+    """
+
+    max_body_bytes: int
+    max_instances: int
+    body_timeout_s: float
+    discard_s: float = 5.0
+
+
+class Head:
+    """A predict request's line and headers.
+
+    Attributes:
+        target: What the path names.
+        headers: Lower-case name → value; of a repeated header the last.
+        declared: `content-length`, or 0.
+        has_body: Whether a body follows.
+        request_id: The caller's, when it is a safe one, else a fresh one.
+    """
+
+    __slots__ = ("client", "content_type", "declared", "has_body", "headers", "method", "path", "query", "received", "request_id", "target")
+
+    def __init__(
+        self, method: str, path: str, query: bytes, headers: dict[bytes, bytes], client: str, target: Target, received: float, fresh_id: str
+    ) -> None:
+        self.method = method
+        self.path = path
+        self.query = query
+        self.headers = headers
+        self.client = client
+        self.target = target
+        self.received = received
+        given = headers.get(b"x-request-id")
+        self.request_id = fresh_id if given is None or not _REQUEST_ID.fullmatch(given) else given.decode()
+        self.content_type = headers[b"content-type"].decode("latin-1") if b"content-type" in headers else "application/json"
+        length = headers.get(b"content-length", b"")
+        self.declared = int(length) if length.isdigit() else 0
+        self.has_body = self.declared > 0 or b"transfer-encoding" in headers
+
+
+@dataclass(slots=True)
+class Place:
+    """A request that was let in on its head."""
+
+    served: Served
+    reservation: Reservation
+    timeout_s: float | None
+    on_error: OnError
+
+
+@dataclass(frozen=True, slots=True)
+class Static:
+    """The headers that are the same for every answer of a version, in both spellings."""
+
+    pairs: tuple[tuple[bytes, bytes], ...]
+    raw: bytes
+
+
+class Response:
+    """One answer, ready to be written by either way in.
+
+    Attributes:
+        status: HTTP status.
+        body: Its bytes.
+        error: What went wrong, or None.
+        answer: What was answered, or None.
+    """
+
+    __slots__ = ("_headers", "_request_id", "_static", "answer", "body", "error", "status")
+
+    def __init__(
+        self, status: int, body: bytes, *, request_id: bytes = b"", static: Static | None = None, headers: Headers | None = None
+    ) -> None:
+        self.status = status
+        self.body = body
+        self.error: SamegraphError | None = None
+        self.answer: Answer | None = None
+        self._request_id = request_id
+        self._static = static
+        self._headers = headers
+
+    def pairs(self) -> Headers:
+        """Return the headers for ASGI."""
+        if self._static is None:
+            return list(self._headers or ())
+        return [
+            *self._static.pairs,
+            *(self._headers or ()),
+            (b"content-length", b"%d" % len(self.body)),
+            (b"x-request-id", self._request_id),
+            (b"samegraph-prediction-id", self._request_id),
+        ]
+
+    def http1(self, *, close: bool) -> bytes:
+        """Return the whole HTTP/1.1 response."""
+        end = b"connection: close\r\n\r\n" if close else b"\r\n"
+        if self._static is not None and not self._headers:
+            identifier = self._request_id
+            return b"%bcontent-length: %d\r\nx-request-id: %b\r\nsamegraph-prediction-id: %b\r\n%b%b" % (
+                self._static.raw,
+                len(self.body),
+                identifier,
+                identifier,
+                end,
+                self.body,
+            )
+        lines = [_status_line(self.status), *(b"%b: %b\r\n" % pair for pair in self.pairs()), end, self.body]
+        return b"".join(lines)
+
+
+class Front:
+    """Shared by all HTTP ways in. For the event loop's thread only.
+
+    Args:
+        loop: The event loop.
+        predictor: The prediction path.
+        gate: Admission.
+        routes: Returns the table in force.
+        metrics: Counts answers.
+        access_log: Notes answers; None for no access log.
+        host: Threads for large answers.
+        limits: Bounds on the wire.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        *,
+        predictor: Predictor,
+        gate: Gate,
+        routes: Callable[[], RouteTable[Served]],
+        metrics: Metrics,
+        access_log: AccessLog | None,
+        host: ThreadPoolExecutor,
+        limits: HttpLimits,
+    ) -> None:
+        self.limits = limits
+        self._loop = loop
+        self._predictor = predictor
+        self._gate = gate
+        self._routes = routes
+        self._metrics = metrics
+        self._access_log = access_log
+        self._host = host
+        self._ids = itertools.count(1)
+        self._boot = os.urandom(6).hex()
+
+    @property
+    def draining(self) -> bool:
+        """Whether answers should end their connections."""
+        return self._gate.draining
+
+    def fresh_id(self) -> str:
+        """Return an id no other request of this process, and very likely of any other, has."""
+        return f"{self._boot}-{next(self._ids):x}"
+
+    # --- before the body ----------------------------------------------------------------------------------------------
+
+    def admit(self, head: Head) -> Place:
+        """Let a request in on its head, or refuse it before its body is read.
+
+        Raises:
+            SamegraphError: Why not.
+        """
+        if head.method != "POST":
+            raise MethodNotAllowed(f"predictions are asked for with POST, not {head.method[:16]}", allowed=("POST",))
+        timeout_s = _timeout_s(head.headers)
+        on_error = _on_error(head) if head.query or not head.content_type.startswith("application/json") else "fail"
+        if head.declared > self.limits.max_body_bytes:
+            raise self.too_large()
+        target = head.target
+        _, served = self._routes().resolve(target.model, target.version, target.label)
+        if target.protocol == "v1" and head.content_type != "application/json":
+            v1.check_media_type(served.runtime.signature, head.content_type)
+        return Place(served, self._gate.reserve(head.declared), timeout_s, on_error)
+
+    def too_large(self) -> BodyTooLarge:
+        """Return the refusal of a body over the limit."""
+        limit = self.limits.max_body_bytes
+        return BodyTooLarge(f"the body is larger than the limit of {limit} bytes; send fewer instances or smaller images per request")
+
+    def too_slow(self) -> BodyTooSlow:
+        """Return the refusal of a body that does not arrive."""
+        limit = self.limits.body_timeout_s
+        return BodyTooSlow(f"the body did not arrive within {limit:g} s; send it faster or in smaller requests")
+
+    # --- with the body ------------------------------------------------------------------------------------------------
+
+    def run(self, head: Head, place: Place, body: bytes, done: Callable[[Response], None]) -> Handle:
+        """Run an admitted request; `done` is called exactly once, perhaps before this returns."""
+        exchange = _V2(head, place, body, self.limits) if head.target.protocol == "v2" else _V1(head, place, body, self.limits)
+
+        def finished(outcome: Outcome) -> None:
+            if isinstance(outcome, Failure):
+                done(self.failed(outcome.error, head))
+            else:
+                self._encode(head, place, exchange, outcome, done)
+
+        return self._predictor.submit(exchange.call, place.reservation, finished)
+
+    def _encode(self, head: Head, place: Place, exchange: _Exchange, answer: Answer, done: Callable[[Response], None]) -> None:
+        started = self._loop.time()
+
+        def respond(body: bytes | SamegraphError) -> None:
+            place.served.metrics.stages["encode"].observe(self._loop.time() - started)
+            done(self.failed(body, head) if isinstance(body, SamegraphError) else self._answered(head, answer, body))
+
+        if sum(a.size for a in answer.arrays) > ENCODE_ON_HOST_VALUES:
+            self._host.submit(lambda: self._loop.call_soon_threadsafe(respond, _encoded(exchange, answer)))
+        else:
+            respond(_encoded(exchange, answer))
+
+    @staticmethod
+    def _answered(head: Head, answer: Answer, body: bytes) -> Response:
+        headers = [(b"samegraph-failed-instances", b"%d" % len(answer.errors))] if answer.errors else None
+        static = _static(answer.model, answer.version, answer.digest)
+        response = Response(200, body, request_id=head.request_id.encode(), static=static, headers=headers)
+        response.answer = answer
+        return response
+
+    def failed(self, error: SamegraphError, head: Head) -> Response:
+        """Return the response to a request that failed."""
+        status, headers, body = error_document.response(error, head.request_id)
+        response = Response(status, body, headers=headers)
+        response.error = error
+        return response
+
+    def crashed(self, head: Head, error: Exception) -> Response:
+        """Log an exception nobody expected and return a response that does not tell it."""
+        with bind_request_id(head.request_id):
+            log.error("request_crashed", exc_info=error, path=head.path)
+        return self.failed(Internal(), head)
+
+    # --- taps ---------------------------------------------------------------------------------------------------------
+
+    def note(self, head: Head, response: Response) -> None:
+        """Count and log an answer, or a caller who left before it."""
+        seconds = self._loop.time() - head.received
+        answer, error = response.answer, response.error
+        routes = self._routes().models.get(head.target.model)
+        model = UNKNOWN_MODEL if routes is None else head.target.model
+        code = None if error is None else error_document.mapping_of(error).code
+        protocol = "v2" if head.target.protocol == "v2" else v1.protocol_of(head.content_type)
+        self._metrics.request(model, "" if answer is None else str(answer.version), protocol, response.status, code)
+        if isinstance(error, CallerGone):
+            self._metrics.cancelled += 1
+        if answer is not None and routes is not None:
+            served = routes.ready.get(answer.version)
+            if served is not None:
+                served.metrics.duration.observe(seconds)
+            for failure in answer.errors.values():
+                self._metrics.error(model, error_document.mapping_of(failure).code)
+        if self._access_log is not None:
+            self._access_log.record(
+                head.method,
+                head.path,
+                response.status,
+                seconds,
+                head.request_id,
+                head.client,
+                head.declared,
+                len(response.body),
+                model,
+                0 if answer is None else answer.version,
+                0 if answer is None else answer.n,
+                code or "",
+            )
+
+
+# --- protocols ------------------------------------------------------------------------------------------------------------
+
+
+class _V1:
+    """A V1, raw or multipart request and what writes its answer."""
+
+    __slots__ = ("call",)
+
+    def __init__(self, head: Head, place: Place, body: bytes, limits: HttpLimits) -> None:
+        content_type, most = head.content_type, limits.max_instances
+        protocol = v1.protocol_of(content_type)
+
+        def decode(signature: Signature) -> Decoded:
+            return v1.decode(signature, content_type, body, most)
+
+        target, size = head.target, len(body)
+        self.call = Call(
+            target.model,
+            target.version,
+            target.label,
+            decode,
+            head.request_id,
+            size,
+            place.timeout_s,
+            head.received,
+            place.on_error,
+            protocol,
+            size > DECODE_ON_HOST_BYTES and protocol != "raw",
+        )
+
+    @staticmethod
+    def encode(answer: Answer) -> bytes:
+        """Write the answer."""
+        return v1.encode(answer)
+
+
+class _V2:
+    """A V2 request and what writes its answer; the body may ask for outputs and set a deadline."""
+
+    __slots__ = ("_body", "_limit", "_request", "call")
+
+    def __init__(self, head: Head, place: Place, body: bytes, limits: HttpLimits) -> None:
+        self._body = body
+        self._limit = limits.max_instances
+        self._request: v2.InferRequest | None = None
+        target, size = head.target, len(body)
+        self.call = Call(
+            target.model,
+            target.version,
+            None,
+            self._decode,
+            head.request_id,
+            size,
+            place.timeout_s,
+            head.received,
+            "fail",
+            "v2",
+            size > DECODE_ON_HOST_BYTES,
+        )
+
+    def _decode(self, signature: Signature) -> Decoded:
+        request = v2.parse(self._body)
+        asked = v2.timeout_s(request)
+        if asked is not None:
+            self.call.timeout_s = asked if self.call.timeout_s is None else min(self.call.timeout_s, asked)
+        self._request = request
+        return v2.decode(signature, request, self._limit)
+
+    def encode(self, answer: Answer) -> bytes:
+        """Write the answer; InputError when it asks for an output there is not."""
+        assert self._request is not None
+        v2.check_outputs(answer.signature_outputs, self._request)
+        return v2.encode(answer, self._request)
+
+
+_Exchange = _V1 | _V2
+
+
+def _encoded(exchange: _Exchange, answer: Answer) -> bytes | SamegraphError:
+    try:
+        return exchange.encode(answer)
+    except SamegraphError as error:
+        return error
+    except Exception:
+        log.exception("encode_failed", model=answer.model, version=answer.version)
+        return Internal()
+
+
+@lru_cache(maxsize=1024)
+def _static(model: str, version: int, digest: str) -> Static:
+    pairs = (
+        (b"content-type", b"application/json"),
+        (b"samegraph-model", model.encode()),
+        (b"samegraph-model-version", b"%d" % version),
+        (b"samegraph-package-digest", digest.encode()),
+    )
+    return Static(pairs, _status_line(200) + b"".join(b"%b: %b\r\n" % pair for pair in pairs))
+
+
+@lru_cache(maxsize=128)
+def _status_line(status: int) -> bytes:
+    try:
+        phrase = HTTPStatus(status).phrase
+    except ValueError:
+        phrase = ""
+    return f"HTTP/1.1 {status} {phrase}\r\n".encode()
+
+
+def _timeout_s(headers: dict[bytes, bytes]) -> float | None:
+    """Return the caller's deadline in seconds from its header.
+
+    Raises:
+        BadDeadline: The header is not a positive number.
+    """
+    for name, scale in ((b"x-request-timeout-seconds", 1.0), (b"x-deadline-ms", 0.001)):
+        if name in headers:
+            try:
+                seconds = float(headers[name]) * scale
+            except ValueError:
+                seconds = -1.0
+            if not (seconds > 0 and math.isfinite(seconds)):
+                raise BadDeadline(f"header {name.decode()} must be a positive number; got {headers[name][:40].decode('latin-1')!r}")
+            return seconds
+    return None
+
+
+def _on_error(head: Head) -> OnError:
+    default = v1.default_on_error(v1.protocol_of(head.content_type)) if head.target.protocol == "v1" else "fail"
+    for name, value in parse_qsl(head.query.decode("latin-1"), keep_blank_values=True):
+        if name == "on_error":
+            if value not in ("fail", "partial") or (value == "partial" and head.target.protocol == "v2"):
+                raise InputError(f"on_error must be 'fail' or, in V1, 'partial'; got {value[:40]!r}", code="bad_body", field="on_error")
+            return "partial" if value == "partial" else "fail"
+    return default

@@ -1,0 +1,410 @@
+"""The way in below ASGI: predict requests are answered by the connection itself, without a task, a scope or a queue each.
+
+Every other path is handed to uvicorn's own handling, and so to FastAPI. Measured gain: docs/performance.md.
+
+A connection answers its requests one after another, in order, whichever of the two ways each goes. One timer a connection
+bounds idle connections, slow heads and slow bodies. A client that closes its sending side has left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, Final
+
+import httptools
+from samegraph_transforms.errors import SamegraphError
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
+
+from samegraph_service.api import error_document
+from samegraph_service.api.front import Front, Head, Place, Response
+from samegraph_service.api.paths import Target, predict_target
+from samegraph_service.errors import BadRequest, BodyTooLarge, BodyTooSlow, CallerGone, HeadTooLarge
+from samegraph_service.predict import Handle
+
+#: Largest request line and headers together; llhttp itself has no bound.
+MAX_HEAD_BYTES: Final = 65536
+
+
+@lru_cache(maxsize=1024)
+def _predict_url(url: bytes) -> tuple[Target, str, bytes] | None:
+    """Return target, path and query of a plain predict URL; None for every other, escaped ones included."""
+    path, _, query = url.partition(b"?")
+    if b"%" in path or not path.isascii():
+        return None
+    text = path.decode("ascii")
+    target = predict_target(text)
+    return None if target is None else (target, text, query)
+
+
+class _NoEvent:
+    """Stands where uvicorn's own cycle has an event; a predict cycle waits for none."""
+
+    def set(self) -> None:
+        """Do nothing."""
+
+
+class PredictCycle:
+    """One predict request on a connection. Has the attributes uvicorn's protocol reads of its own cycles."""
+
+    __slots__ = (
+        "_chunks", "_connection", "_discarding", "_front", "_handle", "_head", "_place", "_size", "_too_large", "complete", "disconnected",
+        "expects", "keep_alive", "response_complete", "since", "started",
+    )  # fmt: skip
+    message_event = _NoEvent()
+
+    def __init__(self, connection: PredictProtocol, front: Front, head: Head, *, keep_alive: bool, expects: bool) -> None:
+        self._connection = connection
+        self._front = front
+        self._head = head
+        self._chunks: list[bytes] = []
+        self._size = 0
+        self._place: Place | None = None
+        self._handle: Handle | None = None
+        self._too_large = False
+        self._discarding = False
+        self.keep_alive = keep_alive
+        self.expects = expects
+        self.complete = False
+        self.started = False
+        self.disconnected = False
+        self.response_complete = False
+        self.since = head.received
+
+    # --- reading ------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin once every earlier request of the connection is answered."""
+        self.started = True
+        try:
+            self._place = self._front.admit(self._head)
+        except SamegraphError as error:
+            self._refuse(error)
+            return
+        except Exception as error:  # noqa: BLE001 - the caller gets a document and the log the traceback, whatever broke
+            self._write(self._front.crashed(self._head, error))
+            return
+        if self._too_large:
+            self._refuse(self._front.too_large())
+        elif self.complete:
+            self._run()
+        elif self.expects:
+            self._connection.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def feed(self, chunk: bytes) -> None:
+        """Take in a piece of the body."""
+        self._size += len(chunk)
+        if self._discarding:
+            if self._size > self._front.limits.max_body_bytes:
+                self._end(close=True)
+        elif self._size > self._front.limits.max_body_bytes:
+            self._too_large = True
+            self._chunks.clear()
+            if self.started:
+                self._refuse(self._front.too_large())
+        else:
+            self._chunks.append(chunk)
+
+    def body_complete(self) -> None:
+        """The whole body has arrived."""
+        self.complete = True
+        if self._discarding:
+            self._end(close=not self.keep_alive)
+        elif self.started and self._handle is None and not self.response_complete:
+            self._run()
+
+    def overdue(self) -> None:
+        """The body did not arrive in time, or the rest of a refused one did not."""
+        if self._discarding:
+            self._end(close=True)
+        else:
+            self.keep_alive = False
+            self._refuse(self._front.too_slow(), discard=False)
+
+    def lost(self) -> None:
+        """The connection is gone: waiting rows leave their queue."""
+        if self.disconnected or self.response_complete:
+            return
+        self.disconnected = True
+        if self._handle is not None:
+            self._handle.cancel()
+        elif self.started and not self._discarding:
+            self._release()
+            self._front.note(self._head, self._front.failed(CallerGone("the caller hung up before the body was complete"), self._head))
+
+    # --- answering ----------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        chunks, place = self._chunks, self._place
+        assert place is not None
+        self._place = None  # the call owns the reservation from here on
+        self._chunks = []
+        body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        self._handle = self._front.run(self._head, place, body, self._write)
+
+    def _refuse(self, error: SamegraphError, *, discard: bool = True) -> None:
+        """Answer before the body is read; what is left of it is read and thrown away, or the answer would be lost to a reset."""
+        self._release()
+        self._chunks.clear()
+        unread = self._head.has_body and not self.complete
+        # A caller who waits for `100 Continue` sends no body.
+        self._discarding = unread and discard and not self.expects
+        if (unread and not self._discarding) or isinstance(error, BodyTooLarge | BodyTooSlow):
+            self.keep_alive = False
+        self._write(self._front.failed(error, self._head))
+
+    def _release(self) -> None:
+        if self._place is not None:
+            self._place.reservation.release()
+            self._place = None
+
+    def _write(self, response: Response) -> None:
+        connection = self._connection
+        if self.disconnected or isinstance(response.error, CallerGone):
+            self._front.note(self._head, response if isinstance(response.error, CallerGone) else self._gone())
+            return
+        if self._front.draining:
+            self.keep_alive = False
+        connection.transport.write(response.http1(close=not self.keep_alive))
+        self._front.note(self._head, response)
+        if self._discarding:
+            self.since = connection.loop.time()
+        else:
+            self._end(close=not self.keep_alive)
+
+    def _gone(self) -> Response:
+        return self._front.failed(CallerGone("the caller hung up before his answer was ready"), self._head)
+
+    def _end(self, *, close: bool) -> None:
+        if self.response_complete:
+            return
+        self.response_complete = True
+        if close:
+            self._connection.transport.close()
+        self._connection.on_response_complete()
+
+
+class PredictProtocol(HttpToolsProtocol):
+    """uvicorn's HTTP/1.1 protocol with predict requests answered in place. Make it with `protocol_class`."""
+
+    get_front: Callable[[], Front | None]
+
+    def __init__(
+        self, config: Config, server_state: ServerState, app_state: dict[str, Any], _loop: asyncio.AbstractEventLoop | None = None
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._front: Front | None = None
+        self._active: PredictCycle | RequestResponseCycle | None = None
+        self._head_bytes = 0
+        self._in_head = False
+        self._failure: SamegraphError | None = None
+        self._pumping = False
+        self._writable = True
+        self._since = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._body_timeout_s = float(self.timeout_keep_alive)
+
+    # --- connection ---------------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Take a new connection; see `asyncio.Protocol`."""
+        super().connection_made(transport)
+        self._front = type(self).get_front()
+        if self._front is not None:
+            self._body_timeout_s = self._front.limits.body_timeout_s
+        self._since = self.loop.time()
+        self._timer = self.loop.call_later(min(self.timeout_keep_alive, self._body_timeout_s), self._look_at_the_clock)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Cancel what the caller waited for."""
+        if self._timer is not None:
+            self._timer.cancel()
+        active, waiting = self._active, [cycle for cycle, _ in self.pipeline]
+        self.pipeline.clear()
+        for cycle in (active, *waiting):
+            if isinstance(cycle, PredictCycle):
+                cycle.lost()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Feed the parser; see `asyncio.Protocol`."""
+        if self._failure is not None:
+            return  # what follows a broken request cannot be told apart from it
+        if self._active is None and not self._in_head:
+            self._since = self.loop.time()
+        self._head_bytes += len(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            pass  # no upgrade is offered; the request is answered as it stands
+        except httptools.HttpParserError:
+            self._fail(BadRequest("this is not a valid HTTP/1.1 request"))
+            return
+        if self._in_head and self._head_bytes > MAX_HEAD_BYTES:
+            self._fail(HeadTooLarge(f"the request line and headers are larger than {MAX_HEAD_BYTES} bytes"))
+
+    def pause_writing(self) -> None:
+        """The client does not read: take no further request from it; see `asyncio.Protocol`."""
+        self._writable = False
+        self.flow.pause_reading()
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        """The client reads again."""
+        self._writable = True
+        super().resume_writing()
+        self._pump()
+
+    def shutdown(self) -> None:
+        """Finish the request in progress, then close (called by the server when it stops)."""
+        if self._active is None:
+            self.transport.close()
+        else:
+            self._active.keep_alive = False
+
+    # --- parser callbacks ---------------------------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        self.url = b""
+        self.expect_100_continue = False
+        self.headers = []
+        self._in_head = True
+        self._head_bytes = 0
+
+    def on_headers_complete(self) -> None:
+        """A request's head is complete: answer it here, or hand it to uvicorn."""
+        self._in_head = False
+        found = _predict_url(self.url)
+        front = self._front
+        if found is None or front is None:
+            self._hand_over()
+            return
+        parser = self.parser
+        target, path, query = found
+        head = Head(
+            parser.get_method().decode("ascii"),
+            path,
+            query,
+            dict(self.headers),
+            self.client[0] if self.client else "",
+            target,
+            self.loop.time(),
+            front.fresh_id(),
+        )
+        keep_alive = parser.get_http_version() != "1.0" and parser.should_keep_alive()
+        cycle = PredictCycle(self, front, head, keep_alive=keep_alive, expects=self.expect_100_continue)
+        self.cycle = cycle  # type: ignore[assignment]
+        if self._active is None:
+            self._start_asgi_task(cycle, self.app)
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((cycle, self.app))  # type: ignore[arg-type]
+
+    def _hand_over(self) -> None:
+        """Let uvicorn make its own cycle: the scope it builds in `on_message_begin` is made here, where it is needed."""
+        url, headers, expects = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()
+        self.url, self.expect_100_continue = url, expects
+        self.headers = headers
+        self.scope["headers"] = headers
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of the latest request's body arrived."""
+        cycle: Any = self.cycle
+        if isinstance(cycle, PredictCycle):
+            cycle.feed(body)
+        else:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The latest request is complete."""
+        cycle: Any = self.cycle
+        if isinstance(cycle, PredictCycle):
+            cycle.body_complete()
+        else:
+            super().on_message_complete()
+
+    # --- one after another --------------------------------------------------------------------------------------------
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        self._active = cycle
+        if isinstance(cycle, PredictCycle):
+            cycle.start()
+        else:
+            super()._start_asgi_task(cycle, app)
+
+    def on_response_complete(self) -> None:
+        """An answer was written: go on with the next request."""
+        self.server_state.total_requests += 1
+        self._active = None
+        self._since = self.loop.time()
+        if not self.transport.is_closing():
+            self._pump()
+
+    def _pump(self) -> None:
+        """Start waiting requests until one takes time, without recursion: many may be answered on the spot."""
+        if self._pumping:
+            return
+        self._pumping = True
+        try:
+            while self._active is None and self._writable and self.pipeline and not self.transport.is_closing():
+                cycle, app = self.pipeline.pop()
+                self._start_asgi_task(cycle, app)
+        finally:
+            self._pumping = False
+        if self._active is not None or not self._writable or self.transport.is_closing():
+            return
+        if self._failure is not None:
+            self._write_failure()
+        else:
+            self.flow.resume_reading()
+
+    # --- faults -------------------------------------------------------------------------------------------------------
+
+    def _fail(self, error: SamegraphError) -> None:
+        """Answer what is not HTTP with the one document, after everything before it."""
+        self._failure = error
+        if self._active is None or (isinstance(self._active, PredictCycle) and not self._active.complete):
+            self._write_failure()
+
+    def _write_failure(self) -> None:
+        assert self._failure is not None
+        if isinstance(self._active, PredictCycle):
+            self._active.lost()
+        front = self._front
+        status, headers, body = error_document.response(self._failure, "" if front is None else front.fresh_id())
+        self.transport.write(Response(status, body, headers=headers).http1(close=True))
+        self.transport.close()
+
+    def _look_at_the_clock(self) -> None:
+        """The connection's one timer: close it when idle too long, answer 408 when a request takes too long to arrive."""
+        now = self.loop.time()
+        active = self._active
+        if isinstance(active, PredictCycle) and not active.complete:
+            left = active.since + self._body_timeout_s - now
+            if left <= 0:
+                active.overdue()
+        elif active is None:
+            limit = self._body_timeout_s if self._in_head else float(self.timeout_keep_alive)
+            left = self._since + limit - now
+            if left <= 0:
+                self.transport.close()
+        else:
+            left = self._body_timeout_s
+        if not self.transport.is_closing():
+            left = left if left > 0 else self._body_timeout_s
+            self._timer = self.loop.call_later(min(left, self.timeout_keep_alive, self._body_timeout_s), self._look_at_the_clock)
+
+
+def protocol_class(get_front: Callable[[], Front | None]) -> type[PredictProtocol]:
+    """Return the protocol class for `uvicorn.Config(http=...)`.
+
+    Args:
+        get_front: Returns what answers predict requests; None while the service is not running.
+    """
+    return type("BoundPredictProtocol", (PredictProtocol,), {"get_front": staticmethod(get_front)})
