@@ -21,7 +21,9 @@ DATATYPES = {
     "bool": "BOOL", "int8": "INT8", "int16": "INT16", "int32": "INT32", "int64": "INT64", "uint8": "UINT8", "uint16": "UINT16",
     "uint32": "UINT32", "uint64": "UINT64", "float16": "FP16", "float32": "FP32", "float64": "FP64", "string": "BYTES",
 }  # fmt: skip
-_INTEGERS = {"INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64"}
+#: Integer datatypes and what they hold.
+_RANGES = {name: (int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)) for dtype, name in DATATYPES.items() if "INT" in name}
+_INTEGERS = set(_RANGES)
 #: Datatypes that widen into a field kind without loss (64-bit integers are checked value by value against 2^53).
 _ACCEPTED = {
     "number": _INTEGERS | {"FP16", "FP32", "FP64"},
@@ -162,7 +164,23 @@ def _column(field: RawField, tensor: InputTensor, max_instances: int) -> Sequenc
     _check_instances(shape[0], max_instances)
     if field.kind == "tensor":
         return _instances(field, values, shape)
+    if tensor.datatype in _RANGES:
+        _check_integers(field, tensor.datatype, values)
     return [_encoded(field, tensor, v) for v in values] if field.kind in BINARY_KINDS else values
+
+
+def _check_integers(field: RawField, datatype: str, values: Sequence[object]) -> None:
+    """Refuse numbers that the declared integer datatype cannot hold; other wrong types are left to the signature."""
+    low, high = _RANGES[datatype]
+    for i, value in enumerate(values):
+        if isinstance(value, int | float) and not (low <= value <= high and value == int(value)):
+            shown = _digits(value) if isinstance(value, int) else repr(value)
+            raise InputError(
+                f"input {field.name!r} is declared {datatype}, which cannot hold {shown}",
+                code="out_of_range",
+                field=field.name,
+                instance=i,
+            )
 
 
 def _check_rank(field: RawField, shape: Sequence[int]) -> None:
@@ -175,7 +193,9 @@ def _check_rank(field: RawField, shape: Sequence[int]) -> None:
                 field=field.name,
             )
     elif len(shape) not in (1, 2) or (len(shape) == 2 and shape[1] != 1):
-        raise InputError(f"input {field.name!r} must have shape [n] or [n, 1]; got {_described(shape)}", code="wrong_shape", field=field.name)
+        raise InputError(
+            f"input {field.name!r} must have shape [n] or [n, 1]; got {_described(shape)}", code="wrong_shape", field=field.name
+        )
 
 
 def _described(shape: Sequence[int]) -> str:
@@ -221,6 +241,8 @@ def _flat(data: list[Any]) -> list[object]:
     while data and isinstance(data[0], list):
         if not all(isinstance(d, list) for d in data):
             raise InputError("`data` mixes lists and values at one depth", code="wrong_shape")
+        if len({len(d) for d in data}) > 1:
+            raise InputError("`data` holds lists of different lengths at one depth", code="wrong_shape")
         data = [value for inner in data for value in inner]
     return data
 
