@@ -33,16 +33,16 @@ class Load:
     bytes: int = 0
 
 
-def over(load: Load, asked: Load, limits: Limits) -> str | None:
-    """Return which bound `asked` would break on top of `load` (`requests`, `rows`, `bytes`), or None.
+def over(load: Load, limits: Limits, *, requests: int = 0, rows: int = 0, size_bytes: int = 0) -> str | None:
+    """Return which bound that much more work would break (`requests`, `rows`, `bytes`), or None.
 
     A request too large for an empty server is let in when the server is empty: the body and instance limits bound it already.
     """
-    if load.requests + asked.requests > limits.max_requests:
+    if load.requests + requests > limits.max_requests:
         return "requests"
-    if load.rows and load.rows + asked.rows > limits.max_rows:
+    if load.rows and load.rows + rows > limits.max_rows:
         return "rows"
-    if load.bytes and load.bytes + asked.bytes > limits.max_bytes:
+    if load.bytes and load.bytes + size_bytes > limits.max_bytes:
         return "bytes"
     return None
 
@@ -55,11 +55,12 @@ def hint_s(drain_s: float) -> float:
 class Reservation:
     """A request's place in the server: taken on its headers, given back when it is answered."""
 
-    __slots__ = ("_gate", "_load")
+    __slots__ = ("_bytes", "_gate", "_rows")
 
-    def __init__(self, gate: Gate, load: Load) -> None:
-        self._gate = gate
-        self._load = load
+    def __init__(self, gate: Gate, declared_bytes: int) -> None:
+        self._gate: Gate | None = gate
+        self._bytes = declared_bytes
+        self._rows = 0
 
     def confirm(self, rows: int, body_bytes: int) -> None:
         """Replace the declared size by the real one.
@@ -67,21 +68,25 @@ class Reservation:
         Raises:
             Overloaded: The real size does not fit; the reservation is kept, the caller releases it.
         """
-        gate, load = self._gate, self._load
-        extra = Load(0, rows - load.rows, max(0, body_bytes - load.bytes))
-        gate.check(extra)
-        gate.load.rows += rows - load.rows
-        gate.load.bytes += body_bytes - load.bytes
-        load.rows, load.bytes = rows, body_bytes
+        gate = self._gate
+        if gate is None:
+            return
+        gate.check(rows=rows, size_bytes=max(0, body_bytes - self._bytes))
+        gate.load.rows += rows - self._rows
+        gate.load.bytes += body_bytes - self._bytes
+        self._rows, self._bytes = rows, body_bytes
 
     def release(self) -> None:
         """Give the place back; a second call does nothing."""
-        load, gate = self._load, self._gate
-        gate.load.requests -= load.requests
-        gate.load.rows -= load.rows
-        gate.load.bytes -= load.bytes
-        self._load = Load()
-        if gate.load.requests == 0 and gate.on_idle is not None:
+        gate = self._gate
+        if gate is None:
+            return
+        self._gate = None
+        load = gate.load
+        load.requests -= 1
+        load.rows -= self._rows
+        load.bytes -= self._bytes
+        if load.requests == 0 and gate.on_idle is not None:
             gate.on_idle()
 
 
@@ -117,15 +122,14 @@ class Gate:
         if self.draining:
             self.refused["draining"] += 1
             raise Draining
-        asked = Load(1, 0, declared_bytes)
-        self.check(asked)
+        self.check(requests=1, size_bytes=declared_bytes)
         self.load.requests += 1
         self.load.bytes += declared_bytes
-        return Reservation(self, asked)
+        return Reservation(self, declared_bytes)
 
-    def check(self, asked: Load) -> None:
-        """Raise Overloaded when `asked` does not fit."""
-        reason = over(self.load, asked, self.limits)
+    def check(self, *, requests: int = 0, rows: int = 0, size_bytes: int = 0) -> None:
+        """Raise Overloaded when that much more does not fit."""
+        reason = over(self.load, self.limits, requests=requests, rows=rows, size_bytes=size_bytes)
         if reason is None:
             return
         self.refused[reason] += 1

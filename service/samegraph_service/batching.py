@@ -46,8 +46,6 @@ class Work:
         "partial",
         "parts",
         "remaining",
-        "tag",
-        "timings",
         "waiting",
     )
 
@@ -65,8 +63,6 @@ class Work:
         self.remaining = n - len(errors)
         self.waiting = self.remaining
         self.entries: list[Entry] = []
-        self.tag: Any = None
-        self.timings: Any = None
 
     def answer(self, start: int, count: int, arrays: Arrays) -> None:
         """Record the outputs of rows `start` to `start + count`."""

@@ -25,6 +25,9 @@ from .logs import get_logger
 
 log = get_logger("samegraph.device")
 
+#: Seconds between two looks whether a retired lane is empty.
+REMOVE_AGAIN_S = 0.5
+
 
 class Runner(Protocol):
     """What runs a batch: `samegraph_transforms.runtime.PackageRuntime`, or a stand-in."""
@@ -38,7 +41,7 @@ class Runner(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Segment:
     """Outcome of consecutive rows of a batch: their arrays, or the error of a single row."""
 
@@ -78,6 +81,7 @@ class Lane:
         self.cost = cost
         self.observer = observer
         self.queue = EntryQueue()
+        self.attached = False
         self.served_s = 0.0
         self.running = 0
         self.live: dict[Work, None] = {}
@@ -121,14 +125,18 @@ class Device:
 
     def add(self, lane: Lane) -> None:
         """Start serving a lane."""
-        self._lanes.append(lane)
+        if not lane.attached:
+            lane.attached = True
+            self._lanes.append(lane)
 
     def remove(self, lane: Lane) -> None:
-        """Stop serving a lane once it is empty."""
-        if lane.queue.rows == 0 and lane.running == 0 and lane in self._lanes:
-            self._lanes.remove(lane)
+        """Stop serving a lane once it is empty; a call that chose it before puts it back for as long as it takes."""
+        if lane.queue.rows == 0 and lane.running == 0:
+            if lane.attached:
+                lane.attached = False
+                self._lanes.remove(lane)
         else:
-            self._loop.call_at(self._loop.time() + 0.1, self.remove, lane)
+            self._loop.call_at(self._loop.time() + REMOVE_AGAIN_S, self.remove, lane)
 
     def pending_s(self) -> float:
         """Return the predicted seconds until all waiting rows of all lanes have run."""
@@ -136,10 +144,15 @@ class Device:
 
     def put(self, lane: Lane, entry: Entry) -> None:
         """Let an entry wait in its lane and see that it is run."""
-        if lane.queue.rows == 0 and lane.running == 0:
+        if not lane.attached:
+            self.add(lane)
+            self._loop.call_at(self._loop.time() + REMOVE_AGAIN_S, self.remove, lane)
+        if lane.queue.rows == 0 and lane.running == 0 and len(self._lanes) > 1:
             self._catch_up(lane)
         lane.queue.put(entry, self._loop.time())
-        self.wake()
+        if not self._woken and self._idle:
+            self._woken = True
+            self._loop.call_soon(self._dispatch)
 
     def wake(self) -> None:
         """See to it that free slots look for work in the next turn of the loop, after all requests that are already there."""
@@ -195,7 +208,7 @@ class Device:
             lane = self._next_lane()
             if lane is None:
                 return
-            batch = lane.queue.pick(lane.policy.target(lane.queue.rows, self._idle))
+            batch = lane.queue.pick(self._target(lane))
             if not batch:
                 continue
             if self._start(lane, batch):
@@ -203,6 +216,13 @@ class Device:
                 return
 
     # --- running ------------------------------------------------------------------------------------------------------
+
+    def _target(self, lane: Lane) -> int:
+        """Return how many rows to take: everything that waits when it is cheap enough to run here and now, else a slot's share."""
+        rows = min(lane.queue.rows, lane.policy.max_batch_size)
+        if lane.cost.known and lane.cost.predict_s(rows) < self._inline_below_s:
+            return rows
+        return lane.policy.target(lane.queue.rows, self._idle)
 
     def _start(self, lane: Lane, batch: list[Entry]) -> bool:
         """Start one execution; return whether it ran inline and is already over."""
@@ -234,13 +254,20 @@ class Device:
     def _finish(self, lane: Lane, batch: list[Entry], queued: list[float], segments: list[Segment], seconds: float) -> None:
         lane.running -= 1
         rows = segments[-1].stop
-        if len(segments) == 1 and segments[0].error is None:
+        whole = segments[0].arrays if len(segments) == 1 else None
+        if whole is not None:
             lane.cost.observe(rows, seconds)
         lane.observer.executed(rows, seconds, queued)
+        if whole is not None and len(batch) == 1:
+            batch[0].work.answer(batch[0].start, rows, whole)
+            return
         offset = 0
         for entry in batch:
             count = len(entry.items)
-            _deliver(entry, offset, count, segments, lane.name)
+            if whole is not None:
+                entry.work.answer(entry.start, count, [a[offset : offset + count] for a in whole])
+            else:
+                _deliver(entry, offset, count, segments, lane.name)
             offset += count
 
     # --- deadlines ----------------------------------------------------------------------------------------------------
@@ -316,7 +343,7 @@ def _deliver(entry: Entry, offset: int, count: int, segments: list[Segment], lan
             continue
         row = entry.start + start - offset
         if segment.error is not None:
-            log.error("execution_failed", exc_info=segment.error, lane=lane, instance=row, request=getattr(work.tag, "request_id", ""))
+            log.error("execution_failed", exc_info=segment.error, lane=lane, instance=row, request=getattr(work, "request_id", ""))
             work.fail_row(row, ExecutionFailed(row))
         elif segment.arrays is not None:
             whole = start == segment.start and stop == segment.stop

@@ -60,7 +60,7 @@ class VersionMetrics:
         self.instances = 0
         self.failed_instances = 0
         self.expired_works = 0
-        self._queue, self._batch = self.stages["queue"], self.stages["batch"]
+        self.decode, self.item, self._queue, self._batch, self.encode = (self.stages[stage] for stage in STAGES)
 
     def executed(self, rows: int, seconds: float, queue_seconds: Sequence[float]) -> None:
         """Count one execution (see `device.LaneObserver`)."""
@@ -107,17 +107,15 @@ class Metrics(Collector):
     """All counters of the process that are not a version's own, and the collector of everything."""
 
     def __init__(self) -> None:
-        self.requests: dict[tuple[str, str, str, int], int] = {}
+        self.requests: dict[tuple[str, int, str, int], int] = {}
         self.errors: dict[tuple[str, str], int] = {}
         self.cancelled = 0
         self.reading: Reading | None = None
 
-    def request(self, model: str, version: str, protocol: str, status: int, code: str | None = None) -> None:
-        """Count one answered request; `model` must be a known model or `_unknown`."""
+    def request(self, model: str, version: int, protocol: str, status: int) -> None:
+        """Count one answered request; `model` must be a known model or `_unknown`, `version` is 0 when none answered."""
         key = (model, version, protocol, status)
         self.requests[key] = self.requests.get(key, 0) + 1
-        if code is not None:
-            self.error(model, code)
 
     def error(self, model: str, code: str) -> None:
         """Count one failed request or instance."""
@@ -151,7 +149,7 @@ class Metrics(Collector):
             "samegraph_requests",
             "Requests answered, by HTTP status (499: the caller left first).",
             ("model", "version", "protocol", "status"),
-            [((m, v, p, str(s)), n) for (m, v, p, s), n in self.requests.items()],
+            [((m, str(v) if v else "", p, str(s)), n) for (m, v, p, s), n in self.requests.items()],
         )
         yield _counter(
             "samegraph_errors", "Requests and instances that failed, by error code.", ("model", "code"), list(self.errors.items())

@@ -6,13 +6,15 @@ the item stage and long executions happens on the event loop's thread.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor as ThreadPool
 from dataclasses import dataclass
 from typing import Any
 
 from samegraph_transforms.errors import InputError, SamegraphError
+from samegraph_transforms.manifest import Output
 from samegraph_transforms.runtime import PackageRuntime
 from samegraph_transforms.signature import Row
 from samegraph_transforms.wire import Decoded
@@ -31,13 +33,25 @@ log = get_logger("samegraph.predict")
 
 @dataclass(frozen=True)
 class Served:
-    """One version that takes traffic."""
+    """One version that takes traffic.
+
+    Attributes:
+        model: Model name.
+        version: Version number.
+        runtime: Runs its graphs.
+        lane: Its queue on the device.
+        metrics: What is counted about it.
+        outputs: Its manifest's outputs.
+        values_per_row: How many values one answered row holds (of an open dimension: one).
+    """
 
     model: str
     version: int
     runtime: PackageRuntime
     lane: Lane
     metrics: VersionMetrics
+    outputs: Sequence[Output]
+    values_per_row: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,20 +62,32 @@ class Deadlines:
     longest_s: float = 300.0
 
 
-class _Pending:
-    """What has to be remembered of a call while its work runs."""
+class _CallWork(Work):
+    """The work of one call, with what its answer needs."""
 
     __slots__ = ("call", "form", "on_done", "reservation", "served")
 
-    def __init__(self, call: Call, served: Served, reservation: Reservation, on_done: OnDone, form: Any) -> None:
+    def __init__(
+        self,
+        call: Call,
+        served: Served,
+        reservation: Reservation,
+        on_done: OnDone,
+        decoded: Decoded,
+        errors: dict[int, SamegraphError],
+        deadline: float,
+        on_finish: Callable[[Work], None],
+    ) -> None:
+        super().__init__(len(decoded.rows), deadline, call.on_error == "partial", errors, on_finish)
         self.call = call
         self.served = served
         self.reservation = reservation
         self.on_done = on_done
-        self.form = form
+        self.form = decoded.form
 
     @property
     def request_id(self) -> str:
+        """The call's id, for the log."""
         return self.call.request_id
 
 
@@ -102,17 +128,22 @@ class Predictor:
         self._routes = routes
         self._live: set[Work] = set()
 
-    def submit(self, call: Call, reservation: Reservation, on_done: OnDone) -> Handle:
-        """Run a call; `on_done` is called exactly once, perhaps before this returns.
+    def route(self, model: str, version: int | None = None, label: str | None = None) -> Served:
+        """Return what answers a call; it goes on answering that call even when it is retired before.
+
+        Raises:
+            UnknownModel: The repository has no such model.
+            UnknownVersion: The model has no such version or label.
+            NotReady: It has, but it cannot answer now.
+        """
+        return self._routes().resolve(model, version, label)[1]
+
+    def submit(self, served: Served, call: Call, reservation: Reservation, on_done: OnDone) -> Handle:
+        """Run a call on the version `route` chose; `on_done` is called exactly once, perhaps before this returns.
 
         The reservation is released when the call is answered, whatever happens.
         """
         handle = Handle()
-        try:
-            _, served = self._routes().resolve(call.model, call.version, call.label)
-        except SamegraphError as error:
-            self._refuse(reservation, on_done, error, None)
-            return handle
         if call.heavy:
             self._host.submit(self._decode_on_host, call, served, reservation, on_done, handle)
         else:
@@ -142,7 +173,7 @@ class Predictor:
         decoded: Decoded | SamegraphError,
         seconds: float,
     ) -> None:
-        served.metrics.stages["decode"].observe(seconds)
+        served.metrics.decode.observe(seconds)
         try:
             if handle.cancelled:
                 raise CallerGone("the caller hung up")
@@ -152,16 +183,20 @@ class Predictor:
             deadline = self._deadline(call, served)
             reservation.confirm(len(decoded.rows), call.body_bytes)
         except SamegraphError as error:
-            self._refuse(reservation, on_done, error, served)
+            reservation.release()
+            on_done(Failure(error, served.model, served.version))
             return
-        self._run(_Pending(call, served, reservation, on_done, decoded.form), decoded, errors, deadline, handle)
+        work = _CallWork(call, served, reservation, on_done, decoded, errors, deadline, self._finished)
+        handle.work = work
+        self._run(work, decoded)
 
     def _deadline(self, call: Call, served: Served) -> float:
-        limits = self._deadlines
-        timeout = limits.default_s if call.timeout_s is None else min(call.timeout_s, limits.longest_s)
-        needed = served.lane.cost.predict_s(1)
-        if call.timeout_s is not None and timeout < needed:
-            raise DeadlineTooShort(f"the deadline of {timeout:g} s is shorter than one execution of this model, about {needed:.3g} s")
+        timeout = self._deadlines.default_s
+        if call.timeout_s is not None:
+            timeout = min(call.timeout_s, self._deadlines.longest_s)
+            needed = served.lane.cost.predict_s(1)
+            if timeout < needed:
+                raise DeadlineTooShort(f"the deadline of {timeout:g} s is shorter than one execution of this model, about {needed:.3g} s")
         deadline = call.received + timeout
         if deadline <= self._loop.time():
             raise DeadlineExceeded("the deadline passed before the request was read")
@@ -169,24 +204,23 @@ class Predictor:
 
     # --- run ----------------------------------------------------------------------------------------------------------
 
-    def _run(self, pending: _Pending, decoded: Decoded, errors: dict[int, SamegraphError], deadline: float, handle: Handle) -> None:
-        call, served = pending.call, pending.served
-        work = Work(len(decoded.rows), deadline, call.on_error == "partial", errors, self._finished)
-        work.tag = pending
-        handle.work = work
+    def _run(self, work: _CallWork, decoded: Decoded) -> None:
+        served, rows, errors = work.served, decoded.rows, work.errors
         self._live.add(work)
         self._device.watch(served.lane, work)
-        good: list[tuple[int, Row]] = [(i, row) for i, row in enumerate(decoded.rows) if isinstance(row, tuple)]
-        if served.runtime.item_plan is None:
-            size = served.lane.policy.max_batch_size
-            bytes_each = call.body_bytes // max(1, len(good))
-            for start, rows in cut(good, size):
-                self._enqueue(work, served, Entry(work, start, rows, bytes_each * len(rows)))
+        if served.runtime.item_plan is not None:
+            for index, row in enumerate(rows):
+                if isinstance(row, tuple):
+                    self._host.submit(self._prepare, work, served, index, row)
+        elif not errors and len(rows) <= served.lane.policy.max_batch_size:
+            self._enqueue(work, Entry(work, 0, rows, work.call.body_bytes))
         else:
-            for index, row in good:
-                self._host.submit(self._prepare, work, served, index, row)
+            bytes_each = work.call.body_bytes // len(rows)
+            good = [(i, row) for i, row in enumerate(rows) if isinstance(row, tuple)]
+            for start, items in cut(good, served.lane.policy.max_batch_size):
+                self._enqueue(work, Entry(work, start, items, bytes_each * len(items)))
 
-    def _prepare(self, work: Work, served: Served, index: int, row: Row) -> None:
+    def _prepare(self, work: _CallWork, served: Served, index: int, row: Row) -> None:
         """Run the item stage of one instance (on a host thread)."""
         if work.finished or self._loop.time() > work.deadline:
             return  # answered or late: the deadline timer tells the caller, nobody needs the pixels
@@ -202,51 +236,49 @@ class Predictor:
             outcome.__cause__ = error
         self._loop.call_soon_threadsafe(self._prepared, work, served, index, outcome, time.perf_counter() - started)
 
-    def _prepared(self, work: Work, served: Served, index: int, outcome: Any, seconds: float) -> None:
-        served.metrics.stages["item"].observe(seconds)
+    def _prepared(self, work: _CallWork, served: Served, index: int, outcome: Any, seconds: float) -> None:
+        served.metrics.item.observe(seconds)
         if isinstance(outcome, SamegraphError):
             work.waiting -= 1
             work.fail_row(index, outcome)
         elif not work.finished:
-            self._enqueue(work, served, Entry(work, index, (outcome,), sum(getattr(a, "nbytes", 8) for a in outcome)))
+            self._enqueue(work, Entry(work, index, (outcome,), sum(getattr(a, "nbytes", 8) for a in outcome)))
 
-    def _enqueue(self, work: Work, served: Served, entry: Entry) -> None:
+    def _enqueue(self, work: _CallWork, entry: Entry) -> None:
         work.entries.append(entry)
-        self._device.put(served.lane, entry)
+        self._device.put(work.served.lane, entry)
 
     # --- answer -------------------------------------------------------------------------------------------------------
 
     def _finished(self, work: Work) -> None:
-        pending: _Pending = work.tag
-        call, served = pending.call, pending.served
+        assert isinstance(work, _CallWork)
+        served = work.served
         self._live.discard(work)
         self._device.unwatch(served.lane, work)
-        pending.reservation.release()
-        served.metrics.failed_instances += len(work.errors)
-        if work.failure is None and not work.parts:
-            work.failure = work.errors[min(work.errors)]
-        if work.failure is not None:
-            pending.on_done(Failure(work.failure, served.model, served.version))
+        work.reservation.release()
+        failed = len(work.errors)
+        failure = work.failure
+        if failed:
+            served.metrics.failed_instances += failed
+            if failure is None and not work.parts:
+                failure = work.errors[min(work.errors)]
+        if failure is not None:
+            work.on_done(Failure(failure, served.model, served.version))
             return
-        served.metrics.instances += work.n - len(work.errors)
-        pending.on_done(
+        served.metrics.instances += work.n - failed
+        work.on_done(
             Answer(
                 served.model,
                 served.version,
                 served.runtime.digest,
-                call.request_id,
-                served.runtime.manifest.outputs,
+                work.call.request_id,
+                served.outputs,
                 work.outputs(),
                 work.n,
                 work.errors,
-                pending.form,
+                work.form,
             )
         )
-
-    @staticmethod
-    def _refuse(reservation: Reservation, on_done: OnDone, error: SamegraphError, served: Served | None) -> None:
-        reservation.release()
-        on_done(Failure(error, "" if served is None else served.model, None if served is None else served.version))
 
 
 def _decode(call: Call, served: Served) -> tuple[Decoded | SamegraphError, float]:
@@ -264,7 +296,14 @@ def _decode(call: Call, served: Served) -> tuple[Decoded | SamegraphError, float
 
 def _row_errors(decoded: Decoded, partial: bool) -> dict[int, SamegraphError]:
     """Return the instances that broke the signature; raise the first when it decides the request."""
-    errors: dict[int, SamegraphError] = {i: row for i, row in enumerate(decoded.rows) if isinstance(row, InputError)}
+    errors: dict[int, SamegraphError] = {i: row for i, row in enumerate(decoded.rows) if not isinstance(row, tuple)}
     if errors and (not partial or len(errors) == len(decoded.rows)):
         raise errors[min(errors)]
     return errors
+
+
+def served_version(runtime: PackageRuntime, lane: Lane, metrics: VersionMetrics) -> Served:
+    """Put together what takes a version's traffic."""
+    manifest = runtime.manifest
+    values = sum(math.prod(d or 1 for d in output.shape) for output in manifest.outputs)
+    return Served(manifest.name, manifest.version, runtime, lane, metrics, tuple(manifest.outputs), values)

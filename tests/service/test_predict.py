@@ -23,7 +23,7 @@ from samegraph_service.errors import (
     UnknownVersion,
 )
 from samegraph_service.metrics import VersionMetrics
-from samegraph_service.predict import Deadlines, Predictor, Served
+from samegraph_service.predict import Deadlines, Predictor, Served, served_version
 from samegraph_service.routing import ModelRoutes, RouteTable
 from samegraph_transforms.errors import InputError
 from samegraph_transforms.pack import pack
@@ -47,7 +47,7 @@ class OnePath:
         self.lane = Lane("plants/1", runtime, BatchPolicy(8), CostModel(), VersionMetrics("plants", 1))
         self.device.add(self.lane)
         self.metrics = VersionMetrics("plants", 1)
-        served = Served("plants", 1, runtime, self.lane, self.metrics)
+        served = served_version(runtime, self.lane, self.metrics)
         self.table: RouteTable[Served] = RouteTable({"plants": ModelRoutes({1: served}, {2: "failed: why"}, {"production": 1})})
         self.gate = Gate(limits or Limits(10, 100, 10_000), self.device.pending_s)
         self.predictor = Predictor(self.loop, self.device, self.host, Deadlines(30.0, 60.0), lambda: self.table)
@@ -60,7 +60,8 @@ class OnePath:
             "body_bytes": len(body), "timeout_s": None, "received": self.loop.now,
         }  # fmt: skip
         call = Call(**{**values, **changes})
-        return self.predictor.submit(call, self.gate.reserve(len(body)), self.outcomes.append)
+        served = self.predictor.route(call.model, call.version, call.label)
+        return self.predictor.submit(served, call, self.gate.reserve(len(body)), self.outcomes.append)
 
     def run(self) -> None:
         self.loop.run()
@@ -96,10 +97,6 @@ def test_a_call_is_answered_once_and_its_reservation_released(path: OnePath) -> 
 @pytest.mark.parametrize(
     ("changes", "error"),
     [
-        ({"model": "trees"}, UnknownModel),
-        ({"version": 9}, UnknownVersion),
-        ({"version": 2}, NotReady),
-        ({"label": "canary"}, UnknownVersion),
         ({"rows": b"{"}, InputError),
         ({"rows": b'{"instances":[{"size":"x","kind":"y"}]}'}, InputError),
     ],
@@ -109,6 +106,30 @@ def test_a_refused_call_releases_its_reservation(path: OnePath, changes: dict[st
     path.submit(**changes)
     assert isinstance(path.failure(), error)
     assert path.gate.load == Load()
+
+
+@pytest.mark.parametrize(
+    ("asked", "error"),
+    [(("trees",), UnknownModel), (("plants", 9), UnknownVersion), (("plants", 2), NotReady), (("plants", None, "canary"), UnknownVersion)],
+)
+def test_what_cannot_answer_is_refused_before_a_place_is_taken(path: OnePath, asked: tuple[Any, ...], error: type[Exception]) -> None:
+    """Routing comes first, on the path alone."""
+    with pytest.raises(error):
+        path.predictor.route(*asked)
+
+
+def test_a_version_that_was_retired_meanwhile_still_answers_its_call(path: OnePath) -> None:
+    """A call that chose a version is answered by it, although no route names it any more."""
+    served = path.predictor.route("plants")
+    path.table = RouteTable({})
+    path.device.remove(path.lane)
+    body = build.sample("x", [build.ROWS[0]]).body
+    call = Call("plants", None, None, lambda signature: decode_v1(signature, body), "r", len(body), None, path.loop.now)
+    path.predictor.submit(served, call, path.gate.reserve(len(body)), path.outcomes.append)
+    path.run()
+    assert isinstance(path.outcomes[0], Answer)
+    path.loop.advance(1.0)
+    assert not path.lane.attached
 
 
 def test_labels_route_to_their_version(path: OnePath) -> None:
@@ -207,15 +228,15 @@ def test_the_rest_of_a_drain_is_answered(path: OnePath) -> None:
 def test_the_rule_names_the_bound_that_is_met() -> None:
     """Numbers in, verdict out."""
     limits = Limits(2, 10, 100)
-    assert over(Load(1, 5, 50), Load(1, 5, 50), limits) is None
-    assert over(Load(2, 0, 0), Load(1, 0, 0), limits) == "requests"
-    assert over(Load(1, 6, 0), Load(0, 5, 0), limits) == "rows"
-    assert over(Load(1, 0, 60), Load(1, 0, 50), limits) == "bytes"
+    assert over(Load(1, 5, 50), limits, requests=1, rows=5, size_bytes=50) is None
+    assert over(Load(2, 0, 0), limits, requests=1) == "requests"
+    assert over(Load(1, 6, 0), limits, rows=5) == "rows"
+    assert over(Load(1, 0, 60), limits, requests=1, size_bytes=50) == "bytes"
 
 
 def test_an_empty_server_takes_what_is_larger_than_its_queue() -> None:
     """A request the body limit allows is never impossible."""
-    assert over(Load(), Load(1, 99, 999), Limits(2, 10, 100)) is None
+    assert over(Load(), Limits(2, 10, 100), requests=1, rows=99, size_bytes=999) is None
 
 
 def test_hints_are_bounded() -> None:

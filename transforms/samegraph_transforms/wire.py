@@ -21,7 +21,7 @@ Form = Literal["rows", "columns"]
 _parse = msgspec.json.Decoder().decode
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Decoded:
     """The instances of one request.
 

@@ -13,6 +13,7 @@ import itertools
 import math
 import os
 import re
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -71,9 +72,23 @@ class Head:
         declared: `content-length`, or 0.
         has_body: Whether a body follows.
         request_id: The caller's, when it is a safe one, else a fresh one.
+        protocol: `v1`, `raw`, `multipart` or `v2`.
     """
 
-    __slots__ = ("client", "content_type", "declared", "has_body", "headers", "method", "path", "query", "received", "request_id", "target")
+    __slots__ = (
+        "client",
+        "content_type",
+        "declared",
+        "has_body",
+        "headers",
+        "method",
+        "path",
+        "protocol",
+        "query",
+        "received",
+        "request_id",
+        "target",
+    )
 
     def __init__(
         self, method: str, path: str, query: bytes, headers: dict[bytes, bytes], client: str, target: Target, received: float, fresh_id: str
@@ -88,6 +103,7 @@ class Head:
         given = headers.get(b"x-request-id")
         self.request_id = fresh_id if given is None or not _REQUEST_ID.fullmatch(given) else given.decode()
         self.content_type = headers[b"content-type"].decode("latin-1") if b"content-type" in headers else "application/json"
+        self.protocol = "v2" if target.protocol == "v2" else v1.protocol_of(self.content_type)
         length = headers.get(b"content-length", b"")
         self.declared = int(length) if length.isdigit() else 0
         self.has_body = self.declared > 0 or b"transfer-encoding" in headers
@@ -220,12 +236,12 @@ class Front:
         if head.method != "POST":
             raise MethodNotAllowed(f"predictions are asked for with POST, not {head.method[:16]}", allowed=("POST",))
         timeout_s = _timeout_s(head.headers)
-        on_error = _on_error(head) if head.query or not head.content_type.startswith("application/json") else "fail"
+        on_error: OnError = "fail" if head.protocol == "v1" and not head.query else _on_error(head)
         if head.declared > self.limits.max_body_bytes:
             raise self.too_large()
         target = head.target
-        _, served = self._routes().resolve(target.model, target.version, target.label)
-        if target.protocol == "v1" and head.content_type != "application/json":
+        served = self._predictor.route(target.model, target.version, target.label)
+        if head.protocol not in ("v1", "v2"):
             v1.check_media_type(served.runtime.signature, head.content_type)
         return Place(served, self._gate.reserve(head.declared), timeout_s, on_error)
 
@@ -243,35 +259,21 @@ class Front:
 
     def run(self, head: Head, place: Place, body: bytes, done: Callable[[Response], None]) -> Handle:
         """Run an admitted request; `done` is called exactly once, perhaps before this returns."""
-        exchange = _V2(head, place, body, self.limits) if head.target.protocol == "v2" else _V1(head, place, body, self.limits)
+        call, encode = _exchange(head, place, body, self.limits)
 
         def finished(outcome: Outcome) -> None:
             if isinstance(outcome, Failure):
                 done(self.failed(outcome.error, head))
+            elif outcome.n * place.served.values_per_row > ENCODE_ON_HOST_VALUES:
+                self._host.submit(lambda: self._loop.call_soon_threadsafe(respond, outcome, *_encoded(encode, outcome)))
             else:
-                self._encode(head, place, exchange, outcome, done)
+                respond(outcome, *_encoded(encode, outcome))
 
-        return self._predictor.submit(exchange.call, place.reservation, finished)
+        def respond(answer: Answer, body: bytes | SamegraphError, seconds: float) -> None:
+            place.served.metrics.encode.observe(seconds)
+            done(self.failed(body, head) if isinstance(body, SamegraphError) else _answered(head, answer, body))
 
-    def _encode(self, head: Head, place: Place, exchange: _Exchange, answer: Answer, done: Callable[[Response], None]) -> None:
-        started = self._loop.time()
-
-        def respond(body: bytes | SamegraphError) -> None:
-            place.served.metrics.stages["encode"].observe(self._loop.time() - started)
-            done(self.failed(body, head) if isinstance(body, SamegraphError) else self._answered(head, answer, body))
-
-        if sum(a.size for a in answer.arrays) > ENCODE_ON_HOST_VALUES:
-            self._host.submit(lambda: self._loop.call_soon_threadsafe(respond, _encoded(exchange, answer)))
-        else:
-            respond(_encoded(exchange, answer))
-
-    @staticmethod
-    def _answered(head: Head, answer: Answer, body: bytes) -> Response:
-        headers = [(b"samegraph-failed-instances", b"%d" % len(answer.errors))] if answer.errors else None
-        static = _static(answer.model, answer.version, answer.digest)
-        response = Response(200, body, request_id=head.request_id.encode(), static=static, headers=headers)
-        response.answer = answer
-        return response
+        return self._predictor.submit(place.served, call, place.reservation, finished)
 
     def failed(self, error: SamegraphError, head: Head) -> Response:
         """Return the response to a request that failed."""
@@ -291,20 +293,14 @@ class Front:
     def note(self, head: Head, response: Response) -> None:
         """Count and log an answer, or a caller who left before it."""
         seconds = self._loop.time() - head.received
-        answer, error = response.answer, response.error
-        routes = self._routes().models.get(head.target.model)
-        model = UNKNOWN_MODEL if routes is None else head.target.model
-        code = None if error is None else error_document.mapping_of(error).code
-        protocol = "v2" if head.target.protocol == "v2" else v1.protocol_of(head.content_type)
-        self._metrics.request(model, "" if answer is None else str(answer.version), protocol, response.status, code)
-        if isinstance(error, CallerGone):
-            self._metrics.cancelled += 1
-        if answer is not None and routes is not None:
-            served = routes.ready.get(answer.version)
-            if served is not None:
-                served.metrics.duration.observe(seconds)
-            for failure in answer.errors.values():
-                self._metrics.error(model, error_document.mapping_of(failure).code)
+        answer = response.answer
+        if answer is not None:
+            model, version, code = answer.model, answer.version, ""
+            self._count(answer, seconds)
+        else:
+            version = 0
+            model, code = self._count_failure(head, response)
+        self._metrics.request(model, version, head.protocol, response.status)
         if self._access_log is not None:
             self._access_log.record(
                 head.method,
@@ -316,77 +312,78 @@ class Front:
                 head.declared,
                 len(response.body),
                 model,
-                0 if answer is None else answer.version,
+                version,
                 0 if answer is None else answer.n,
-                code or "",
+                code,
             )
+
+    def _count(self, answer: Answer, seconds: float) -> None:
+        served = self._routes().models[answer.model].ready.get(answer.version) if answer.model in self._routes().models else None
+        if served is not None:
+            served.metrics.duration.observe(seconds)
+        for failure in answer.errors.values():
+            self._metrics.error(answer.model, error_document.mapping_of(failure).code)
+
+    def _count_failure(self, head: Head, response: Response) -> tuple[str, str]:
+        """Count a request that failed; return its model (of the closed set) and error code."""
+        model = head.target.model if head.target.model in self._routes().models else UNKNOWN_MODEL
+        if response.error is None:
+            return model, ""
+        if isinstance(response.error, CallerGone):
+            self._metrics.cancelled += 1
+        code = error_document.mapping_of(response.error).code
+        self._metrics.error(model, code)
+        return model, code
 
 
 # --- protocols ------------------------------------------------------------------------------------------------------------
 
 
-class _V1:
-    """A V1, raw or multipart request and what writes its answer."""
+def _exchange(head: Head, place: Place, body: bytes, limits: HttpLimits) -> tuple[Call, Callable[[Answer], bytes]]:
+    """Return a request's call and what writes its answer."""
+    target, size, protocol = head.target, len(body), head.protocol
+    content_type, most = head.content_type, limits.max_instances
 
-    __slots__ = ("call",)
+    def decode(signature: Signature) -> Decoded:
+        return v1.decode(signature, content_type, body, most)
 
-    def __init__(self, head: Head, place: Place, body: bytes, limits: HttpLimits) -> None:
-        content_type, most = head.content_type, limits.max_instances
-        protocol = v1.protocol_of(content_type)
-
-        def decode(signature: Signature) -> Decoded:
-            return v1.decode(signature, content_type, body, most)
-
-        target, size = head.target, len(body)
-        self.call = Call(
-            target.model,
-            target.version,
-            target.label,
-            decode,
-            head.request_id,
-            size,
-            place.timeout_s,
-            head.received,
-            place.on_error,
-            protocol,
-            size > DECODE_ON_HOST_BYTES and protocol != "raw",
-        )
-
-    @staticmethod
-    def encode(answer: Answer) -> bytes:
-        """Write the answer."""
-        return v1.encode(answer)
+    call = Call(
+        target.model,
+        target.version,
+        target.label,
+        decode,
+        head.request_id,
+        size,
+        place.timeout_s,
+        head.received,
+        place.on_error,
+        protocol,
+        size > DECODE_ON_HOST_BYTES and protocol != "raw",
+    )
+    if protocol != "v2":
+        return call, v1.encode
+    exchange = _V2(call, body, most)
+    call.decode = exchange.decode
+    return call, exchange.encode
 
 
 class _V2:
-    """A V2 request and what writes its answer; the body may ask for outputs and set a deadline."""
+    """A V2 request: its body may ask for outputs and set a deadline."""
 
-    __slots__ = ("_body", "_limit", "_request", "call")
+    __slots__ = ("_body", "_call", "_limit", "_request")
 
-    def __init__(self, head: Head, place: Place, body: bytes, limits: HttpLimits) -> None:
+    def __init__(self, call: Call, body: bytes, max_instances: int) -> None:
+        self._call = call
         self._body = body
-        self._limit = limits.max_instances
+        self._limit = max_instances
         self._request: v2.InferRequest | None = None
-        target, size = head.target, len(body)
-        self.call = Call(
-            target.model,
-            target.version,
-            None,
-            self._decode,
-            head.request_id,
-            size,
-            place.timeout_s,
-            head.received,
-            "fail",
-            "v2",
-            size > DECODE_ON_HOST_BYTES,
-        )
 
-    def _decode(self, signature: Signature) -> Decoded:
+    def decode(self, signature: Signature) -> Decoded:
+        """Read the body; a deadline in it shortens the call's."""
         request = v2.parse(self._body)
         asked = v2.timeout_s(request)
         if asked is not None:
-            self.call.timeout_s = asked if self.call.timeout_s is None else min(self.call.timeout_s, asked)
+            self._call.timeout_s = asked if self._call.timeout_s is None else min(self._call.timeout_s, asked)
         self._request = request
         return v2.decode(signature, request, self._limit)
 
@@ -397,17 +394,26 @@ class _V2:
         return v2.encode(answer, self._request)
 
 
-_Exchange = _V1 | _V2
-
-
-def _encoded(exchange: _Exchange, answer: Answer) -> bytes | SamegraphError:
+def _encoded(encode: Callable[[Answer], bytes], answer: Answer) -> tuple[bytes | SamegraphError, float]:
+    """Write an answer and take the time."""
+    started = time.perf_counter()
+    body: bytes | SamegraphError
     try:
-        return exchange.encode(answer)
+        body = encode(answer)
     except SamegraphError as error:
-        return error
-    except Exception:
-        log.exception("encode_failed", model=answer.model, version=answer.version)
-        return Internal()
+        body = error
+    except Exception as error:
+        log.error("encode_failed", exc_info=error, model=answer.model, version=answer.version)
+        body = Internal()
+    return body, time.perf_counter() - started
+
+
+def _answered(head: Head, answer: Answer, body: bytes) -> Response:
+    headers = [(b"samegraph-failed-instances", b"%d" % len(answer.errors))] if answer.errors else None
+    static = _static(answer.model, answer.version, answer.digest)
+    response = Response(200, body, request_id=head.request_id.encode(), static=static, headers=headers)
+    response.answer = answer
+    return response
 
 
 @lru_cache(maxsize=1024)

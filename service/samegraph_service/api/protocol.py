@@ -51,7 +51,8 @@ class PredictCycle:
     """One predict request on a connection. Has the attributes uvicorn's protocol reads of its own cycles."""
 
     __slots__ = (
-        "_chunks", "_connection", "_discarding", "_front", "_handle", "_head", "_place", "_size", "_too_large", "complete", "disconnected",
+        "_chunks", "_connection", "_discarding", "_front", "_handle", "_head", "_place", "_size", "_too_large", "answered",
+        "complete", "disconnected",
         "expects", "keep_alive", "response_complete", "since", "started",
     )  # fmt: skip
     message_event = _NoEvent()
@@ -68,6 +69,7 @@ class PredictCycle:
         self._discarding = False
         self.keep_alive = keep_alive
         self.expects = expects
+        self.answered = False
         self.complete = False
         self.started = False
         self.disconnected = False
@@ -113,7 +115,7 @@ class PredictCycle:
         self.complete = True
         if self._discarding:
             self._end(close=not self.keep_alive)
-        elif self.started and self._handle is None and not self.response_complete:
+        elif self.started and self._place is not None:
             self._run()
 
     def overdue(self) -> None:
@@ -131,7 +133,7 @@ class PredictCycle:
         self.disconnected = True
         if self._handle is not None:
             self._handle.cancel()
-        elif self.started and not self._discarding:
+        elif self.started and not self.answered:
             self._release()
             self._front.note(self._head, self._front.failed(CallerGone("the caller hung up before the body was complete"), self._head))
 
@@ -143,7 +145,9 @@ class PredictCycle:
         self._place = None  # the call owns the reservation from here on
         self._chunks = []
         body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-        self._handle = self._front.run(self._head, place, body, self._write)
+        handle = self._front.run(self._head, place, body, self._write)
+        # Kept only while it can be of use: with it the cycle, its work and their callbacks hold each other for the collector.
+        self._handle = None if self.answered else handle
 
     def _refuse(self, error: SamegraphError, *, discard: bool = True) -> None:
         """Answer before the body is read; what is left of it is read and thrown away, or the answer would be lost to a reset."""
@@ -163,6 +167,8 @@ class PredictCycle:
 
     def _write(self, response: Response) -> None:
         connection = self._connection
+        self.answered = True
+        self._handle = None
         if self.disconnected or isinstance(response.error, CallerGone):
             self._front.note(self._head, response if isinstance(response.error, CallerGone) else self._gone())
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -18,6 +19,7 @@ from .multipart import parts
 _encode = msgspec.json.Encoder().encode
 
 
+@lru_cache(maxsize=256)
 def protocol_of(content_type: str) -> str:
     """Return `v1`, `raw` or `multipart` for a request's content type."""
     media_type = content_type.partition(";")[0].strip().lower()
