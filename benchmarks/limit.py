@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 from benchmarks.machine import cores
 from benchmarks.workloads import Pipeline, Plain, Workload
@@ -100,7 +101,7 @@ class Limit:
         used = self._workers[: way.processes]
         for worker in used:
             worker.send((way, start, start + seconds))
-        results: list[tuple[int, float, float, list[float]]] = [worker.recv() for worker in used]
+        results: list[tuple[int, float, float, list[float]]] = [_receive(worker) for worker in used]
         done = sum(count for count, _, _, _ in results)
         cpu_s = sum(cpu for _, cpu, _, _ in results)
         wall_s = max(wall for _, _, wall, _ in results)
@@ -113,18 +114,30 @@ def limit(workload: Workload, repository: Path) -> Iterator[Limit]:
     context = multiprocessing.get_context("spawn")  # ONNX Runtime's threads do not survive a fork
     pipes = [context.Pipe() for _ in range(cores())]
     processes = [context.Process(target=_worker, args=(workload, repository, theirs), daemon=True) for _, theirs in pipes]
-    for process in processes:
+    for process, (_, theirs) in zip(processes, pipes, strict=True):
         process.start()
+        theirs.close()  # so that a worker that dies is seen as a closed pipe
     ours = [pipe for pipe, _ in pipes]
     try:
         for pipe in ours:
-            pipe.recv()
+            _receive(pipe)
         yield Limit(workload, ours)
     finally:
         for process, pipe in zip(processes, ours, strict=True):
             pipe.close()
             process.terminate()
             process.join()
+
+
+class WorkerDied(RuntimeError):
+    """Raised when a worker ended; its own traceback stands above."""
+
+
+def _receive(pipe: Connection) -> Any:
+    try:
+        return pipe.recv()
+    except EOFError as error:
+        raise WorkerDied("plain Python failed; the worker's traceback is above") from error
 
 
 def _worker(workload: Workload, repository: Path, pipe: Connection) -> None:

@@ -25,7 +25,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)
 
-from benchmarks.limit import Limit, Measured, Way, limit  # noqa: E402
+from benchmarks.limit import Limit, Measured, Way, WorkerDied, limit  # noqa: E402
 from benchmarks.load import Load, check, load  # noqa: E402
 from benchmarks.machine import Times, describe  # noqa: E402
 from benchmarks.report import Result, Round, page, summary, write  # noqa: E402
@@ -44,7 +44,7 @@ def main() -> int:
     began = time.monotonic()
     try:
         results = [measure(WORKLOADS[name], options, servers) for name in options.workload]
-    except ServerFailed as error:
+    except (ServerFailed, WorkerDied) as error:
         print(f"\nFAILED: {error}", file=sys.stderr)
         return 1
     record = {

@@ -68,14 +68,14 @@ def _photos() -> list[bytes]:
 
 
 def _single_rows(package: Path, most: int = 64) -> list[bytes]:
-    """Return the rows of the golden samples as requests of one row each."""
+    """Return the distinct rows of the golden samples as requests of one row each."""
     rows: list[Any] = []
     for sample in read_samples(package / "golden"):
         document = json.loads(sample.body) if sample.headers.get("content-type", "").startswith("application/json") else {}
         rows.extend(document.get("instances", []))
     if not rows:
         raise ValueError(f"{package} has no golden samples of V1 rows to send")
-    return [json.dumps({"instances": [row]}).encode() for row in rows[:most]]
+    return list(dict.fromkeys(json.dumps({"instances": [row]}).encode() for row in rows))[:most]
 
 
 class Plain:
@@ -112,5 +112,7 @@ class Plain:
         """Run the training code's decode and preprocessing (Pillow, NumPy), then the package's graphs."""
         from models.imagenet.reference.preprocessing import pixels
 
-        (name,) = self._runtime.feed_names
+        stage = self._runtime.manifest.stage("preprocess.item")
+        assert stage is not None
+        (name,) = stage.outputs.values()
         return self._runtime.run({name: np.stack([pixels(body) for body in bodies])})
