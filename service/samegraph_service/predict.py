@@ -20,7 +20,7 @@ from samegraph_transforms.signature import Row
 from samegraph_transforms.wire import Decoded
 
 from .admission import Reservation
-from .batching import Entry, Work, cut
+from .batching import Arrays, Entry, Work, cut
 from .call import Answer, Call, Failure, Loop, OnDone
 from .device import Device, Lane
 from .errors import CallerGone, DeadlineExceeded, DeadlineTooShort, ExecutionFailed, Internal
@@ -262,8 +262,9 @@ class Predictor:
             served.metrics.failed_instances += failed
             if failure is None and not work.parts:
                 failure = work.errors[min(work.errors)]
-        if failure is not None:
-            work.on_done(Failure(failure, served.model, served.version))
+        arrays = _joined(work) if failure is None else failure
+        if isinstance(arrays, SamegraphError):
+            work.on_done(Failure(arrays, served.model, served.version))
             return
         served.metrics.instances += work.n - failed
         work.on_done(
@@ -273,12 +274,26 @@ class Predictor:
                 served.runtime.digest,
                 work.call.request_id,
                 served.outputs,
-                work.outputs(),
+                arrays,
                 work.n,
                 work.errors,
                 work.form,
             )
         )
+
+
+def _joined(work: _CallWork) -> Arrays | SamegraphError:
+    """Return the answered rows of a work, or why they are no answer; an exception here would cost the rest of the batch theirs."""
+    try:
+        return work.outputs()
+    except ValueError:
+        return InputError(
+            "the instances of this request give outputs of different shapes, which one answer cannot hold; send them in separate requests",
+            code="wrong_shape",
+        )
+    except Exception:
+        log.exception("join_failed", model=work.served.model, version=work.served.version, request=work.request_id)
+        return Internal()
 
 
 def _decode(call: Call, served: Served) -> tuple[Decoded | SamegraphError, float]:
