@@ -6,7 +6,7 @@ import multiprocessing
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -71,29 +71,27 @@ class Limit:
         pipelines = ("package", "pillow") if self._workload.content_type.startswith("image/") else ("package",)
         return [Way(p, processes, threads, b) for p in pipelines for processes, threads in layouts for b in self._workload.batches]
 
-    def best(self, seconds: float, show: Callable[[Way, Measured], None]) -> dict[int, Way]:
-        """Try every way; return the best for each number of clients, which must be enough to keep it busy.
+    def candidates(self, seconds: float, show: Callable[[Way, Measured], None]) -> list[Way]:
+        """Try every way once and return those worth measuring in every round.
 
-        The machine's speed drifts, so the first look only picks three candidates for each number, which are then measured again together.
+        For each number of clients, and each layout of threads and processes that so many can keep busy, this is the one that spends the
+        least CPU on an instance: on a machine shared with others the steadiest figure. Which of them is fastest, the rounds decide.
 
         Args:
             seconds: Length of each measurement.
             show: Told of every measurement.
         """
-        found: dict[Way, float] = {}
-
-        def look(ways: Iterable[Way]) -> None:
-            for way in ways:
-                measured = self.measure(way, seconds)
-                show(way, measured)
-                found[way] = measured.per_s
-
-        def leading(clients: int, most: int) -> list[Way]:
-            return sorted((way for way in found if way.in_flight <= clients), key=lambda way: -found[way])[:most]
-
-        look(self.ways())
-        look({way: None for clients in self._workload.clients for way in leading(clients, 3)})
-        return {clients: leading(clients, 1)[0] for clients in self._workload.clients}
+        cpu_ms: dict[Way, float] = {}
+        for way in self.ways():
+            measured = self.measure(way, seconds)
+            show(way, measured)
+            cpu_ms[way] = measured.cpu_ms
+        best: dict[tuple[int, int, int], Way] = {}
+        for way in sorted(cpu_ms, key=lambda way: -cpu_ms[way]):
+            for clients in self._workload.clients:
+                if way.in_flight <= clients:
+                    best[clients, way.processes, way.threads] = way
+        return list(dict.fromkeys(best[key] for key in sorted(best)))
 
     def measure(self, way: Way, seconds: float) -> Measured:
         """Run one way for so many seconds; workers start together."""

@@ -86,12 +86,14 @@ class Times:
     Attributes:
         total: All CPUs, all states, since boot.
         idle: Of it idle, waiting for a disk included.
+        interrupts: Of it the kernel's answer to devices; on loopback that is our own traffic.
         stolen: Of it given to other guests by the hypervisor.
         ours: Used by this process, its descendants, and those of them that have ended.
     """
 
     total: float
     idle: float
+    interrupts: float
     stolen: float
     ours: float
 
@@ -101,7 +103,7 @@ class Times:
         fields = [int(word) / TICKS_PER_S for word in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
         ended = resource.getrusage(resource.RUSAGE_CHILDREN)
         ours = process_cpu_s(os.getpid()) + ended.ru_utime + ended.ru_stime
-        return cls(total=sum(fields), idle=fields[3] + fields[4], stolen=fields[7], ours=ours)
+        return cls(total=sum(fields), idle=fields[3] + fields[4], interrupts=fields[5] + fields[6], stolen=fields[7], ours=ours)
 
     def stolen_ratio_since(self, before: Times) -> float:
         """Return the share of CPU time the hypervisor took away between two readings."""
@@ -110,7 +112,8 @@ class Times:
     def others_ratio_since(self, before: Times) -> float:
         """Return the share of CPU time that programs which are not part of the measurement used between two readings."""
         elapsed = max(self.total - before.total, 1e-9)
-        busy = elapsed - (self.idle - before.idle) - (self.stolen - before.stolen)
+        not_programs = (self.idle + self.interrupts + self.stolen) - (before.idle + before.interrupts + before.stolen)
+        busy = elapsed - not_programs
         return max(0.0, (busy - (self.ours - before.ours)) / elapsed)
 
 

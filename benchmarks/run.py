@@ -16,19 +16,21 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[0] = str(ROOT)
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
 
 from benchmarks.limit import Limit, Measured, Way, WorkerDied, limit  # noqa: E402
 from benchmarks.load import Load, check, load  # noqa: E402
 from benchmarks.machine import Times, describe  # noqa: E402
-from benchmarks.report import Result, Round, page, summary, write  # noqa: E402
+from benchmarks.report import NOISY, Result, Round, page, summary, write  # noqa: E402
+from benchmarks.report import Plain as PlainRound  # noqa: E402
 from benchmarks.servers import SERVERS, Running, ServerFailed, running  # noqa: E402
 from benchmarks.workloads import WORKLOADS, Plain, Workload  # noqa: E402
 
@@ -69,6 +71,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--workload", action="append", choices=list(WORKLOADS), help="one of them (default: all)")
     parser.add_argument("--server", action="append", choices=list(SERVERS), help="one of them (default: all)")
     parser.add_argument("--rounds", type=int, default=4, help="interleaved rounds (default: 4)")
+    parser.add_argument("--patience", type=int, default=4, help="most rounds to repeat because other programs used the CPU (default: 4)")
     parser.add_argument("--seconds", type=int, default=5, help="length of each measurement (default: 5)")
     parser.add_argument("--quick", action="store_true", help="one round of 1 s, nothing written")
     parser.add_argument("--repository", type=Path, default=ROOT / "models", help="where the packages are (default: models)")
@@ -78,7 +81,7 @@ def _options() -> argparse.Namespace:
     options.server = options.server or list(SERVERS)
     options.write = not options.quick
     if options.quick:
-        options.rounds, options.seconds = 1, 1
+        options.rounds, options.seconds, options.patience = 1, 1, 0
     if options.rounds < 1 or options.seconds < 1:
         parser.error("at least one round of one second is needed")
     return options
@@ -113,14 +116,25 @@ def measure(workload: Workload, options: argparse.Namespace, servers: dict[str, 
             file.write_bytes(body)
         expected = _expected(workload, repository, bodies)
         plain = stack.enter_context(limit(workload, repository))
-        result = Result(workload, plain.best(1.0, _show_way))
-        for clients, way in result.ways.items():
-            print(f"  best with {clients} in flight: {way}", flush=True)
-        for number in range(1, options.rounds + 1):
-            result.rounds.append(
-                _round(number, result, plain, options, _Sending(workload, repository, bodies, files, expected, scratch), servers)
-            )
+        ways = plain.candidates(1.0, _show_way)
+        result = Result(workload)
+        sending = _Sending(workload, repository, bodies, files, expected, scratch)
+        result.rounds, result.repeated = calmest(
+            lambda number: _round(number, ways, plain, options, sending, servers), options.rounds, options.patience
+        )
     return result
+
+
+def calmest(measure_round: Callable[[int], Round], rounds: int, patience: int) -> tuple[list[Round], int]:
+    """Measure rounds until enough were calm; return them in order, and how many were set aside.
+
+    A round in which other programs used the CPU is measured again, at most `patience` times in all; then the least disturbed count.
+    """
+    done: list[Round] = []
+    while len(done) < rounds + patience and sum(one.others_ratio <= NOISY for one in done) < rounds:
+        done.append(measure_round(len(done) + 1))
+    kept = sorted(sorted(range(len(done)), key=lambda number: done[number].others_ratio)[:rounds])
+    return [done[number] for number in kept], len(done) - len(kept)
 
 
 class _Sending:
@@ -146,18 +160,12 @@ def _show_way(way: Way, measured: Measured) -> None:
     print(f"  limit: {way!s:<38} {measured.per_s:10,.1f}/s   {measured.cpu_ms:8.3f} CPU ms each", flush=True)
 
 
-def _limits(result: Result, plain: Limit, seconds: float) -> dict[int, Measured]:
-    """Measure each of the best ways once."""
-    measured = {way: plain.measure(way, seconds) for way in dict.fromkeys(result.ways.values())}
-    return {clients: measured[way] for clients, way in result.ways.items()}
-
-
 def _round(
-    number: int, result: Result, plain: Limit, options: argparse.Namespace, sending: _Sending, servers: dict[str, dict[str, Any]]
+    number: int, ways: list[Way], plain: Limit, options: argparse.Namespace, sending: _Sending, servers: dict[str, dict[str, Any]]
 ) -> Round:
-    """Measure the limit, then each server at each number of clients; servers run one at a time."""
-    before = Times.now()
-    earlier = _limits(result, plain, options.seconds / 2)
+    """Measure the limit, each server at each number of clients, and the limit again; servers run one at a time."""
+    began = Times.now()
+    earlier = [plain.measure(way, options.seconds / 4) for way in ways]
     loads: dict[str, dict[int, Load]] = {}
     for name in options.server:
         with _checked(name, sending) as up:
@@ -169,12 +177,15 @@ def _round(
                 latency = f"p50 {one.p50_ms:7.2f} ms   p99 {one.p99_ms:7.2f} ms   {one.cpu_ms:7.3f} CPU ms each"
                 failed = f"   {one.failed} FAILED" if one.failed else ""
                 print(f"  round {number}: {name} at {clients:>2} clients {one.per_s:10,.1f}/s   {latency}{failed}", flush=True)
-    later = _limits(result, plain, options.seconds / 2)
-    shown = ", ".join(f"{clients} in flight {(earlier[clients].per_s + later[clients].per_s) / 2:,.1f}/s" for clients in result.ways)
-    print(f"  round {number}: limit with {shown}", flush=True)
-    after = Times.now()
-    limits = {clients: [earlier[clients], later[clients]] for clients in result.ways}
-    return Round(limits, loads, after.stolen_ratio_since(before), after.others_ratio_since(before))
+    later = [plain.measure(way, options.seconds / 4) for way in ways]
+    ended = Times.now()
+    measured = [PlainRound(*three) for three in zip(ways, earlier, later, strict=True)]
+    done = Round(measured, loads, ended.stolen_ratio_since(began), ended.others_ratio_since(began))
+    for clients in sending.workload.clients:
+        best = done.limit(clients)
+        print(f"  round {number}: limit with {clients:>2} in flight {best.mean('per_s'):10,.1f}/s   {best.way}", flush=True)
+    print(f"  round {number}: other programs used {done.others_ratio:.0%} of the CPU time", flush=True)
+    return done
 
 
 @contextmanager
