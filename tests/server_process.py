@@ -27,7 +27,7 @@ class ServerProcess:
         lines: What it wrote to standard error so far.
     """
 
-    def __init__(self, repository: Path, **settings: str) -> None:
+    def __init__(self, repository: Path, *, announced: str = "samegraph answers on ", **settings: str) -> None:
         command = [
             str(Path(sys.executable).with_name("samegraph")),
             "serve",
@@ -41,6 +41,7 @@ class ServerProcess:
         environment = {**os.environ, **{f"SAMEGRAPH_{name}": value for name, value in settings.items()}}
         self.process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=environment)
         self.lines: list[str] = []
+        self._announced = announced
         self._answers: queue.Queue[str] = queue.Queue()
         assert self.process.stderr is not None
         threading.Thread(target=self._read, args=(self.process.stderr,), daemon=True).start()
@@ -49,8 +50,8 @@ class ServerProcess:
     def _read(self, stream: IO[str]) -> None:
         for line in stream:
             self.lines.append(line.rstrip("\n"))
-            if line.startswith("samegraph answers on "):
-                self._answers.put(line.split()[-1])
+            if line.startswith(self._announced):
+                self._answers.put(line.removeprefix(self._announced).split()[0].rstrip(","))
         if self._answers.empty():
             self._answers.put("")
 

@@ -33,11 +33,10 @@ class Application:
         service: The running service, or None before start-up and after shutdown.
     """
 
-    def __init__(self, settings: Settings, log_output: LogOutput | None, on_started: Callable[[Service], None] | None) -> None:
+    def __init__(self, settings: Settings, log_output: LogOutput | None) -> None:
         self.settings = settings
         self.service: Service | None = None
         self._log_output = log_output
-        self._on_started = on_started
         self.fastapi = self._fastapi()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -85,8 +84,6 @@ class Application:
         service = Service(self.settings, self._log_output, self.fastapi)
         await service.start()
         self.service = service
-        if self._on_started is not None:
-            self._on_started(service)
         try:
             yield
         finally:
@@ -94,17 +91,14 @@ class Application:
             await service.close()
 
 
-def create_app(
-    settings: Settings, *, log_output: LogOutput | None = None, on_started: Callable[[Service], None] | None = None
-) -> Application:
+def create_app(settings: Settings, *, log_output: LogOutput | None = None) -> Application:
     """Return the ASGI application.
 
     Args:
         settings: The settings in force.
         log_output: Where access lines go, from `configure_logging`; None for no access log.
-        on_started: Called with the service when it has started (nothing is loaded yet).
     """
-    return Application(settings, log_output, on_started)
+    return Application(settings, log_output)
 
 
 def _handle_errors(app: FastAPI, fresh_id: Callable[[], str]) -> None:
@@ -120,6 +114,8 @@ def _handle_errors(app: FastAPI, fresh_id: Callable[[], str]) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
+        if error.status_code == 405 and ":" in request.url.path.rpartition("/")[2]:
+            return answer(NoSuchRoute(f"nothing answers {request.url.path[:200]}; a model's one verb is `:predict`"))
         if error.status_code == 405:
             allowed = (error.headers or {}).get("Allow", "")
             return answer(
@@ -132,8 +128,10 @@ def _handle_errors(app: FastAPI, fresh_id: Callable[[], str]) -> None:
     @app.exception_handler(RequestValidationError)
     async def validation(_: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
+        if first["type"] == "json_invalid":
+            return answer(InputError("the body is not valid JSON", code="malformed_json"))
         field = ".".join(str(part) for part in first["loc"][1:])
-        return answer(InputError(f"{field}: {first['msg']}", code="wrong_type", field=field))
+        return answer(InputError(f"{field or 'the body'}: {first['msg']}", code="wrong_type", field=field or None))
 
     @app.exception_handler(Exception)
     async def crashed(request: Request, error: Exception) -> Response:

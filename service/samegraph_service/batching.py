@@ -208,12 +208,13 @@ class BatchPolicy:
     max_batch_size: int
     max_queue_delay_s: float = 0.0
 
-    def target(self, waiting_rows: int, idle_slots: int) -> int:
-        """Return how many rows the next execution should take: all that wait, split evenly over the idle run slots.
+    def target(self, waiting_rows: int, idle_slots: int, efficient_size: int) -> int:
+        """Return how many rows the next execution should take.
 
-        One execution of everything would leave the other slots idle, and on a CPU a batch costs about its rows.
+        All that wait, split evenly over the idle run slots (one execution of everything would leave the others idle), but no
+        more than pays: beyond `efficient_size` a larger batch makes its rows wait for each other and saves nothing.
         """
-        return min(self.max_batch_size, -(-waiting_rows // max(1, idle_slots)))
+        return min(self.max_batch_size, max(1, efficient_size), -(-waiting_rows // max(1, idle_slots)))
 
 
 def cut(rows: Sequence[tuple[int, Any]], size: int) -> list[tuple[int, list[Any]]]:

@@ -59,7 +59,7 @@ def _run(overrides: dict[str, dict[str, Any]]) -> int:
 
     from .app import create_app
     from .logs import configure_logging
-    from .server import Server
+    from .server import CannotListen, Server
     from .settings import Settings, unknown_variables
 
     unknown = unknown_variables(dict(os.environ))
@@ -81,23 +81,33 @@ def _run(overrides: dict[str, dict[str, Any]]) -> int:
         available_providers(settings.execution.device)
     except EnvironmentUnfit as error:
         raise click.ClickException(str(error)) from error
-    application = create_app(settings, log_output=output, on_started=lambda service: _announce_when_ready(service, server))
-    server = Server(application, settings)
-    server.run()
+    server = Server(create_app(settings, log_output=output), settings, on_listening=_announce_when_ready)
+    try:
+        server.run()
+    except CannotListen as error:
+        raise click.ClickException(str(error)) from error
     return 0 if server.started else 1
 
 
 def _settings_errors(error: ValidationError) -> str:
-    lines = [f"SAMEGRAPH_{'__'.join(str(p).upper() for p in e['loc'])}: {e['msg']} (got {str(e['input'])[:80]!r})" for e in error.errors()]
+    """Say which variables are wrong and why; the value of a secret is never shown."""
+    lines = []
+    for found in error.errors():
+        name = "SAMEGRAPH_" + "__".join(str(part).upper() for part in found["loc"])
+        if found["type"] == "extra_forbidden":
+            lines.append(f"{name}: there is no such setting; docs/settings.md lists them")
+        else:
+            shown = "" if found["loc"][-1] == "token" else f" (got {str(found['input'])[:80]!r})"
+            lines.append(f"{name}: {found['msg']}{shown}")
     return "; ".join(lines)
 
 
-def _announce_when_ready(service: Service, server: Any) -> None:
+def _announce_when_ready(service: Service, url: str) -> None:
     """Print what to try next once the models have loaded, for a person at a terminal or in front of `make serve`."""
 
     async def announce() -> None:
         await service.loaded.wait()
-        click.echo(_what_next(service, f"http://{server.config.host}:{server.port()}"), err=True)
+        click.echo(_what_next(service, url), err=True)
 
     service.background(announce())
 
@@ -107,7 +117,8 @@ def _curl(doc: ModelDoc, url: str) -> str:
     manifest = doc.versions[doc.default if doc.default is not None else max(doc.versions)]
     route = f"{url}/v1/models/{doc.name}:predict"
     if any(f.kind == "image" for f in manifest.fields):
-        return f"curl {route} -H 'content-type: image/jpeg' --data-binary @photo.jpg"
+        photo = "docs/photos/coffee.jpg" if Path("docs/photos/coffee.jpg").is_file() else "photo.jpg"
+        return f"curl {route} -H 'content-type: image/jpeg' --data-binary @{photo}"
     body = json.dumps({"instances": [example_instance(manifest)]}, ensure_ascii=False)
     return f"curl {route} -H 'content-type: application/json' -d {shlex.quote(body)}"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 
 class CostModel:
     """Exponentially weighted least squares over observed executions.
@@ -36,6 +38,24 @@ class CostModel:
     def predict_s(self, n: int) -> float:
         """Return the predicted seconds of one execution of `n` rows; 0 before anything was observed."""
         return self.per_row_s * n + self.fixed_s
+
+    def efficient_size(self, largest: int, waste_ratio: float = 0.02) -> int:
+        """Return the smallest batch whose time per row is within `waste_ratio` of what the largest batches reach.
+
+        Where time is nearly linear in n (a CNN on a CPU) larger batches buy nothing and only make everyone wait for the last
+        row; where a fixed cost dominates (a GPU, a tiny model) it is the largest batch.
+
+        Args:
+            largest: Upper bound, >= 1.
+            waste_ratio: Share of a row's time that may be spent on fixed cost.
+
+        Returns:
+            Between 1 and `largest`; `largest` before anything was observed.
+        """
+        allowed = self.per_row_s * waste_ratio
+        if self.fixed_s >= allowed * largest:
+            return largest
+        return max(1, math.ceil(self.fixed_s / allowed))
 
     def _fit(self) -> None:
         spread = self._w * self._nn - self._n * self._n

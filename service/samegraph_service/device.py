@@ -222,7 +222,7 @@ class Device:
         rows = min(lane.queue.rows, lane.policy.max_batch_size)
         if lane.cost.known and lane.cost.predict_s(rows) < self._inline_below_s:
             return rows
-        return lane.policy.target(lane.queue.rows, self._idle)
+        return lane.policy.target(lane.queue.rows, self._idle, lane.cost.efficient_size(lane.policy.max_batch_size))
 
     def _start(self, lane: Lane, batch: list[Entry]) -> bool:
         """Start one execution; return whether it ran inline and is already over."""

@@ -5,17 +5,24 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
+from samegraph_transforms.errors import SamegraphError
 
 from .api.front import Front
 from .api.protocol import protocol_class
 from .app import Application
 from .logs import get_logger
+from .service import Service
 from .settings import Settings
 
 log = get_logger("samegraph.server")
+
+
+class CannotListen(SamegraphError):
+    """Raised when the address cannot be listened on."""
 
 
 class Server(uvicorn.Server):
@@ -25,7 +32,7 @@ class Server(uvicorn.Server):
     A second signal stops at once. SIGHUP looks at the repository.
     """
 
-    def __init__(self, application: Application, settings: Settings) -> None:
+    def __init__(self, application: Application, settings: Settings, on_listening: Callable[[Service, str], None] | None = None) -> None:
         server = settings.server
         self._application = application
         super().__init__(
@@ -48,13 +55,21 @@ class Server(uvicorn.Server):
                 timeout_graceful_shutdown=5,
             )
         )
+        self._on_listening = on_listening
         self._stopping: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
         """Start listening, and take SIGHUP for a look at the repository."""
         self._loop = asyncio.get_running_loop()
-        await super().startup(sockets)  # type: ignore[arg-type]
+        try:
+            await super().startup(sockets)  # type: ignore[arg-type]
+        except SystemExit as error:
+            raise CannotListen(
+                f"cannot listen on {self.config.host}:{self.config.port}; is the port taken, or the address not this machine's?"
+            ) from error
+        if self._on_listening is not None and self._application.service is not None:
+            self._on_listening(self._application.service, f"http://{self.config.host}:{self.port()}")
         if hasattr(signal, "SIGHUP") and threading.current_thread() is threading.main_thread():
             self._loop.add_signal_handler(signal.SIGHUP, self._rescan)
 

@@ -20,6 +20,7 @@ from .admission import Gate, Limits
 from .api.asgi import PredictGateway
 from .api.front import Front, HttpLimits
 from .batching import BatchPolicy
+from .clock import PreciseLoop
 from .device import Device, Lane
 from .errors import Draining
 from .loading import Loaded, LoadOptions
@@ -48,7 +49,7 @@ class Service:
         quota = cpu_quota()
         execution, limits = settings.execution, settings.limits
         providers = available_providers(execution.device)
-        loop = asyncio.get_running_loop()
+        loop = PreciseLoop(asyncio.get_running_loop())
         self.host = ThreadPoolExecutor(execution.host_threads or quota, thread_name_prefix="samegraph-host")
         self.device = Device(loop, execution.run_slots or (quota if providers == CPU else 2), execution.inline_below_s)
         self.gate = Gate(Limits(limits.max_requests, limits.max_queued_rows, limits.max_queued_bytes), self.device.pending_s)

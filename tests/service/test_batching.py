@@ -87,7 +87,13 @@ def test_a_finished_work_ignores_late_results() -> None:
 @pytest.mark.parametrize(("waiting", "idle", "want"), [(1, 2, 1), (10, 2, 5), (11, 2, 6), (1000, 2, 32), (3, 4, 1)])
 def test_what_waits_is_split_evenly_over_the_idle_slots(waiting: int, idle: int, want: int) -> None:
     """One slot never takes everything while others stand idle."""
-    assert BatchPolicy(32).target(waiting, idle) == want
+    assert BatchPolicy(32).target(waiting, idle, 32) == want
+
+
+def test_a_batch_is_no_larger_than_pays() -> None:
+    """Rows do not wait for each other when that saves nothing."""
+    assert BatchPolicy(32).target(1000, 2, 3) == 3
+    assert BatchPolicy(32).target(1000, 2, 0) == 1
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=60), st.integers(1, 9))

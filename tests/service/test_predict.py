@@ -269,6 +269,12 @@ def test_cost_is_fitted_and_never_negative() -> None:
         cost.observe(n, 0.010 + 0.002 * n)
     assert cost.per_row_s == pytest.approx(0.002, rel=0.05)
     assert cost.fixed_s == pytest.approx(0.010, rel=0.05)
+    assert cost.efficient_size(64) == 64
+    linear = CostModel()
+    for n in (1, 4, 16, 32) * 50:
+        linear.observe(n, 0.0005 + 0.0100 * n)
+    assert linear.efficient_size(32) == 3
+    assert CostModel().efficient_size(32) == 32
     falling = CostModel()
     for n, t in ((1, 1.0), (10, 0.5)):
         falling.observe(n, t)

@@ -266,7 +266,7 @@ def _choose_format(data: bytes, decoder: Decoder, field: str) -> str:
         return arrived
     accepted = f"this model accepts {', '.join(decoder.formats)}"
     if arrived is None:
-        what = "is empty" if not data else f"is not an image (it starts with {data[:8]!r})"
+        what = "is empty" if not data else f"is not an image (it starts with the bytes {data[:8].hex(' ')})"
         raise InputError(f"field {field!r} {what}; {accepted}", code="undecodable", field=field)
     if arrived == "base64 text":
         raise InputError(

@@ -40,6 +40,14 @@ def _health(router: APIRouter, service: Callable[[], Service]) -> None:
     async def livez() -> dict[str, bool]:
         return {"live": True}
 
+    @router.head("/livez", include_in_schema=False)
+    async def livez_head() -> Response:
+        return Response()
+
+    @router.head("/readyz", include_in_schema=False)
+    async def readyz_head() -> Response:
+        return Response(status_code=200 if service().readiness()[0] else 503)
+
     @router.get(
         "/readyz",
         tags=["health"],

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import numpy as np
 from samegraph_transforms.errors import InputError
-from samegraph_transforms.manifest import BINARY_KINDS, Manifest, Output, RawField
+from samegraph_transforms.manifest import BINARY_KINDS, MAX_EXACT_INTEGER, Manifest, Output, RawField
 from samegraph_transforms.signature import Row, Signature
 from samegraph_transforms.wire import Decoded, parse_json
 
@@ -172,11 +172,13 @@ def _column(field: RawField, tensor: InputTensor, max_instances: int) -> Sequenc
 def _check_integers(field: RawField, datatype: str, values: Sequence[object]) -> None:
     """Refuse numbers that the declared integer datatype cannot hold; other wrong types are left to the signature."""
     low, high = _RANGES[datatype]
+    if field.kind == "number":  # it becomes a float64, which holds whole numbers exactly up to 2^53
+        low, high = max(low, -MAX_EXACT_INTEGER), min(high, MAX_EXACT_INTEGER)
     for i, value in enumerate(values):
         if isinstance(value, int | float) and not (low <= value <= high and value == int(value)):
             shown = _digits(value) if isinstance(value, int) else repr(value)
             raise InputError(
-                f"input {field.name!r} is declared {datatype}, which cannot hold {shown}",
+                f"input {field.name!r} is declared {datatype} for {field.kind} values and cannot hold {shown}",
                 code="out_of_range",
                 field=field.name,
                 instance=i,
@@ -299,7 +301,10 @@ def model_metadata(manifest: Manifest, versions: Sequence[int]) -> dict[str, Any
 
 
 def _datatype(field: RawField) -> str:
-    return "BYTES" if field.kind in BINARY_KINDS else DATATYPES[field.graph_dtype]
+    if field.kind in BINARY_KINDS:
+        return "BYTES"
+    # A nullable integer is a float64 in the graph and still a whole number on the wire.
+    return "INT64" if field.kind == "integer" else DATATYPES[field.graph_dtype]
 
 
 def _shape(field: RawField) -> list[int]:
