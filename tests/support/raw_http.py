@@ -47,8 +47,8 @@ class Wire:
         """Close this side of the connection and keep the other open."""
         self._socket.shutdown(socket.SHUT_WR)
 
-    def reply(self) -> RawReply:
-        """Read one answer.
+    def reply(self, *, head_only: bool = False) -> RawReply:
+        """Read one answer; `head_only` says that none of it may be a body (the answer to HEAD).
 
         Raises:
             EOFError: The server closed the connection before it was complete.
@@ -57,7 +57,7 @@ class Wire:
         first, *lines = head.split(b"\r\n")
         pairs = (line.partition(b":") for line in lines)
         headers = {name.strip().lower().decode(): value.strip().decode() for name, _, value in pairs}
-        return RawReply(int(first.split()[1]), headers, self._body(headers))
+        return RawReply(int(first.split()[1]), headers, b"" if head_only else self._body(headers))
 
     def is_closed(self) -> bool:
         """Wait until the server closes the connection; False when it sends something instead."""

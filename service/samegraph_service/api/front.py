@@ -162,10 +162,10 @@ class Response:
             (b"samegraph-prediction-id", self._request_id),
         ]
 
-    def http1(self, *, close: bool) -> bytes:
-        """Return the whole HTTP/1.1 response."""
+    def http1(self, *, close: bool, with_body: bool = True) -> bytes:
+        """Return the whole HTTP/1.1 response, or its head only (the answer to HEAD)."""
         end = b"connection: close\r\n\r\n" if close else b"\r\n"
-        if self._static is not None and not self._headers:
+        if self._static is not None and not self._headers and with_body:
             identifier = self._request_id
             return b"%bcontent-length: %d\r\nx-request-id: %b\r\nsamegraph-prediction-id: %b\r\n%b%b" % (
                 self._static.raw,
@@ -175,7 +175,7 @@ class Response:
                 end,
                 self.body,
             )
-        lines = [_status_line(self.status), *(b"%b: %b\r\n" % pair for pair in self.pairs()), end, self.body]
+        lines = [_status_line(self.status), *(b"%b: %b\r\n" % pair for pair in self.pairs()), end, self.body if with_body else b""]
         return b"".join(lines)
 
 

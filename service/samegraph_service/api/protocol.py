@@ -27,6 +27,8 @@ from samegraph_service.predict import Handle
 
 #: Largest request line and headers together; llhttp itself has no bound.
 MAX_HEAD_BYTES: Final = 65536
+#: The headers that say how long a body is.
+_FRAMING: Final = (b"content-length", b"transfer-encoding")
 
 
 @lru_cache(maxsize=1024)
@@ -174,7 +176,7 @@ class PredictCycle:
             return
         if self._front.draining:
             self.keep_alive = False
-        connection.transport.write(response.http1(close=not self.keep_alive))
+        connection.transport.write(response.http1(close=not self.keep_alive, with_body=self._head.method != "HEAD"))
         self._front.note(self._head, response)
         if self._discarding:
             self.since = connection.loop.time()
@@ -193,6 +195,38 @@ class PredictCycle:
         self._connection.on_response_complete()
 
 
+class _BodyOn:
+    """Parser callbacks of a connection, but for the first head, which another parser has read."""
+
+    __slots__ = ("_connection", "in_head")
+
+    def __init__(self, connection: PredictProtocol) -> None:
+        self._connection = connection
+        self.in_head = True
+
+    def on_message_begin(self) -> None:
+        if not self.in_head:
+            self._connection.on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        if not self.in_head:
+            self._connection.on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self.in_head:
+            self._connection.on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        if not self.in_head:
+            self._connection.on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._connection.on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._connection.on_message_complete()
+
+
 class PredictProtocol(HttpToolsProtocol):
     """uvicorn's HTTP/1.1 protocol with predict requests answered in place. Make it with `protocol_class`."""
 
@@ -206,6 +240,7 @@ class PredictProtocol(HttpToolsProtocol):
         self._active: PredictCycle | RequestResponseCycle | None = None
         self._head_bytes = 0
         self._in_head = False
+        self._body_framing = b""
         self._failure: SamegraphError | None = None
         self._pumping = False
         self._writable = True
@@ -237,20 +272,46 @@ class PredictProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser; see `asyncio.Protocol`."""
-        if self._failure is not None:
+        if self._failure is not None or self.transport.is_closing():
             return  # what follows a broken request cannot be told apart from it
         if self._active is None and not self._in_head:
             self._since = self.loop.time()
         self._head_bytes += len(data)
         try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            pass  # no upgrade is offered; the request is answered as it stands
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as stopped:
+                self._feed_on(memoryview(data)[stopped.args[0] :])
         except httptools.HttpParserError:
             self._fail(BadRequest("this is not a valid HTTP/1.1 request"))
             return
         if self._in_head and self._head_bytes > MAX_HEAD_BYTES:
             self._fail(HeadTooLarge(f"the request line and headers are larger than {MAX_HEAD_BYTES} bytes"))
+
+    def _feed_on(self, rest: memoryview) -> None:
+        """Go on after the head of a request that asks for an upgrade, where the parser stops.
+
+        No upgrade is offered, so the request is answered as it stands (Java's client asks for h2c with its first POST). Its body,
+        which the parser would take for the next request, is read by another parser that is told how long it is.
+        """
+        while not self.transport.is_closing():
+            if self._body_framing:
+                self.parser = self._parser_of_body()
+            try:
+                self.parser.feed_data(rest)
+                return
+            except httptools.HttpParserUpgrade as stopped:
+                rest = rest[stopped.args[0] :]
+
+    def _parser_of_body(self) -> Any:
+        """Return a parser that stands where the body of the present request begins."""
+        framing, self._body_framing = self._body_framing, b""
+        callbacks = _BodyOn(self)
+        parser = httptools.HttpRequestParser(callbacks)
+        parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        parser.feed_data(b"POST / HTTP/1.1\r\n" + framing + b"\r\n")
+        callbacks.in_head = False
+        return parser
 
     def pause_writing(self) -> None:
         """The client does not read: take no further request from it; see `asyncio.Protocol`."""
@@ -284,6 +345,8 @@ class PredictProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """A request's head is complete: answer it here, or hand it to uvicorn."""
         self._in_head = False
+        if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
+            self._body_framing = b"".join(b"%b: %b\r\n" % (n, v) for n, v in self.headers if n in _FRAMING)
         found = _predict_url(self.url)
         front = self._front
         if found is None or front is None:
@@ -301,7 +364,7 @@ class PredictProtocol(HttpToolsProtocol):
             self.loop.time(),
             front.fresh_id(),
         )
-        keep_alive = parser.get_http_version() != "1.0" and parser.should_keep_alive()
+        keep_alive = parser.get_http_version() != "1.0" and parser.should_keep_alive() and head.method != "CONNECT"
         cycle = PredictCycle(self, front, head, keep_alive=keep_alive, expects=self.expect_100_continue)
         self.cycle = cycle  # type: ignore[assignment]
         if self._active is None:
@@ -329,6 +392,8 @@ class PredictProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """The latest request is complete."""
+        if self._body_framing:
+            return  # the parser skips the body of a request that asks for an upgrade
         cycle: Any = self.cycle
         if isinstance(cycle, PredictCycle):
             cycle.body_complete()
