@@ -65,6 +65,7 @@ class Application:
             docs_url=None,
             redoc_url=None,
             openapi_url=None,
+            redirect_slashes=False,  # a redirect would name the host the caller named, and be no answer of the one document
             lifespan=self._lifespan,
         )
         app.include_router(meta_router(self.running))
