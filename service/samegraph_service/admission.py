@@ -62,6 +62,19 @@ class Reservation:
         self._bytes = declared_bytes
         self._rows = 0
 
+    def hold(self, body_bytes: int) -> None:
+        """Count so many bytes of a body that is still arriving, if they are more than were declared.
+
+        Raises:
+            Overloaded: They do not fit; the reservation is kept, the caller releases it.
+        """
+        gate, more = self._gate, body_bytes - self._bytes
+        if gate is None or more <= 0:
+            return
+        gate.check(size_bytes=more)
+        gate.load.bytes += more
+        self._bytes = body_bytes
+
     def confirm(self, rows: int, body_bytes: int) -> None:
         """Replace the declared size by the real one.
 

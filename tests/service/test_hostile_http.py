@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import random
-from collections.abc import Iterator
+import socket
+import time
+from collections.abc import Callable, Iterator
 
 import package_builders as build
 import pytest
 from live_server import LiveServer, live_server
-from raw_http import RawReply, Wire, chunked, request
+from raw_http import PATIENCE_S, RawReply, Wire, chunked, request
 from samegraph_transforms.pack import pack
 
 ROW = {"size": 1.5, "kind": "moss"}
@@ -170,3 +174,297 @@ def test_what_follows_connect_is_not_read(direct: LiveServer) -> None:
         wire.send(request(body=NESTED, method="CONNECT"))
         assert wire.reply().status == 405
         assert wire.is_closed()
+
+
+# --- what is not HTTP -----------------------------------------------------------------------------------------------------
+
+PLAIN = request(body=BODY)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        request(body=BODY, content_length=str(len(BODY)), transfer_encoding="chunked"),
+        PLAIN.replace(b"\r\n\r\n", b"\r\ncontent-length: 5\r\n\r\n"),
+        request(body=b"", content_length="-5"),
+        request(body=b"", content_length="+5"),
+        request(body=b"", content_length="5_0"),
+        request(body=b"", content_length="9" * 30),
+        request(body=BODY, transfer_encoding="gzip"),
+        request(body=BODY, transfer_encoding="chunked, identity"),
+        request(body=b"-1\r\nabc\r\n0\r\n\r\n", transfer_encoding="chunked"),
+        request(body=b"fffffffffffffffff\r\nabc\r\n", transfer_encoding="chunked"),
+        request(body=b"3\r\nabcdef\r\n0\r\n\r\n", transfer_encoding="chunked"),
+        request(body=b"0x3\r\nabc\r\n0\r\n\r\n", transfer_encoding="chunked"),
+        request(method="FROBNICATE"),
+        request(method="post"),
+        request(version="3.1"),
+        PLAIN.replace(b"\r\n", b"\n"),
+        PLAIN.replace(b"content-length:", b"content-length :"),
+        PLAIN.replace(b"host: localhost", b"x-folded: a\r\n b"),
+        PLAIN.replace(b"host: localhost", b"no colon"),
+        PLAIN.replace(b"host: localhost", b"x-nul: a\0b"),
+        request("/v1/models/pl\0ants:predict"),
+        request("/v1/models/pl\xe4nts:predict"),
+        b"CONNECT somewhere:80 HTTP/1.1\r\nhost: x\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(100),
+    ],
+    ids=lambda v: repr(v[:70]),
+)
+def test_what_is_not_http_is_answered_400_and_closed(direct: LiveServer, sent: bytes) -> None:
+    """Nothing after it could be understood; the answer is the one document, and it is the only one."""
+    with Wire(direct.port) as wire:
+        wire.send(sent)
+        reply = wire.reply()
+        assert (reply.status, reply.json()["code"], reply.headers["connection"]) == (400, "bad_request", "close")
+        assert wire.is_closed()
+
+
+def test_noise_behind_a_good_request_waits_for_its_answer(direct: LiveServer) -> None:
+    """The refusal of what cannot be understood is never taken for the answer to what was."""
+    for good in (PLAIN, request("/livez", None, "GET")):
+        with Wire(direct.port) as wire:
+            wire.send(good * 3 + b"\0\1\2\3 noise\r\n\r\n")
+            assert [wire.reply().status for _ in range(4)] == [200, 200, 200, 400]
+            assert wire.is_closed()
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        request(body=BODY, x_large="y" * 600_000),
+        request("/livez", None, "GET", x_large="y" * 600_000),
+        PLAIN[: -len(BODY) - 2] + b"a: b\r\n" * 100_000,
+    ],
+    ids=["predict", "other", "many"],
+)
+def test_a_head_without_an_end_is_cut_off(direct: LiveServer, sent: bytes) -> None:
+    """Headers are held in memory before anyone is admitted, so they have a bound of their own."""
+    with Wire(direct.port) as wire:
+        with contextlib.suppress(ConnectionError):
+            wire.send(sent)
+        reply = wire.reply()
+        assert (reply.status, reply.json()["code"]) == (431, "head_too_large")
+        assert wire.is_closed()
+
+
+# --- paths ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/models/..%2f..:predict",
+        "/v1/models/../../etc/passwd",
+        "/v1/models/%2e%2e:predict",
+        "/v1/models/pl%00ants:predict",
+        "/v1/models/plants%00:predict",
+        "/v1/models/%ff%fe:predict",
+        "/v1/models/plants/versions/1%00:predict",
+        "/v1/models/plants/versions/99999999999:predict",
+        "/v1/models/plants/versions/-1:predict",
+        "/v1/models/plants/versions/1e0:predict",
+        "/v1/models/plants/versions/%D9%A1:predict",
+        "/v1/models/plants/labels/..:predict",
+        "/v1/models//plants:predict",
+        "//v1/models/plants:predict",
+        "/v1/models/plants:predict/",
+        "/V1/models/plants:predict",
+        "/v1/models/plants:Predict",
+        "/v1/models/.plants:predict",
+        "/v1/models/plants\\..:predict",
+        "/v1/models/" + "a" * 129 + ":predict",
+        "/v1/models/" + "a" * 30_000 + ":predict",
+        "*",
+        "/v2/models/../infer",
+        "/v2/models/plants/versions//infer",
+        "/static/..%2f..%2fsettings.py",
+        "/static/../app.py",
+    ],
+)
+def test_a_path_that_names_nothing_reaches_nothing(server: LiveServer, path: str) -> None:
+    """Not a file, not another model, and not a 5xx; the connection goes on."""
+    with Wire(server.port) as wire:
+        wire.send(request(path, BODY))
+        reply = wire.reply()
+        assert reply.status in (404, 405)
+        assert len(reply.body) < 1000
+        assert "code" in reply.json()
+        wire.send(PLAIN)
+        assert is_right(wire.reply())
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/models/plants%3Apredict",
+        "/v1/models/pl%61nts:predict",
+        "http://elsewhere/v1/models/plants:predict",
+        "/v1/models/plants:predict#x",
+        "/v1/models/plants:predict?" + "a=b&" * 5000,
+        "/v1/models/plants:predict?on_error=fail&on_error=%00",
+        "/v1/models/plants/versions/0001:predict",
+    ],
+    ids=lambda v: v[:40],
+)
+def test_another_spelling_of_a_path_is_the_same_path(server: LiveServer, path: str) -> None:
+    """Escapes, an absolute form and a long query change nothing."""
+    with Wire(server.port) as wire:
+        wire.send(request(path, BODY))
+        assert is_right(wire.reply())
+
+
+@pytest.mark.parametrize("host", ["", "[", "a b", "x" * 300, "evil.example:99999999"])
+@pytest.mark.parametrize("path", ["/nowhere", "/livez", "/v1/models/", "/docs/", "/openapi.json", "/"])
+def test_a_senseless_host_breaks_no_route(server: LiveServer, path: str, host: str) -> None:
+    """Nobody asked which host this is; and no answer sends the caller to one."""
+    with Wire(server.port) as wire:
+        wire.send(request(path, None, "GET").replace(b"host: localhost", b"host: " + host.encode()))
+        reply = wire.reply()
+        assert reply.status in (200, 404)
+        assert "location" not in reply.headers
+
+
+# --- slow, rude and absent-minded -----------------------------------------------------------------------------------------
+
+
+def in_flight(server: LiveServer) -> tuple[int, int, int]:
+    load = server.run(lambda: server.service.gate.load)
+    return load.requests, load.rows, load.bytes
+
+
+def until(server: LiveServer, condition: Callable[[], bool]) -> None:
+    """Ask the server's loop again and again until something is so; each time is one turn of it at least."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not server.run(condition):
+        assert time.monotonic() < deadline, "it did not come to pass"
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [b"%x;name=value\r\n" % len(BODY), BODY, b"\r\n0\r\nx-trailer: 1\r\n\r\n"],
+        [b"%016x\r\n" % len(BODY), BODY, b"\r\n000\r\n\r\n"],
+        [b"1\r\n%c\r\n" % b for b in BODY] + [b"0\r\n\r\n"],
+        [bytes([b]) for b in chunked(BODY)],
+        [chunked(BODY) + request(body=BODY)],
+    ],
+    ids=["extension-and-trailer", "zeros", "single-bytes", "single-packets", "next-in-the-same-packet"],
+)
+def test_chunks_of_any_size_are_a_body(server: LiveServer, pieces: list[bytes]) -> None:
+    """Where chunks and packets end means nothing."""
+    with Wire(server.port) as wire:
+        wire.send(request(body=b"", transfer_encoding="chunked"), *pieces)
+        assert is_right(wire.reply())
+        if len(pieces) > 1:
+            wire.send(PLAIN)
+        assert is_right(wire.reply())
+
+
+@pytest.mark.parametrize("sent", [PLAIN[:-5], request(body=chunked(BODY)[:-5], transfer_encoding="chunked")], ids=["length", "chunked"])
+def test_a_body_that_stops_is_answered_408(direct: LiveServer, sent: bytes) -> None:
+    """Within the time a body may take, and the place is free again."""
+    with Wire(direct.port) as wire:
+        wire.send(sent)
+        reply = wire.reply()
+        assert (reply.status, reply.json()["code"]) == (408, "body_too_slow")
+        assert wire.is_closed()
+    assert in_flight(direct) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("sent", [b"P", PLAIN[:40], PLAIN[: -len(BODY) - 2], PLAIN + b"P"], ids=["letter", "line", "headers", "second"])
+def test_a_head_that_stops_ends_the_connection(direct: LiveServer, sent: bytes) -> None:
+    """A thousand connections that send one letter each would otherwise stay for ever."""
+    with Wire(direct.port) as wire:
+        wire.send(sent)
+        if sent.startswith(PLAIN):
+            assert is_right(wire.reply())
+        assert wire.is_closed()
+
+
+@pytest.mark.parametrize("sent", [PLAIN, PLAIN[:-5], PLAIN[:40], b""], ids=["whole", "half-a-body", "half-a-head", "nothing"])
+def test_a_caller_who_closes_his_side_leaves_nothing_behind(server: LiveServer, sent: bytes) -> None:
+    """Answered or not, the connection ends and his place is free."""
+    before = in_flight(server)
+    with Wire(server.port) as wire:
+        wire.send(sent)
+        wire.end_sending()
+        with contextlib.suppress(EOFError):
+            wire.reply()
+        assert wire.is_closed()
+    assert before == in_flight(server) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("path", ["/v1/models/plants:predict", "/v1/models/nope:predict", "/livez", "/nowhere"])
+def test_who_waits_for_100_and_is_refused_sends_no_body(direct: LiveServer, path: str) -> None:
+    """Whether he sends it all the same cannot be known, so the connection ends with the refusal."""
+    with Wire(direct.port) as wire:
+        wire.send(request(path, None, expect="100-continue", content_length="20000000"))
+        reply = wire.reply()
+        assert reply.status in (404, 405, 413)
+        assert reply.headers["connection"] == "close"
+        assert wire.is_closed()
+
+
+def test_who_waits_for_100_and_is_let_in_may_still_be_refused(direct: LiveServer) -> None:
+    """A chunked body shows its size only while it arrives; the refusal is not lost to a reset."""
+    with Wire(direct.port) as wire:
+        wire.send(request(body=None, expect="100-continue", transfer_encoding="chunked"))
+        assert wire.reply().status == 100
+        wire.send(chunked(*[NOISE] * 7))
+        assert wire.reply().status == 413
+        assert wire.is_closed()
+
+
+def test_bodies_that_declare_no_size_are_counted_as_they_arrive(direct: LiveServer) -> None:
+    """Thousands of chunked uploads may hold no more memory than the bound says; the one too many is told to come back."""
+    with contextlib.ExitStack() as open_wires:
+        wires = [open_wires.enter_context(Wire(direct.port)) for _ in range(6)]
+        for wire in wires:
+            wire.send(request(body=b"", transfer_encoding="chunked") + b"%x\r\n%b\r\n" % (MAX_BODY - 100, b" " * (MAX_BODY - 100)))
+        refused = [wires[4].reply(), wires[5].reply()]
+        assert [r.status for r in refused] == [429, 429]
+        assert "retry-after-ms" in refused[0].headers
+        for wire in wires[:4]:
+            wire.send(b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY))
+            assert is_right(wire.reply())
+        for wire in wires[4:]:
+            wire.send(b"0\r\n\r\n", PLAIN)
+            assert is_right(wire.reply())
+    assert in_flight(direct) == (0, 0, 0)
+
+
+def test_trailers_are_not_kept(direct: LiveServer) -> None:
+    """There is no end to them, so they must cost nothing."""
+    until(direct, lambda: not direct.server.server_state.connections)
+    with Wire(direct.port) as wire:
+        wire.send(request(body=b"", transfer_encoding="chunked"), chunked(BODY)[:-2])
+        for _ in range(50):
+            wire.send(b"a: b\r\n" * 2000)
+        (connection,) = direct.server.server_state.connections
+        until(direct, lambda: direct.service.gate.load.bytes >= len(BODY))
+        assert direct.run(lambda: len(connection.headers)) < 10  # type: ignore[union-attr]
+        wire.send(b"\r\n")
+        assert is_right(wire.reply())
+
+
+def test_a_client_who_reads_nothing_is_cut_off(direct: LiveServer) -> None:
+    """An answer nobody takes must not be kept for ever; closing the connection would wait for him to read it."""
+    sockets = [socket.socket(fileno=os.dup(s.fileno())) for server in direct.server.servers for s in server.sockets]
+    for listening in sockets:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # what is accepted from here on has little room
+    rows = json.dumps({"instances": [ROW] * 500}).encode()
+    with Wire(direct.port, receive_buffer=4096) as wire:
+        wire.send(request(body=rows))
+        until(direct, lambda: any(c.transport.get_write_buffer_size() > 0 for c in direct.server.server_state.connections))  # type: ignore[union-attr]
+        until(direct, lambda: not direct.server.server_state.connections)
+    for listening in sockets:
+        listening.close()
+
+
+def test_the_server_is_as_it_was(server: LiveServer) -> None:
+    """After all of this nothing is held, and no answer was a 5xx."""
+    assert in_flight(server) == (0, 0, 0)
+    for status in ("500", "503", "504"):
+        assert server.metric("samegraph_requests_total", status=status) == 0

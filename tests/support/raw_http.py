@@ -28,8 +28,12 @@ class RawReply:
 class Wire:
     """One TCP connection to a server on this machine."""
 
-    def __init__(self, port: int, timeout_s: float = PATIENCE_S) -> None:
-        self._socket = socket.create_connection(("127.0.0.1", port), timeout=timeout_s)
+    def __init__(self, port: int, *, receive_buffer: int | None = None) -> None:
+        self._socket = socket.socket()
+        self._socket.settimeout(PATIENCE_S)
+        if receive_buffer is not None:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        self._socket.connect(("127.0.0.1", port))
         self._buffer = b""
 
     def __enter__(self) -> Self:

@@ -96,6 +96,7 @@ class PredictCycle:
         elif self.complete:
             self._run()
         elif self.expects:
+            self.expects = False
             self._connection.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def feed(self, chunk: bytes) -> None:
@@ -111,6 +112,15 @@ class PredictCycle:
                 self._refuse(self._front.too_large())
         else:
             self._chunks.append(chunk)
+            if self._size > self._head.declared and self._place is not None:
+                self._hold(self._place)
+
+    def _hold(self, place: Place) -> None:
+        """Count what a body that declared no size has come to, so that such bodies fill no more memory than others."""
+        try:
+            place.reservation.hold(self._size)
+        except SamegraphError as error:
+            self._refuse(error)
 
     def body_complete(self) -> None:
         """The whole body has arrived."""
@@ -155,6 +165,7 @@ class PredictCycle:
         """Answer before the body is read; what is left of it is read and thrown away, or the answer would be lost to a reset."""
         self._release()
         self._chunks.clear()
+        self._size = 0
         unread = self._head.has_body and not self.complete
         # A caller who waits for `100 Continue` sends no body.
         self._discarding = unread and discard and not self.expects
@@ -244,6 +255,8 @@ class PredictProtocol(HttpToolsProtocol):
         self._failure: SamegraphError | None = None
         self._pumping = False
         self._writable = True
+        self._unread = 0
+        self._stalled = 0.0
         self._since = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._body_timeout_s = float(self.timeout_keep_alive)
@@ -342,6 +355,11 @@ class PredictProtocol(HttpToolsProtocol):
         self._in_head = True
         self._head_bytes = 0
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header was read; those after a chunked body say nothing we need, and there is no end to them."""
+        if self._in_head:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         """A request's head is complete: answer it here, or hand it to uvicorn."""
         self._in_head = False
@@ -381,6 +399,8 @@ class PredictProtocol(HttpToolsProtocol):
         self.headers = headers
         self.scope["headers"] = headers
         super().on_headers_complete()
+        if expects:
+            self.cycle.keep_alive = False  # no other route reads a body, and a caller who waits for 100 may or may not send his
 
     def on_body(self, body: bytes) -> None:
         """A piece of the latest request's body arrived."""
@@ -453,8 +473,15 @@ class PredictProtocol(HttpToolsProtocol):
         self.transport.close()
 
     def _look_at_the_clock(self) -> None:
-        """The connection's one timer: close it when idle too long, answer 408 when a request takes too long to arrive."""
+        """The connection's one timer.
+
+        It closes a connection that idles, answers 408 to a request that takes too long to arrive, and cuts off a client that
+        reads nothing of what waits for him: closing alone would wait for him for ever.
+        """
         now = self.loop.time()
+        if self._reads_nothing(now):
+            self.transport.abort()
+            return
         active = self._active
         if isinstance(active, PredictCycle) and not active.complete:
             left = active.since + self._body_timeout_s - now
@@ -467,9 +494,17 @@ class PredictProtocol(HttpToolsProtocol):
                 self.transport.close()
         else:
             left = self._body_timeout_s
-        if not self.transport.is_closing():
-            left = left if left > 0 else self._body_timeout_s
-            self._timer = self.loop.call_later(min(left, self.timeout_keep_alive, self._body_timeout_s), self._look_at_the_clock)
+        if left <= 0 or self.transport.is_closing():
+            left = self._body_timeout_s
+        self._timer = self.loop.call_later(min(left, self.timeout_keep_alive, self._body_timeout_s), self._look_at_the_clock)
+
+    def _reads_nothing(self, now: float) -> bool:
+        """Whether answers have waited for the client for a whole body's time without becoming fewer."""
+        unread = self.transport.get_write_buffer_size()
+        if unread == 0 or unread < self._unread or self._since > self._stalled:
+            self._stalled = now
+        self._unread = unread
+        return now - self._stalled >= self._body_timeout_s
 
 
 def protocol_class(get_front: Callable[[], Front | None]) -> type[PredictProtocol]:
