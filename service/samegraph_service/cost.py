@@ -50,12 +50,13 @@ class CostModel:
             waste_ratio: Share of a row's time that may be spent on fixed cost.
 
         Returns:
-            Between 1 and `largest`; `largest` before anything was observed.
+            Between 2 and `largest` (pairs cost nothing worth mentioning, and half the overhead of single rows); `largest` before
+            anything was observed.
         """
         allowed = self.per_row_s * waste_ratio
         if self.fixed_s >= allowed * largest:
             return largest
-        return max(1, math.ceil(self.fixed_s / allowed))
+        return min(largest, max(2, math.ceil(self.fixed_s / allowed)))
 
     def _fit(self) -> None:
         spread = self._w * self._nn - self._n * self._n

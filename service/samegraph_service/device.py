@@ -3,12 +3,17 @@
 A free slot starts at once with what waits (greedy batching): an idle device adds no delay, and while it is busy the queue,
 and with it the next batch, grows. The queue with the least served time goes first. An execution predicted to take less
 than `inline_below_s` runs on the event loop itself, where a hop to a thread would cost more than the model.
+
+On a CPU the item stage (decoding, resizing) runs in the same slots: threads of its own beside them would only take turns with
+them on the same cores, prepare rows long before they can run, and make callers finish in an order nobody chose. A slot runs a
+batch when enough rows wait to make one that pays, or when nothing is left to prepare; otherwise it prepares the next row.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor as ThreadPool
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -51,6 +56,10 @@ class Segment:
     error: Exception | None
 
 
+#: Prepares one row on a slot's thread and returns what to call on the event loop with the result.
+ItemJob = Callable[[], Callable[[], None]]
+
+
 class LaneObserver(Protocol):
     """Told of every execution of a lane, on the event loop."""
 
@@ -81,6 +90,8 @@ class Lane:
         self.cost = cost
         self.observer = observer
         self.queue = EntryQueue()
+        self.items: deque[ItemJob] = deque()
+        self.item_s = 0.0
         self.attached = False
         self.served_s = 0.0
         self.running = 0
@@ -89,13 +100,25 @@ class Lane:
         self.timer_at = float("inf")
 
     def pending_s(self) -> float:
-        """Return the predicted seconds of run time of everything that waits."""
-        rows = self.queue.rows
+        """Return the predicted seconds of work of everything that waits."""
+        rows = self.queue.rows + len(self.items)
         if rows == 0:
             return 0.0
         size = self.policy.max_batch_size
         full, rest = divmod(rows, size)
-        return full * self.cost.predict_s(size) + (self.cost.predict_s(rest) if rest else 0.0)
+        batches = full * self.cost.predict_s(size) + (self.cost.predict_s(rest) if rest else 0.0)
+        return batches + len(self.items) * self.item_s
+
+    @property
+    def waits(self) -> bool:
+        """Whether anything is left to prepare or to run."""
+        return self.queue.rows > 0 or bool(self.items)
+
+    def batch_is_due(self) -> bool:
+        """Whether a free slot should run a batch rather than prepare one more row."""
+        if not self.items:
+            return True
+        return self.queue.rows >= min(self.policy.max_batch_size, self.cost.efficient_size(self.policy.max_batch_size))
 
 
 class Device:
@@ -131,7 +154,7 @@ class Device:
 
     def remove(self, lane: Lane) -> None:
         """Stop serving a lane once it is empty; a call that chose it before puts it back for as long as it takes."""
-        if lane.queue.rows == 0 and lane.running == 0:
+        if not lane.waits and lane.running == 0:
             if lane.attached:
                 lane.attached = False
                 self._lanes.remove(lane)
@@ -144,15 +167,24 @@ class Device:
 
     def put(self, lane: Lane, entry: Entry) -> None:
         """Let an entry wait in its lane and see that it is run."""
-        if not lane.attached:
-            self.add(lane)
-            self._loop.call_at(self._loop.time() + REMOVE_AGAIN_S, self.remove, lane)
-        if lane.queue.rows == 0 and lane.running == 0 and len(self._lanes) > 1:
-            self._catch_up(lane)
+        self._before_waiting(lane)
         lane.queue.put(entry, self._loop.time())
         if not self._woken and self._idle:
             self._woken = True
             self._loop.call_soon(self._dispatch)
+
+    def prepare(self, lane: Lane, job: ItemJob) -> None:
+        """Let a row wait for a slot that prepares it; the job must be quick to end when nobody wants its row any more."""
+        self._before_waiting(lane)
+        lane.items.append(job)
+        self.wake()
+
+    def _before_waiting(self, lane: Lane) -> None:
+        if not lane.attached:
+            self.add(lane)
+            self._loop.call_at(self._loop.time() + REMOVE_AGAIN_S, self.remove, lane)
+        if len(self._lanes) > 1 and lane.running == 0 and not lane.waits:
+            self._catch_up(lane)
 
     def wake(self) -> None:
         """See to it that free slots look for work in the next turn of the loop, after all requests that are already there."""
@@ -168,7 +200,7 @@ class Device:
 
     def _catch_up(self, lane: Lane) -> None:
         """A lane that was idle starts level with the others: time it did not ask for is not owed to it."""
-        active = [other.served_s for other in self._lanes if other is not lane and (other.queue.rows or other.running)]
+        active = [other.served_s for other in self._lanes if other is not lane and (other.waits or other.running)]
         if active:
             lane.served_s = max(lane.served_s, min(active))
 
@@ -177,7 +209,7 @@ class Device:
         best: Lane | None = None
         soonest = float("inf")
         for lane in self._lanes:
-            if lane.queue.rows == 0 or (best is not None and lane.served_s >= best.served_s):
+            if not lane.waits or (best is not None and lane.served_s >= best.served_s):
                 continue
             ready_at = self._ready_at(lane)
             if ready_at <= now:
@@ -192,7 +224,7 @@ class Device:
     def _ready_at(lane: Lane) -> float:
         """Return when the lane may form a batch: at once, unless its owner opted into waiting for more rows."""
         delay = lane.policy.max_queue_delay_s
-        if delay <= 0 or lane.queue.rows >= lane.policy.max_batch_size:
+        if delay <= 0 or lane.items or lane.queue.rows >= lane.policy.max_batch_size:
             return 0.0
         oldest = lane.queue.oldest()
         return 0.0 if oldest is None else oldest + delay
@@ -208,6 +240,9 @@ class Device:
             lane = self._next_lane()
             if lane is None:
                 return
+            if not lane.batch_is_due():
+                self._start_item(lane)
+                continue
             batch = lane.queue.pick(self._target(lane))
             if not batch:
                 continue
@@ -240,6 +275,24 @@ class Device:
         self._idle -= 1
         self._pool.submit(self._run_in_thread, lane, batch, queued, items)
         return False
+
+    def _start_item(self, lane: Lane) -> None:
+        lane.running += 1
+        self._idle -= 1
+        self._pool.submit(self._run_item, lane, lane.items.popleft())
+
+    def _run_item(self, lane: Lane, job: ItemJob) -> None:
+        started = time.perf_counter()
+        result = job()
+        self._loop.call_soon_threadsafe(self._item_done, lane, result, time.perf_counter() - started)
+
+    def _item_done(self, lane: Lane, result: Callable[[], None], seconds: float) -> None:
+        self._idle += 1
+        lane.running -= 1
+        lane.served_s += seconds
+        lane.item_s += 0.1 * (seconds - lane.item_s) if lane.item_s else seconds
+        result()
+        self._dispatch()
 
     def _run_in_thread(self, lane: Lane, batch: list[Entry], queued: list[float], items: Sequence[Any]) -> None:
         segments, seconds = _timed(lane.runner, items)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor as ThreadPool
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from samegraph_transforms.errors import InputError, SamegraphError
@@ -116,11 +117,20 @@ class Predictor:
         host: Threads of the item stage.
         deadlines: Bounds of the time a request may take.
         routes: Returns the table in force.
+        items_in_slots: Whether the item stage runs in the device's slots (a CPU) or on the host's threads (a GPU).
     """
 
     def __init__(
-        self, loop: Loop, device: Device, host: ThreadPool, deadlines: Deadlines, routes: Callable[[], RouteTable[Served]]
+        self,
+        loop: Loop,
+        device: Device,
+        host: ThreadPool,
+        deadlines: Deadlines,
+        routes: Callable[[], RouteTable[Served]],
+        *,
+        items_in_slots: bool = False,
     ) -> None:
+        self._items_in_slots = items_in_slots
         self._loop = loop
         self._device = device
         self._host = host
@@ -210,8 +220,12 @@ class Predictor:
         self._device.watch(served.lane, work)
         if served.runtime.item_plan is not None:
             for index, row in enumerate(rows):
-                if isinstance(row, tuple):
-                    self._host.submit(self._prepare, work, served, index, row)
+                if not isinstance(row, tuple):
+                    continue
+                if self._items_in_slots:
+                    self._device.prepare(served.lane, partial(self._prepare, work, index, row))
+                else:
+                    self._host.submit(self._prepare_on_host, work, index, row)
         elif not errors and len(rows) <= served.lane.policy.max_batch_size:
             self._enqueue(work, Entry(work, 0, rows, work.call.body_bytes))
         else:
@@ -220,11 +234,12 @@ class Predictor:
             for start, items in cut(good, served.lane.policy.max_batch_size):
                 self._enqueue(work, Entry(work, start, items, bytes_each * len(items)))
 
-    def _prepare(self, work: _CallWork, served: Served, index: int, row: Row) -> None:
-        """Run the item stage of one instance (on a host thread)."""
+    def _prepare(self, work: _CallWork, index: int, row: Row) -> Callable[[], None]:
+        """Run the item stage of one instance, on a thread; return what to do with it on the loop."""
         if work.finished or self._loop.time() > work.deadline:
-            return  # answered or late: the deadline timer tells the caller, nobody needs the pixels
+            return _nothing  # answered or late: the deadline timer tells the caller, nobody needs the pixels
         started = time.perf_counter()
+        served = work.served
         outcome: Any
         try:
             outcome = served.runtime.prepare(row)
@@ -234,10 +249,13 @@ class Predictor:
             log.exception("item_stage_failed", model=served.model, version=served.version, instance=index)
             outcome = ExecutionFailed(index)
             outcome.__cause__ = error
-        self._loop.call_soon_threadsafe(self._prepared, work, served, index, outcome, time.perf_counter() - started)
+        return partial(self._prepared, work, index, outcome, time.perf_counter() - started)
 
-    def _prepared(self, work: _CallWork, served: Served, index: int, outcome: Any, seconds: float) -> None:
-        served.metrics.item.observe(seconds)
+    def _prepare_on_host(self, work: _CallWork, index: int, row: Row) -> None:
+        self._loop.call_soon_threadsafe(self._prepare(work, index, row))
+
+    def _prepared(self, work: _CallWork, index: int, outcome: Any, seconds: float) -> None:
+        work.served.metrics.item.observe(seconds)
         if isinstance(outcome, SamegraphError):
             work.waiting -= 1
             work.fail_row(index, outcome)
@@ -294,6 +312,10 @@ def _joined(work: _CallWork) -> Arrays | SamegraphError:
     except Exception:
         log.exception("join_failed", model=work.served.model, version=work.served.version, request=work.request_id)
         return Internal()
+
+
+def _nothing() -> None:
+    """Stand in for the result of an item nobody waits for."""
 
 
 def _decode(call: Call, served: Served) -> tuple[Decoded | SamegraphError, float]:

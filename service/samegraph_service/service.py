@@ -73,7 +73,12 @@ class Service:
         self.registry = self._registry()
         self.access_log = _access_log(settings, log_output)
         self.predictor = Predictor(
-            loop, self.device, self.host, Deadlines(limits.default_deadline_s, limits.longest_deadline_s), lambda: self.repository.routes
+            loop,
+            self.device,
+            self.host,
+            Deadlines(limits.default_deadline_s, limits.longest_deadline_s),
+            lambda: self.repository.routes,
+            items_in_slots=providers == CPU,
         )
         self.front = Front(
             loop,

@@ -74,8 +74,12 @@ class ExecutionSettings(_Group):
     """How work is spread over the machine."""
 
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where batches run; auto takes a GPU when one is there.")
-    run_slots: int | None = Field(default=None, ge=1, le=256, description="Executions at the same time. Unset: the CPU quota (2 on a GPU).")
-    host_threads: int | None = Field(default=None, ge=1, le=256, description="Threads that decode and preprocess. Unset: the CPU quota.")
+    run_slots: int | None = Field(
+        default=None, ge=1, le=256, description="Executions at the same time; on a CPU decoding too. Unset: the CPU quota (2 on a GPU)."
+    )
+    host_threads: int | None = Field(
+        default=None, ge=1, le=256, description="Threads for large JSON and, on a GPU, decoding images. Unset: the CPU quota."
+    )
     intra_op_threads: int = Field(default=1, ge=1, le=256, description="Threads inside one execution; 1 keeps float sums in one order.")
     max_batch_size: int | None = Field(default=None, ge=1, le=65536, description="Caps every model's own largest batch.")
     kernels: Literal["auto", "off"] = Field(

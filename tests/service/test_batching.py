@@ -93,7 +93,6 @@ def test_what_waits_is_split_evenly_over_the_idle_slots(waiting: int, idle: int,
 def test_a_batch_is_no_larger_than_pays() -> None:
     """Rows do not wait for each other when that saves nothing."""
     assert BatchPolicy(32).target(1000, 2, 3) == 3
-    assert BatchPolicy(32).target(1000, 2, 0) == 1
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=60), st.integers(1, 9))

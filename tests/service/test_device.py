@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from fakes import Doubler, FakeLoop, ManualPool, Recorder
 from samegraph_service.batching import BatchPolicy, Entry, Work
@@ -233,3 +235,81 @@ def test_segments_cover_every_item_once(n: int) -> None:
     segments = execute(Doubler(poison=[0.0, 5.0]), [(float(v),) for v in range(n)])
     assert [i for s in segments for i in range(s.start, s.stop)] == list(range(n))
     assert [s.start for s in segments if s.error is not None] == [v for v in (0, 5) if v < n]
+
+
+# --- the item stage in the slots -------------------------------------------------------------------------------------------
+
+
+def prepare(bench: Bench, lane: Lane, *values: float) -> list[Work]:
+    """Send one request per value whose row has to be prepared in a slot first."""
+    works = []
+    for value in values:
+        work = Work(1, bench.loop.now + 1e6, False, {}, bench.finished.append)
+        bench.device.watch(lane, work)
+        works.append(work)
+
+        def job(work: Work = work, value: float = value) -> Callable[[], None]:
+            def enqueue() -> None:
+                entry = Entry(work, 0, [(value,)])
+                work.entries.append(entry)
+                bench.device.put(lane, entry)
+
+            return enqueue
+
+        bench.device.prepare(lane, job)
+    return works
+
+
+def test_a_single_row_is_prepared_and_run_without_waiting_for_others() -> None:
+    """An idle device adds no delay to the item stage either."""
+    bench, model = Bench(), Doubler()
+    (work,) = prepare(bench, bench.lane(model), 4.0)
+    bench.run()
+    assert result(work) == [8.0]
+
+
+def test_slots_are_shared_by_preparing_and_running() -> None:
+    """Never more jobs at a time than slots, whichever kind they are."""
+    bench = Bench(slots=2)
+    works = prepare(bench, bench.lane(Doubler()), *range(20))
+    most = 0
+    bench.loop.run()
+    while bench.pool.jobs:
+        most = max(most, len(bench.pool.jobs))
+        bench.pool.run_one()
+        bench.loop.run()
+    assert most == 2
+    assert bench.device.busy_slots == 0
+    assert [result(w) for w in works] == [[2.0 * v] for v in range(20)]
+
+
+def test_a_batch_that_pays_goes_before_preparing_more() -> None:
+    """Callers finish about in the order they came instead of all at the end."""
+    bench, model = Bench(), Doubler()
+    lane = bench.lane(model)
+    lane.cost = CostModel()
+    for n in (1, 2, 4, 8):
+        lane.cost.observe(n, 0.010 * n)
+    prepare(bench, lane, *range(6))
+    bench.run()
+    assert [len(b) for b in model.batches] == [2, 2, 2]
+    assert model.batches[0] == [0.0, 1.0]
+
+
+def test_where_batches_pay_everything_is_prepared_first() -> None:
+    """With a fixed cost per execution the rows are gathered."""
+    bench, model = Bench(), Doubler()
+    prepare(bench, bench.lane(model), *range(6))
+    bench.run()
+    assert [len(b) for b in model.batches] == [6]
+
+
+def test_rows_left_to_prepare_count_as_work_in_the_hint() -> None:
+    """A refused caller is told of all that is before him."""
+    bench = Bench()
+    lane = bench.lane(Doubler())
+    prepare(bench, lane, 1.0)
+    bench.run()
+    lane.item_s = 0.5
+    prepare(bench, lane, 2.0, 3.0)
+    assert bench.device.pending_s() >= 1.0

@@ -220,7 +220,7 @@ def test_the_bytes_say_what_a_file_is_and_not_its_label(server: LiveServer, cont
 
 def test_the_server_is_as_it_was(server: LiveServer) -> None:
     """All its threads live, nothing is held, and no answer was a 5xx."""
-    host = [t for t in threading.enumerate() if t.name.startswith("samegraph-host")]
+    host = [t for t in threading.enumerate() if t.name.startswith(("samegraph-host", "samegraph-run"))]
     assert host
     assert all(t.is_alive() for t in host)
     assert server.metric("samegraph_in_flight_requests") == 0
