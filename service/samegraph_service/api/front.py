@@ -239,6 +239,12 @@ class Front:
         on_error: OnError = "fail" if head.protocol == "v1" and not head.query else _on_error(head)
         if head.declared > self.limits.max_body_bytes:
             raise self.too_large()
+        encoding = head.headers.get(b"content-encoding", b"identity")
+        if encoding.lower() != b"identity":
+            raise InputError(
+                f"content-encoding {encoding[:40].decode('latin-1')!r} is not supported; send the body as it is",
+                code="unsupported_media_type",
+            )
         target = head.target
         served = self._predictor.route(target.model, target.version, target.label)
         if head.protocol not in ("v1", "v2"):
