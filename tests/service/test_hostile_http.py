@@ -9,11 +9,13 @@ import random
 import socket
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import package_builders as build
 import pytest
 from live_server import LiveServer, live_server
 from raw_http import PATIENCE_S, RawReply, Wire, chunked, request
+from samegraph_service.api import paths, protocol
 from samegraph_transforms.pack import pack
 
 ROW = {"size": 1.5, "kind": "moss"}
@@ -75,6 +77,8 @@ NESTED = request(body=BODY)  # a body that is itself a request: taken for one, i
         (request(body=NESTED, x_deadline_ms="nan"), 400),
         (request(body=NESTED, x_deadline_ms="inf"), 400),
         (request(body=NESTED, x_deadline_ms="1e-300"), 400),
+        (request(body=NESTED, x_deadline_ms="1_000"), 400),
+        (request(body=NESTED, x_deadline_ms="\xb2"), 400),
         (request(body=NESTED, x_request_timeout_seconds=""), 400),
         (request("/v1/models/plants:predict?on_error=%ff", NESTED), 400),
         (request(body=NESTED, content_type="image/png"), 415),
@@ -326,6 +330,18 @@ def test_a_senseless_host_breaks_no_route(server: LiveServer, path: str, host: s
         assert "location" not in reply.headers
 
 
+@pytest.mark.parametrize("remembered", [paths._target, protocol._predict_path], ids=["text", "bytes"])
+def test_long_paths_and_queries_are_not_remembered(direct: LiveServer, remembered: Any) -> None:
+    """What a path names is kept for speed, a thousand times over: of a kilobyte each that would be memory for nothing."""
+    before = remembered.cache_info().currsize
+    with Wire(direct.port) as wire:
+        for i in range(20):
+            wire.send(request(f"/v1/models/{i}{'a' * 1000}:predict", BODY), request(f"/v1/models/plants:predict?{i}{'a' * 1000}", BODY))
+            assert wire.reply().status == 404
+            assert is_right(wire.reply())
+    assert remembered.cache_info().currsize <= before + 1
+
+
 # --- slow, rude and absent-minded -----------------------------------------------------------------------------------------
 
 
@@ -457,7 +473,7 @@ def test_a_client_who_reads_nothing_is_cut_off(direct: LiveServer) -> None:
     rows = json.dumps({"instances": [ROW] * 500}).encode()
     with Wire(direct.port, receive_buffer=4096) as wire:
         wire.send(request(body=rows))
-        until(direct, lambda: any(c.transport.get_write_buffer_size() > 0 for c in direct.server.server_state.connections))  # type: ignore[union-attr]
+        until(direct, lambda: any(c.transport.get_write_buffer_size() > 0 for c in direct.server.server_state.connections))
         until(direct, lambda: not direct.server.server_state.connections)
     for listening in sockets:
         listening.close()

@@ -451,7 +451,7 @@ def _timeout_s(headers: dict[bytes, bytes]) -> float | None:
     for name, scale in ((b"x-request-timeout-seconds", 1.0), (b"x-deadline-ms", 0.001)):
         if name in headers:
             try:
-                seconds = float(headers[name]) * scale
+                seconds = -1.0 if b"_" in headers[name] else float(headers[name]) * scale  # Python alone reads 1_000 as a number
             except ValueError:
                 seconds = -1.0
             if not (seconds > 0 and math.isfinite(seconds)):

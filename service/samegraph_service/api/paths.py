@@ -9,7 +9,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Final, Literal
+
+#: Longer paths are no predict paths, and are not worth remembering.
+MAX_LENGTH: Final = 256
 
 _NAME = r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}"
 _V1 = re.compile(
@@ -28,9 +31,13 @@ class Target:
     label: str | None = None
 
 
-@lru_cache(maxsize=1024)
 def predict_target(path: str) -> Target | None:
     """Return what a predict path names, or None for every other path."""
+    return _target(path) if len(path) <= MAX_LENGTH else None
+
+
+@lru_cache(maxsize=1024)
+def _target(path: str) -> Target | None:
     if path.startswith("/v1/models/"):
         match = _V1.fullmatch(path)
         if match is not None:

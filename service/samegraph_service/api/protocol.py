@@ -21,7 +21,7 @@ from uvicorn.server import ServerState
 
 from samegraph_service.api import error_document
 from samegraph_service.api.front import Front, Head, Place, Response
-from samegraph_service.api.paths import Target, predict_target
+from samegraph_service.api.paths import MAX_LENGTH, Target, predict_target
 from samegraph_service.errors import BadRequest, BodyTooLarge, BodyTooSlow, CallerGone, HeadTooLarge
 from samegraph_service.predict import Handle
 
@@ -32,14 +32,13 @@ _FRAMING: Final = (b"content-length", b"transfer-encoding")
 
 
 @lru_cache(maxsize=1024)
-def _predict_url(url: bytes) -> tuple[Target, str, bytes] | None:
-    """Return target, path and query of a plain predict URL; None for every other, escaped ones included."""
-    path, _, query = url.partition(b"?")
+def _predict_path(path: bytes) -> tuple[Target, str] | None:
+    """Return target and text of a plain predict path; None for every other, escaped ones included."""
     if b"%" in path or not path.isascii():
         return None
     text = path.decode("ascii")
     target = predict_target(text)
-    return None if target is None else (target, text, query)
+    return None if target is None else (target, text)
 
 
 class _NoEvent:
@@ -365,13 +364,14 @@ class PredictProtocol(HttpToolsProtocol):
         self._in_head = False
         if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
             self._body_framing = b"".join(b"%b: %b\r\n" % (n, v) for n, v in self.headers if n in _FRAMING)
-        found = _predict_url(self.url)
+        url, _, query = self.url.partition(b"?")
+        found = _predict_path(url) if len(url) <= MAX_LENGTH else None
         front = self._front
         if found is None or front is None:
             self._hand_over()
             return
         parser = self.parser
-        target, path, query = found
+        target, path = found
         head = Head(
             parser.get_method().decode("ascii"),
             path,
