@@ -30,7 +30,7 @@ COPY transforms/pyproject.toml transforms/
 COPY scripts/requirements.py scripts/
 RUN python3.12 scripts/requirements.py > requirements.txt \
     && /opt/samegraph/bin/pip install --no-cache-dir --disable-pip-version-check -r requirements.txt -c constraints.txt
-COPY LICENSE ./
+COPY README.md LICENSE ./
 COPY transforms/README.md transforms/
 COPY transforms/samegraph_transforms transforms/samegraph_transforms
 COPY service service
