@@ -31,7 +31,7 @@ SERVICE_ORDER = (
     "repository",
     "loading predict",
     "device",
-    "batching admission routing",
+    "batching admission routing clock",
     "call cost metrics logs settings example_image",
     "errors",
 )
