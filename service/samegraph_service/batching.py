@@ -129,9 +129,10 @@ class Entry:
         self.queued_at = 0.0
 
     def leave(self) -> None:
-        """Stop counting in the queue, if still in one."""
+        """Stop counting in the queue, if still in one, and let go of the rows: its place in the line may take long to come up."""
         if self.queue is not None:
             self.queue.discount(self)
+            self.items = ()
 
 
 class EntryQueue:

@@ -12,6 +12,11 @@ class CostModel:
 
     Args:
         memory: Weight an observation keeps per later observation; 0.98 remembers about the last fifty.
+
+    Attributes:
+        per_row_s: Seconds each row adds.
+        fixed_s: Seconds of an execution before its first row.
+        fastest_s: Seconds of the fastest execution ever observed; 0 before anything was.
     """
 
     def __init__(self, memory: float = 0.98) -> None:
@@ -19,6 +24,7 @@ class CostModel:
         self._w = self._n = self._nn = self._t = self._nt = 0.0
         self.per_row_s = 0.0
         self.fixed_s = 0.0
+        self.fastest_s = 0.0
 
     @property
     def known(self) -> bool:
@@ -27,6 +33,7 @@ class CostModel:
 
     def observe(self, n: int, seconds: float) -> None:
         """Take in one execution of `n` rows that took `seconds`."""
+        self.fastest_s = min(self.fastest_s, seconds) if self.known else seconds
         m = self._memory
         self._w = self._w * m + 1
         self._n = self._n * m + n

@@ -17,7 +17,7 @@ from typing import Any
 from samegraph_transforms.errors import InputError, SamegraphError
 from samegraph_transforms.manifest import Output
 from samegraph_transforms.runtime import PackageRuntime
-from samegraph_transforms.signature import Row
+from samegraph_transforms.signature import Row, Signature
 from samegraph_transforms.wire import Decoded
 
 from .admission import Reservation
@@ -66,7 +66,7 @@ class Deadlines:
 class _CallWork(Work):
     """The work of one call, with what its answer needs."""
 
-    __slots__ = ("call", "form", "on_done", "reservation", "served")
+    __slots__ = ("call", "form", "on_done", "reservation", "rows", "served")
 
     def __init__(
         self,
@@ -85,6 +85,7 @@ class _CallWork(Work):
         self.reservation = reservation
         self.on_done = on_done
         self.form = decoded.form
+        self.rows: Sequence[Row | InputError] = ()  # what waits for the item stage
 
     @property
     def request_id(self) -> str:
@@ -184,6 +185,7 @@ class Predictor:
         seconds: float,
     ) -> None:
         served.metrics.decode.observe(seconds)
+        call.decode = _decoded_already  # lets go of the body
         try:
             if handle.cancelled:
                 raise CallerGone("the caller hung up")
@@ -204,9 +206,10 @@ class Predictor:
         timeout = self._deadlines.default_s
         if call.timeout_s is not None:
             timeout = min(call.timeout_s, self._deadlines.longest_s)
-            needed = served.lane.cost.predict_s(1)
+            # Not what executions take just now: refusing by that, nothing would run that could show it to be a passing moment.
+            needed = served.lane.cost.fastest_s
             if timeout < needed:
-                raise DeadlineTooShort(f"the deadline of {timeout:g} s is shorter than one execution of this model, about {needed:.3g} s")
+                raise DeadlineTooShort(f"the deadline of {timeout:g} s is shorter than any execution of this model, at best {needed:.3g} s")
         deadline = call.received + timeout
         if deadline <= self._loop.time():
             raise DeadlineExceeded("the deadline passed before the request was read")
@@ -219,13 +222,14 @@ class Predictor:
         self._live.add(work)
         self._device.watch(served.lane, work)
         if served.runtime.item_plan is not None:
+            work.rows = rows
             for index, row in enumerate(rows):
                 if not isinstance(row, tuple):
                     continue
                 if self._items_in_slots:
-                    self._device.prepare(served.lane, partial(self._prepare, work, index, row))
+                    self._device.prepare(served.lane, partial(self._prepare, work, index))
                 else:
-                    self._host.submit(self._prepare_on_host, work, index, row)
+                    self._host.submit(self._prepare_on_host, work, index)
         elif not errors and len(rows) <= served.lane.policy.max_batch_size:
             self._enqueue(work, Entry(work, 0, rows, work.call.body_bytes))
         else:
@@ -234,9 +238,11 @@ class Predictor:
             for start, items in cut(good, served.lane.policy.max_batch_size):
                 self._enqueue(work, Entry(work, start, items, bytes_each * len(items)))
 
-    def _prepare(self, work: _CallWork, index: int, row: Row) -> Callable[[], None]:
+    def _prepare(self, work: _CallWork, index: int) -> Callable[[], None]:
         """Run the item stage of one instance, on a thread; return what to do with it on the loop."""
-        if work.finished or self._loop.time() > work.deadline:
+        rows = work.rows
+        row = rows[index] if rows else None
+        if not isinstance(row, tuple) or self._loop.time() > work.deadline:
             return _nothing  # answered or late: the deadline timer tells the caller, nobody needs the pixels
         started = time.perf_counter()
         served = work.served
@@ -251,8 +257,8 @@ class Predictor:
             outcome.__cause__ = error
         return partial(self._prepared, work, index, outcome, time.perf_counter() - started)
 
-    def _prepare_on_host(self, work: _CallWork, index: int, row: Row) -> None:
-        self._loop.call_soon_threadsafe(self._prepare(work, index, row))
+    def _prepare_on_host(self, work: _CallWork, index: int) -> None:
+        self._loop.call_soon_threadsafe(self._prepare(work, index))
 
     def _prepared(self, work: _CallWork, index: int, outcome: Any, seconds: float) -> None:
         work.served.metrics.item.observe(seconds)
@@ -273,6 +279,7 @@ class Predictor:
         served = work.served
         self._live.discard(work)
         self._device.unwatch(served.lane, work)
+        work.rows = ()  # its place is given back, so what waits for a thread keeps no image of it
         work.reservation.release()
         failed = len(work.errors)
         failure = work.failure
@@ -312,6 +319,10 @@ def _joined(work: _CallWork) -> Arrays | SamegraphError:
     except Exception:
         log.exception("join_failed", model=work.served.model, version=work.served.version, request=work.request_id)
         return Internal()
+
+
+def _decoded_already(_: Signature) -> Decoded:
+    raise RuntimeError("the call was decoded already")
 
 
 def _nothing() -> None:
