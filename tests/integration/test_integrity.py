@@ -1,6 +1,6 @@
 """Concurrency truth: models, versions, shapes, bad instances, cancellations and tiny deadlines mixed, every answer checked.
 
-`SAMEGRAPH_STRESS` sets the number of requests; the nightly figure is 100,000.
+`STRESS_REQUESTS` sets the number of requests; the nightly figure is 100,000.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from samegraph_transforms.golden import read_samples
 from server_process import ServerProcess
 
-REQUESTS = int(os.environ.get("SAMEGRAPH_STRESS", "4000"))
+REQUESTS = int(os.environ.get("STRESS_REQUESTS", "4000"))
 CALLERS = 32
 TABULAR = (("penguins", 1), ("flights", 1), ("flights", 2))
 
