@@ -147,7 +147,7 @@ def _split(graph: onnx.GraphProto, group: ColumnGroup, body: list[onnx.NodeProto
         else:
             kept.append(node)
     kept = _without_dead_identities(kept, graph)
-    if set(names) & {name for node in kept for name in _reads(node)} or set(names) & {value.name for value in graph.output}:
+    if set(names) & {name for node in kept for name in names_read(node)} or set(names) & {value.name for value in graph.output}:
         sizes = numpy_helper.from_array(np.ones(len(names), dtype=np.int64), f"{group.input}/sizes")
         graph.initializer.append(sizes)
         head.insert(0, helper.make_node("Split", [group.input, sizes.name], names, name=f"{group.input}/split", axis=1))
@@ -172,17 +172,17 @@ def _without_dead_identities(nodes: Sequence[onnx.NodeProto], graph: onnx.GraphP
     for node in reversed(nodes):
         if node.op_type == "Identity" and node.output[0] not in read:
             continue
-        read |= _reads(node)
+        read |= names_read(node)
         alive.append(node)
     return alive[::-1]
 
 
-def _reads(node: onnx.NodeProto) -> set[str]:
+def names_read(node: onnx.NodeProto) -> set[str]:
     """Return every outer name a node reads, subgraphs included."""
     names = set(node.input)
     for attribute in node.attribute:
         graphs = [attribute.g, *attribute.graphs] if attribute.HasField("g") else list(attribute.graphs)
         for graph in graphs:
             for inner in graph.node:
-                names |= _reads(inner)
+                names |= names_read(inner)
     return names
