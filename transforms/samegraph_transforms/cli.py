@@ -250,8 +250,9 @@ Exit codes: 0 exact, 1 not exact here, or not a package, 2 wrong usage.
     help="Which promise to hold it to. [default: the one that applies here]",
 )
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="cpu", show_default=True, help="Where batches run.")
+@click.option("--half", is_flag=True, help="Compute the model in half precision and hold it to what the package promises for gpu.half.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a page.")
-def verify(path: Path, samples: Path | None, batches: tuple[int, ...], profile: str | None, device: str, as_json: bool) -> None:
+def verify(path: Path, samples: Path | None, batches: tuple[int, ...], profile: str | None, device: str, half: bool, as_json: bool) -> None:
     """Replay the golden samples of the package in PATH on this machine.
 
     Compares every captured intermediate and every output with what the training code gave, stage by stage and as it is served, and
@@ -265,7 +266,7 @@ def verify(path: Path, samples: Path | None, batches: tuple[int, ...], profile: 
     package = read_latest(path)
     given = read_samples(samples) if samples is not None else None
     with _progress(f"{package}: replaying", hidden=as_json) as step:
-        report = replay(package, given, batches or None, profile=profile, providers=available_providers(device), progress=step)
+        report = replay(package, given, batches or None, profile=profile, providers=available_providers(device), half=half, progress=step)
     if as_json:
         click.echo(json.dumps(report.to_json(), indent=2, ensure_ascii=False))
     else:

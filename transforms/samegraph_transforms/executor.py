@@ -12,10 +12,11 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
+from . import cuda
 from .errors import EnvironmentUnfit, ExecutionError
 
 CPU: tuple[str, ...] = ("CPUExecutionProvider",)
-CUDA: tuple[str, ...] = ("CUDAExecutionProvider", "CPUExecutionProvider")
+CUDA: tuple[str, ...] = (cuda.PROVIDER, "CPUExecutionProvider")
 
 #: Distributions that all install a top-level module called `onnxruntime`; two at once overwrite each other's files.
 _DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino", "onnxruntime-silicon", "ort-nightly")
@@ -67,9 +68,9 @@ class OrtExecutor:
     def __init__(self, model: onnx.ModelProto | Path, *, intra_op_threads: int = 1, providers: Sequence[str] = CPU) -> None:
         source = os.fspath(model) if isinstance(model, Path) else model.SerializeToString()
         try:
-            self._session = ort.InferenceSession(source, sess_options=_session_options(intra_op_threads), providers=list(providers))
+            self._session = ort.InferenceSession(source, sess_options=session_options(intra_op_threads), providers=list(providers))
         except Exception as error:
-            raise ExecutionError(f"the graph does not load in ONNX Runtime {ort.__version__}: {_first_line(error)}") from error
+            raise ExecutionError(f"the graph does not load in ONNX Runtime {ort.__version__}: {first_line(error)}") from error
         self.input_names: tuple[str, ...] = tuple(i.name for i in self._session.get_inputs())
         self.output_names: tuple[str, ...] = tuple(o.name for o in self._session.get_outputs())
         self._outputs = list(self.output_names)
@@ -80,14 +81,14 @@ class OrtExecutor:
         try:
             return self._session.run(self._outputs, feeds)  # type: ignore[no-any-return]
         except Exception as error:
-            raise ExecutionError(f"the graph failed to run: {_first_line(error)}") from error
+            raise ExecutionError(f"the graph failed to run: {first_line(error)}") from error
 
 
 def available_providers(device: str) -> tuple[str, ...]:
     """Choose execution providers for `device`.
 
     Args:
-        device: `cpu`, `cuda` (an error without a GPU) or `auto` (a GPU when one is there).
+        device: `cpu`, `cuda` (an error without a GPU) or `auto` (a GPU when one is there and ONNX Runtime can use it).
 
     Returns:
         Provider names for ONNX Runtime.
@@ -97,13 +98,19 @@ def available_providers(device: str) -> tuple[str, ...]:
     """
     if device == "cpu":
         return CPU
-    # The GPU wheel lists its provider on machines without a GPU too, and complains loudly when it is tried there.
-    present = "CUDAExecutionProvider" in ort.get_available_providers() and Path("/dev/nvidiactl").exists()
+    present = gpu_present() and cuda.usable()
     if not present and device == "cuda":
         raise EnvironmentUnfit(
-            "device=cuda was asked for, but there is no NVIDIA device or the installed ONNX Runtime has no CUDA; use device=auto or cpu"
+            "device=cuda was asked for, but there is no NVIDIA device or ONNX Runtime cannot use it (what it misses is on standard error); "
+            "use device=auto or cpu"
         )
     return CUDA if present else CPU
+
+
+def gpu_present() -> bool:
+    """Whether this machine has an NVIDIA device and the installed ONNX Runtime was built for one."""
+    # The GPU wheel lists its provider on machines without a GPU too, and complains loudly when it is tried there.
+    return cuda.PROVIDER in ort.get_available_providers() and Path("/dev/nvidiactl").exists()
 
 
 def check_environment() -> str:
@@ -133,7 +140,8 @@ def _installed(distribution: str) -> bool:
     return True
 
 
-def _session_options(intra_op_threads: int) -> ort.SessionOptions:
+def session_options(intra_op_threads: int) -> ort.SessionOptions:
+    """Return the options every session runs with, on every device."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = intra_op_threads
     options.inter_op_num_threads = 1
@@ -143,6 +151,7 @@ def _session_options(intra_op_threads: int) -> ort.SessionOptions:
     return options
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Return the first line of what a foreign exception says; the rest is C++ places."""
     text = str(error).strip().splitlines()
     return text[0][:400] if text else type(error).__name__

@@ -28,6 +28,7 @@ import numpy as np
 import onnxruntime
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from . import half
 from .draft import GoldenSample
 from .errors import AuthoringError, DigestMismatch, ExecutionError, InputError, NotExact, PackageError
 from .exactness import Comparison, Deciding, compare
@@ -49,6 +50,7 @@ __all__ = [
     "promised",
     "read_samples",
     "replay",
+    "runtime_profile",
     "write_samples",
 ]
 
@@ -233,6 +235,11 @@ def device_profile(manifest: Manifest, providers: Sequence[str]) -> str:
     return "cpu.same" if same else "cpu.other"
 
 
+def runtime_profile(runtime: PackageRuntime) -> str:
+    """Return which promise applies to a loaded package: `gpu.half` when it computes in half precision, else as `device_profile`."""
+    return half.PROFILE if runtime.half else device_profile(runtime.manifest, runtime.providers)
+
+
 def promised(manifest: Manifest, profile: str) -> Tolerance:
     """Return the tolerance `manifest` promises for floats on `profile`; what it does not state is the project's default."""
     return manifest.tolerances.get(profile) or DEFAULT_TOLERANCES.get(profile, Tolerance())
@@ -324,7 +331,7 @@ def replay(
         One result per sample, batch size and way of running, in that order of nesting from the outside: batch size, way, sample.
     """
     manifest = runtime.manifest
-    checker = _Checker(manifest, promised(manifest, profile or device_profile(manifest, runtime.providers)))
+    checker = _Checker(manifest, promised(manifest, profile or runtime_profile(runtime)))
     results, ready = _decode(runtime.signature, samples)
     sizes = list(batch_sizes) if batch_sizes is not None else list(default_batch_sizes(manifest))
     ways = _ways(runtime, intermediates)

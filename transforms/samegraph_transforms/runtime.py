@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import onnx
 
+from . import cuda
 from .errors import ExecutionError
 from .executor import CPU, Executor, OrtExecutor
 from .itemplan import ItemPlan, compile_item_plan
@@ -18,6 +19,7 @@ from .packing import ColumnGroup, pack_columns
 from .signature import Row, Signature, column
 
 if TYPE_CHECKING:
+    from .gpu import GpuOptions
     from .package import Package
 
 #: A row after the item stage: the row itself without one, else one entry per value the batch stages read.
@@ -45,23 +47,27 @@ class PackageRuntime:
         item_plan: The compiled item stage, or None when rows go straight into a batch.
         merged: Whether the batch stages run as one graph.
         providers: The execution providers in use.
+        half: Whether the model stage computes in half precision.
     """
 
     def __init__(
         self,
         package: Package,
         *,
+        read_stage: Callable[[Stage], onnx.ModelProto],
         make_item: Callable[[onnx.ModelProto], Executor],
         make_merged: Callable[[onnx.ModelProto], Executor],
         load_stage: Callable[[Stage], Executor],
         kernels: Literal["auto", "off"],
         merge: bool,
+        half: bool = False,
     ) -> None:
         self.manifest: Manifest = package.manifest
         self.digest: str = package.digest
         self.signature = Signature(package.manifest)
-        self._package = package
+        self._read_stage = read_stage
         self._load_stage = load_stage
+        self.half: bool = half
         self._output_names = [o.name for o in self.manifest.outputs]
         self.item_plan: ItemPlan | None = None
         if self.manifest.stage("preprocess.item") is not None:
@@ -88,6 +94,7 @@ class PackageRuntime:
         providers: Sequence[str] = CPU,
         kernels: Literal["auto", "off"] = "auto",
         merge: bool = True,
+        gpu: GpuOptions | None = None,
     ) -> PackageRuntime:
         """Load a package's graphs.
 
@@ -97,19 +104,70 @@ class PackageRuntime:
             providers: Execution providers of the batch stages; the item stage always runs on the CPU.
             kernels: `off` runs every item-stage function by its ONNX body.
             merge: Whether to run the batch stages as one graph where their operator sets allow it.
+            gpu: How batch stages run on a GPU; None takes the defaults there. Given for the CPU, the GPU's way of running is used on it.
 
         Raises:
             ExecutionError: A graph does not load, or the stages do not fit together.
         """
+        if gpu is not None or cuda.PROVIDER in providers:
+            return cls._load_for_gpu(package, gpu, intra_op_threads=intra_op_threads, providers=providers, kernels=kernels, merge=merge)
 
-        def from_file(stage: Stage) -> Executor:
+        def read(stage: Stage) -> onnx.ModelProto:
             # The verified bytes themselves, not the path: what runs is what was compared with its digest.
-            return OrtExecutor(package.load_stage(stage.name), intra_op_threads=intra_op_threads, providers=providers)
+            return package.load_stage(stage.name)
 
-        def in_memory(model: onnx.ModelProto) -> Executor:
+        def executor(model: onnx.ModelProto) -> Executor:
             return OrtExecutor(model, intra_op_threads=intra_op_threads, providers=providers)
 
-        return cls(package, make_item=OrtExecutor, make_merged=in_memory, load_stage=from_file, kernels=kernels, merge=merge)
+        return cls(
+            package,
+            read_stage=read,
+            make_item=OrtExecutor,
+            make_merged=executor,
+            load_stage=lambda stage: executor(read(stage)),
+            kernels=kernels,
+            merge=merge,
+        )
+
+    @classmethod
+    def _load_for_gpu(
+        cls,
+        package: Package,
+        gpu: GpuOptions | None,
+        *,
+        intra_op_threads: int,
+        providers: Sequence[str],
+        kernels: Literal["auto", "off"],
+        merge: bool,
+    ) -> PackageRuntime:
+        """Load a package behind `gpu.GpuExecutor`; the item stage runs on the CPU as ever."""
+        from .gpu import GpuExecutor, GpuOptions, cpu_backend, cuda_backend
+        from .half import PROFILE, to_half
+
+        options = gpu or GpuOptions()
+        largest = package.manifest.batching.max_batch_size
+        half = options.half and PROFILE in package.manifest.tolerances
+        options = replace(options, half=half, max_batch_size=min(options.max_batch_size or largest, largest))
+
+        def read(stage: Stage) -> onnx.ModelProto:
+            model = package.load_stage(stage.name)
+            return to_half(model) if half and stage.name == "model" else model
+
+        def executor(model: onnx.ModelProto) -> Executor:
+            if cuda.PROVIDER in providers:
+                return GpuExecutor(cuda_backend(model, options, intra_op_threads=intra_op_threads), options)
+            return GpuExecutor(cpu_backend(model, intra_op_threads=intra_op_threads), options)
+
+        return cls(
+            package,
+            read_stage=read,
+            make_item=OrtExecutor,
+            make_merged=executor,
+            load_stage=lambda stage: executor(read(stage)),
+            kernels=kernels,
+            merge=merge,
+            half=half,
+        )
 
     # --- running ----------------------------------------------------------------------------------------------------
 
@@ -181,6 +239,25 @@ class PackageRuntime:
             values.update(zip((stage.outputs[name] for name in executor.output_names), results, strict=True))
         return values
 
+    def warm_up(self, items: Sequence[Item]) -> None:
+        """Run every batch size that a GPU keeps buffers for, so that no caller waits for their making; nothing to do on the CPU.
+
+        Args:
+            items: At least one, as `prepare` returns them; they are taken round to fill a batch.
+
+        Raises:
+            ExecutionError: As `run`.
+        """
+        from .gpu import GpuExecutor
+
+        executors = [(stage, executor) for stage, executor in self._chain if isinstance(executor, GpuExecutor)]
+        for size in executors[0][1].warm_up_sizes if executors else ():
+            values = dict(self.collate([items[i % len(items)] for i in range(size)]))
+            for stage, executor in executors:
+                feeds = {name: values[stage.inputs[name]] for name in executor.input_names}
+                executor.warm_up(feeds)
+                values.update(zip((stage.outputs[name] for name in executor.output_names), executor.run(feeds), strict=True))
+
     def close(self) -> None:
         """Drop the sessions; running executions finish first because they hold their own reference."""
         self._chain = []
@@ -219,7 +296,7 @@ class PackageRuntime:
         """Load the batch stages: as one graph with packed columns where that is asked for and possible, else one by one."""
         if merge:
             try:
-                model = merge_stages([(s, self._package.load_stage(s.name)) for s in self._batch_stages], self._output_names)
+                model = merge_stages([(s, self._read_stage(s)) for s in self._batch_stages], self._output_names)
             except CannotMerge:
                 pass
             else:

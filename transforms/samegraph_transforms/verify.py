@@ -17,7 +17,9 @@ from .draft import GoldenSample
 from .errors import PackageError
 from .exactness import UNREACHABLE, Comparison, Flip
 from .executor import CPU
-from .golden import SampleResult, default_batch_sizes, device_profile, processor, promised, read_samples, replay
+from .golden import SampleResult, default_batch_sizes, processor, promised, read_samples, replay, runtime_profile
+from .gpu import GpuOptions
+from .half import PROFILE
 from .inspection import add_row
 from .manifest import Manifest, Tolerance, json_number
 from .pack import describe_tolerance
@@ -189,6 +191,7 @@ def verify(
     *,
     profile: str | None = None,
     providers: Sequence[str] = CPU,
+    half: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Replay golden samples on this machine and compare with what the training code gave.
@@ -199,6 +202,7 @@ def verify(
         batch_sizes: Instances in one execution; None is 1, 2 and the package's largest.
         profile: Which of the package's promises to apply; None finds out (`cpu.same`, `cpu.other` or `gpu`).
         providers: ONNX Runtime execution providers.
+        half: Compute the model in half precision, which the CPU emulates; the profile then is `gpu.half`.
         progress: Called with instances done and instances in all.
 
     Raises:
@@ -209,9 +213,11 @@ def verify(
         samples = golden_samples(package)
     if not samples:
         raise PackageError(f"{package}: there are no samples to replay")
+    if half and PROFILE not in package.manifest.tolerances:
+        raise PackageError(f"{package}: it promises nothing for half precision; state a tolerance for {PROFILE!r} and pack it again")
     sizes = tuple(batch_sizes) if batch_sizes is not None else default_batch_sizes(package.manifest)
-    with closing(PackageRuntime.load(package, providers=providers)) as runtime:
-        profile = profile or device_profile(package.manifest, runtime.providers)
+    with closing(PackageRuntime.load(package, providers=providers, gpu=GpuOptions(half=True) if half else None)) as runtime:
+        profile = profile or runtime_profile(runtime)
         results = replay(runtime, samples, sizes, profile=profile, progress=progress)
         used = runtime.providers
     return Report(
@@ -220,7 +226,7 @@ def verify(
         profile=profile,
         tolerance=promised(package.manifest, profile),
         environment={
-            "device": processor() if profile != "gpu" else used[0],
+            "device": processor() if used == CPU else used[0],
             "onnxruntime": onnxruntime.__version__,
             "providers": ", ".join(used),
         },
