@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 from samegraph_transforms.errors import SamegraphError
 from samegraph_transforms.package import list_models, list_versions, read_package
@@ -28,8 +28,24 @@ log = get_logger("samegraph.repository")
 
 State = Literal["loading", "ready", "failed", "unloading"]
 Key: TypeAlias = tuple[str, int]
-#: What changes when somebody writes another package into a version's directory.
-Fingerprint: TypeAlias = tuple[int, int, int]
+
+
+_HALF_COPIED = (
+    "a bare model.onnx beside packages of the same model is taken for a package that is still being copied; "
+    "it is loaded when its manifest.json is there (a bare model needs a name of its own)"
+)
+
+
+class Fingerprint(NamedTuple):
+    """What changes when somebody writes into a version's directory.
+
+    Attributes:
+        bare: Whether there is no manifest, only a model.onnx.
+        files: Hash of the names, times, sizes and inodes of its files.
+    """
+
+    bare: bool
+    files: int
 
 
 @dataclass(frozen=True)
@@ -173,20 +189,26 @@ class Repository:
     async def _sync_model(self, name: str, found: Mapping[int, Fingerprint]) -> None:
         """Serve the latest versions that can be served; older ones leave only when newer ones work."""
         ready: list[int] = []
+        packages = not all(fingerprint.bare for fingerprint in found.values())
         for version in sorted(found, reverse=True):
-            if len(ready) < self._keep and await self._is_ready(name, version, found[version]):
+            if len(ready) < self._keep and await self._is_ready(name, version, found[version], packages):
                 ready.append(version)
         for (model, version), state in list(self._states.items()):
             if model == name and state.state == "ready" and version not in ready:
                 await self._unload(state)
 
-    async def _is_ready(self, name: str, version: int, fingerprint: Fingerprint) -> bool:
+    async def _is_ready(self, name: str, version: int, fingerprint: Fingerprint, packages: bool) -> bool:
         state = self._states.get((name, version))
-        if state is not None and state.state == "ready":
+        if state is not None and state.state == "ready" and not (state.fingerprint.bare and not fingerprint.bare):
             if state.fingerprint != fingerprint:
                 await self._refuse_replacement(state, fingerprint)
             return True
         if state is not None and state.state == "failed" and state.fingerprint == fingerprint:
+            return False
+        if state is not None and state.state == "ready":
+            await self._unload(state)  # what looked like a bare model was a package whose manifest has come now
+        if fingerprint.bare and packages:
+            self._failed(name, version, fingerprint, _HALF_COPIED)
             return False
         return await self._try_load(name, version, fingerprint)
 
@@ -261,9 +283,17 @@ class Repository:
 
 
 def _fingerprint(directory: Path) -> Fingerprint:
-    manifest = directory / "manifest.json"
-    found = os.lstat(manifest if os.path.lexists(manifest) else directory / "model.onnx")
-    return found.st_mtime_ns, found.st_size, found.st_ino
+    bare = not os.path.lexists(directory / "manifest.json")
+    os.lstat(directory / ("model.onnx" if bare else "manifest.json"))  # raises when the version is gone
+    found = []
+    for folder, _, names in os.walk(directory):  # every file: one that arrives after the manifest makes a failed package whole
+        for name in names:
+            try:
+                status = os.lstat(Path(folder) / name)
+            except OSError:
+                continue  # a temporary file of whoever is copying
+            found.append((folder, name, status.st_mtime_ns, status.st_size, status.st_ino))
+    return Fingerprint(bare, hash(tuple(sorted(found))))
 
 
 def _difference(directory: Path, loaded: Loaded) -> str:
