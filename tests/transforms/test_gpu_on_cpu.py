@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from samegraph_transforms import golden
 from samegraph_transforms.errors import ExecutionError
-from samegraph_transforms.executor import CUDA, OrtExecutor
+from samegraph_transforms.executor import CPU, CUDA, OrtExecutor
 from samegraph_transforms.gpu import GpuExecutor, GpuOptions, cpu_backend
 from samegraph_transforms.manifest import STAGE_FILES
 from samegraph_transforms.merging import merge_stages
@@ -235,4 +235,11 @@ def test_asking_for_cuda_never_ends_on_the_cpu_unseen(package: Package, monkeypa
 
     monkeypatch.setattr(module, "provider_options", lambda _: [("CPUExecutionProvider", {})])  # what is left when CUDA is not there
     with pytest.raises(ExecutionError, match=r"CUDAExecutionProvider was asked for.*device=cpu"):
-        PackageRuntime.load(package, providers=CUDA)
+        PackageRuntime.load(package, providers=CUDA, gpu=GpuOptions(small_on_cpu=False))
+
+
+def test_a_package_with_little_to_compute_stays_on_the_cpu_and_says_so(package: Package) -> None:
+    """A GPU would make three classes from two numbers slower: the package runs as on a machine without one, by the CPU's promise."""
+    runtime = PackageRuntime.load(package, providers=CUDA)
+    assert runtime.providers == CPU
+    assert golden.runtime_profile(runtime).startswith("cpu")

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import package_builders as build
 import pytest
+from gpu_models import convnet, lengths
+from onnx import TensorProto, helper
 from samegraph_transforms import cuda, executor, gpu
 from samegraph_transforms.errors import EnvironmentUnfit, ExecutionError
 from samegraph_transforms.executor import CPU, CUDA, available_providers
@@ -84,6 +87,39 @@ def test_options_out_of_bounds_are_refused_by_name(wrong: dict[str, Any]) -> Non
     """The message names the option."""
     with pytest.raises(ValueError, match=next(iter(wrong))):
         GpuOptions(**wrong)
+
+
+def product(weights: int) -> onnx.ModelProto:
+    """Return a graph of one matrix product with so many weights."""
+    node = helper.make_node("MatMul", ["x", "w"], ["y"])
+    shapes = [("x", TensorProto.FLOAT, ["n", weights // 100])], [("y", TensorProto.FLOAT, ["n", 100])]
+    return build.model_of([node], *shapes, w=np.zeros((weights // 100, 100), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("model", "worth_it"),
+    [
+        (convnet(), True),
+        (product(1_000_000), True),
+        (product(10_000), False),
+        (build.classifier(), False),
+        (build.preprocess(), False),
+        (lengths(), False),
+    ],
+    ids=["convolutions", "large product", "small product", "linear model", "encoders", "sums"],
+)
+def test_a_gpu_is_for_convolutions_and_large_products(model: onnx.ModelProto, worth_it: bool) -> None:
+    """What a CPU core does faster than the way to the GPU takes is left to it."""
+    assert gpu.gains(model) is worth_it
+
+
+def test_products_inside_functions_and_of_two_computed_values_count() -> None:
+    """Attention written out multiplies what the graph itself computes, and may sit in a model-local function."""
+    square = onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["" : 21, "local" : 1]> g (float[n,4] x) => (float[n,n] y) { y = local.Square(x) } '
+        '<opset_import: ["" : 21], domain: "local"> Square (a) => (b) { t = Transpose(a) b = MatMul(a, t) }'
+    )
+    assert gpu.gains(square)
 
 
 @pytest.fixture

@@ -10,11 +10,12 @@ the same calls in the same order, so that a machine without a GPU checks everyth
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import queue
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +38,14 @@ _DTYPES: dict[str, np.dtype[Any]] = {
         **{f"{sign}int{bits}": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
     }.items()
 }  # fmt: skip
+#: Operators that a GPU is for, whatever their size.
+_HEAVY = frozenset(
+    {"Conv", "ConvTranspose", "ConvInteger", "QLinearConv", "DeformConv", "Attention", "MultiHeadAttention", "LSTM", "GRU", "RNN", "Einsum"}
+)
+_PRODUCTS = frozenset({"MatMul", "Gemm", "MatMulInteger", "QLinearMatMul", "MatMulNBits"})
+#: Weights of matrix products, in numbers, from which the products of one row are worth the way to a GPU and back. A row meets each weight
+#: once, so a CPU core is through with fewer than this in some tens of microseconds: what a launch and two copies take.
+_WORTHWHILE = 100_000
 #: Longest wait for a free binding set, in seconds; there are as many as there are run slots, so a longer one means that a run hangs.
 INSTANCE_TIMEOUT_S = 120.0
 #: A batch whose inputs are this much larger than the largest one warmed up gives its memory back.
@@ -64,6 +73,7 @@ class GpuOptions:
         engine_cache: Where TensorRT keeps compiled engines; None keeps them in memory only.
         half: Whether the model stage computes in half precision, for packages that promise a tolerance for `gpu.half`.
         arena_shrink: Whether an oversized batch gives its memory back to the device.
+        small_on_cpu: Whether a package with too little to compute (`gains`) runs on the CPU instead.
     """
 
     device_id: int = 0
@@ -78,6 +88,7 @@ class GpuOptions:
     engine_cache: Path | None = None
     half: bool = False
     arena_shrink: bool = True
+    small_on_cpu: bool = True
 
     def __post_init__(self) -> None:
         for name in ("max_batch_size", "instances", "bindings"):
@@ -97,6 +108,32 @@ class GpuOptions:
             return ()
         wanted = self.bucket_sizes or tuple(1 << i for i in range(self.largest.bit_length()))
         return tuple(sorted({*(size for size in wanted if size < self.largest), self.largest}))
+
+
+def gains(model: onnx.ModelProto) -> bool:
+    """Whether a graph has enough to compute for a GPU: convolutions, attention, recurrence, or matrix products of some size.
+
+    Encoders, scalers, boosted trees and small linear models have not: ONNX Runtime has CPU kernels only for most of their operators, and
+    the rest would be copied to the GPU and back for a few numbers.
+    """
+    weights = {tensor.name: math.prod(tensor.dims) for tensor in model.graph.initializer}
+    bodies = [model.graph.node, *(function.node for function in model.functions)]
+    products = 0
+    for node in itertools.chain.from_iterable(map(_all_nodes, bodies)):
+        if node.op_type in _HEAVY:
+            return True
+        if node.op_type in _PRODUCTS:
+            products += max((weights.get(name, 0) for name in node.input), default=0) or _WORTHWHILE  # unknown: made by the graph itself
+    return products >= _WORTHWHILE
+
+
+def _all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """Yield nodes and those of their subgraphs."""
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                yield from _all_nodes(graph.node)
 
 
 def provider_options(options: GpuOptions) -> list[tuple[str, dict[str, str]]]:

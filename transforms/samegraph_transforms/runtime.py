@@ -101,7 +101,8 @@ class PackageRuntime:
         Args:
             package: A read and verified package.
             intra_op_threads: Threads inside one execution.
-            providers: Execution providers of the batch stages; the item stage always runs on the CPU.
+            providers: Execution providers of the batch stages; the item stage always runs on the CPU, and so does a package that is too
+                small to gain from a GPU (`gpu.gains`), unless `gpu` says otherwise.
             kernels: `off` runs every item-stage function by its ONNX body.
             merge: Whether to run the batch stages as one graph where their operator sets allow it.
             gpu: How batch stages run on a GPU; None takes the defaults there. Given for the CPU, the GPU's way of running is used on it.
@@ -141,10 +142,13 @@ class PackageRuntime:
         merge: bool,
     ) -> PackageRuntime:
         """Load a package behind `gpu.GpuExecutor`; the item stage runs on the CPU as ever."""
-        from .gpu import GpuExecutor, GpuOptions, cpu_backend, cuda_backend
+        from .gpu import GpuExecutor, GpuOptions, cpu_backend, cuda_backend, gains
         from .half import PROFILE, to_half
 
         options = gpu or GpuOptions()
+        stages = [stage for stage in package.manifest.stages if stage.name != "preprocess.item"]
+        if cuda.PROVIDER in providers and options.small_on_cpu and not any(gains(package.load_stage(s.name)) for s in stages):
+            return cls.load(package, intra_op_threads=intra_op_threads, providers=CPU, kernels=kernels, merge=merge)
         largest = package.manifest.batching.max_batch_size
         half = options.half and PROFILE in package.manifest.tolerances
         options = replace(options, half=half, max_batch_size=min(options.max_batch_size or largest, largest))
