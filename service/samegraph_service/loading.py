@@ -15,6 +15,7 @@ import numpy as np
 from samegraph_transforms import golden
 from samegraph_transforms.draft import GoldenSample
 from samegraph_transforms.errors import ExecutionError, InputError, NotExact
+from samegraph_transforms.gpu import GpuOptions
 from samegraph_transforms.manifest import BINARY_KINDS
 from samegraph_transforms.package import Package, open_version
 from samegraph_transforms.runtime import Item, PackageRuntime
@@ -43,6 +44,7 @@ class LoadOptions:
         memory_budget_bytes: Most bytes of packages loaded at once.
         max_image_bytes: Largest encoded image; a field may state less.
         max_pixels: Most pixels of an image; a field may state fewer.
+        gpu: How batch stages run on a GPU; None on the CPU.
     """
 
     providers: Sequence[str]
@@ -52,6 +54,7 @@ class LoadOptions:
     memory_budget_bytes: int
     max_image_bytes: int
     max_pixels: int
+    gpu: GpuOptions | None = None
 
 
 @dataclass(frozen=True)
@@ -141,7 +144,12 @@ def _proven_runtime(
 
 def _runtime(package: Package, options: LoadOptions, merge: bool) -> PackageRuntime:
     return PackageRuntime.load(
-        package, intra_op_threads=options.intra_op_threads, providers=options.providers, kernels=options.kernels, merge=merge
+        package,
+        intra_op_threads=options.intra_op_threads,
+        providers=options.providers,
+        kernels=options.kernels,
+        merge=merge,
+        gpu=options.gpu,
     )
 
 
@@ -186,10 +194,14 @@ def _zero_rows(runtime: PackageRuntime) -> list[Row]:
 
 
 def _warm_up(runtime: PackageRuntime, rows: Sequence[Row], max_batch_size: int, cost: CostModel) -> None:
-    """Run batches of growing size until time is up, so that the first caller meets warm memory and a known cost."""
+    """Run batches of growing size until time is up, so that the first caller meets warm memory and a known cost.
+
+    What a GPU keeps buffers for is run whole before, however long that takes: TensorRT compiles then.
+    """
     if not rows:
         return
     items: list[Item] = [runtime.prepare(row) for row in rows[:max_batch_size]]
+    runtime.warm_up(items)
     until = time.perf_counter() + WARM_UP_S
     size = 1
     while True:

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
-from samegraph_transforms.executor import CPU, available_providers
+from samegraph_transforms.executor import CPU, available_providers, gpu_present
+from samegraph_transforms.gpu import GpuOptions
 from samegraph_transforms.wire import predictions
 from starlette.types import ASGIApp
 
@@ -61,6 +62,7 @@ class Service:
             memory_budget_bytes=settings.repository.memory_budget_bytes or int(memory_limit() * 0.8),
             max_image_bytes=limits.max_image_bytes,
             max_pixels=limits.max_image_pixels,
+            gpu=None if providers == CPU else gpu_options(settings, self.device.slots),
         )
         self.repository = Repository(
             settings.repository.path,
@@ -95,6 +97,8 @@ class Service:
         self.loaded = asyncio.Event()  # set once everything in the repository was tried
         self._look = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
+        if providers == CPU and execution.device == "auto" and gpu_present():
+            log.warning("gpu_unusable", reason="ONNX Runtime cannot run a graph on it; what it misses is on standard error above")
         log.info(
             "service_made",
             run_slots=self.device.slots,
@@ -290,6 +294,23 @@ def engines(loaded: Loaded) -> dict[str, int]:
         for step in loaded.runtime.item_plan.steps:
             counts[step.engine] = counts.get(step.engine, 0) + 1
     return counts
+
+
+def gpu_options(settings: Settings, slots: int) -> GpuOptions:
+    """Return how graphs run on a GPU with as many executions at the same time as the device has slots."""
+    gpu = settings.gpu
+    return GpuOptions(
+        memory_limit_bytes=gpu.memory_limit_bytes,
+        buckets=gpu.buckets,
+        max_batch_size=settings.execution.max_batch_size,
+        instances=slots,
+        tf32=gpu.tf32,
+        tensorrt=gpu.tensorrt,
+        engine_cache=gpu.tensorrt_cache,
+        half=gpu.half,
+        arena_shrink=gpu.arena_shrink,
+        small_on_cpu=gpu.small_on_cpu,
+    )
 
 
 def _access_log(settings: Settings, output: LogOutput | None) -> AccessLog | None:

@@ -90,6 +90,29 @@ class ExecutionSettings(_Group):
     )
 
 
+class GpuSettings(_Group):
+    """How batches run on a GPU; without one nothing here matters."""
+
+    small_on_cpu: bool = Field(
+        default=True, description="Whether models with too little to compute for a GPU run on the CPU: trees, small linear models."
+    )
+    memory_limit_bytes: int | None = Field(
+        default=None, ge=64 * MIB, description="Most device memory the arena of one loaded graph takes. Unset: all there is."
+    )
+    buckets: bool = Field(
+        default=True, description="Whether batches are padded to powers of two, whose buffers are made and warmed up at load."
+    )
+    arena_shrink: bool = Field(default=True, description="Whether an oversized batch gives its device memory back.")
+    tf32: bool = Field(default=False, description="Whether matrix products may round to TF32: faster, and seldom within the promise.")
+    half: bool = Field(
+        default=False, description="Whether models whose package promises a tolerance for gpu.half compute in half precision."
+    )
+    tensorrt: bool = Field(default=False, description="Whether TensorRT compiles the graphs; CUDA runs what it leaves.")
+    tensorrt_cache: Path | None = Field(
+        default=None, description="Directory of compiled TensorRT engines. Unset: every start compiles them again, for minutes."
+    )
+
+
 class ShutdownSettings(_Group):
     """What happens after SIGTERM."""
 
@@ -131,6 +154,7 @@ class Settings(BaseSettings):
     repository: RepositorySettings = Field(default_factory=RepositorySettings)
     limits: LimitSettings = Field(default_factory=LimitSettings)
     execution: ExecutionSettings = Field(default_factory=ExecutionSettings)
+    gpu: GpuSettings = Field(default_factory=GpuSettings)
     shutdown: ShutdownSettings = Field(default_factory=ShutdownSettings)
     log: LogSettings = Field(default_factory=LogSettings)
     admin: AdminSettings = Field(default_factory=AdminSettings)

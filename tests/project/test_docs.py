@@ -92,7 +92,7 @@ def test_every_variable_named_anywhere_exists() -> None:
     """No page names a variable the service would refuse."""
     known = {row.split("`")[1] for row in setting_rows()}
     for page in pages():
-        for name in re.findall(r"SAMEGRAPH_[A-Z]+__[A-Z_]+", page.read_text(encoding="utf-8")):
+        for name in re.findall(r"SAMEGRAPH_[A-Z]+__[A-Z0-9_]+", page.read_text(encoding="utf-8")):
             assert name in known, (page.name, name)
 
 
@@ -208,3 +208,11 @@ def anchors(page: Path) -> set[str]:
     """Return the anchors GitHub gives to a page's headings."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_pages_named_in_code_exist() -> None:
+    """A comment or message that sends people to a page sends them somewhere."""
+    sources = [*ROOT.glob("service/**/*.py"), *ROOT.glob("transforms/**/*.py"), *ROOT.glob("client/**/*.py")]
+    named = {page for path in sources for page in re.findall(r"docs/[a-z0-9_.-]+\.(?:md|json)", path.read_text(encoding="utf-8"))}
+    assert len(named) > 3
+    assert sorted(page for page in named if not (ROOT / page).is_file()) == []
