@@ -3,7 +3,7 @@ PYTHON ?= python3
 HOST ?= 127.0.0.1
 PORT ?= 8000
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint format coverage bench models prove-dockerfile lock clean system env env-test env-build env-build-test python
+.PHONY: help serve test lint format coverage bench bench-gpu models prove-dockerfile lock clean system env env-test env-build env-build-test python
 
 help:  ## Show what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' Makefile
@@ -26,6 +26,9 @@ coverage: env-test models  ## Run the tests under coverage (branches, tests incl
 
 bench: system env-test models  ## Measure the server against this machine's own limit; writes benchmarks/results/
 	@.venv/bin/python benchmarks/run.py $(BENCH)
+
+bench-gpu: env-test  ## Measure the GPU executor against plain session.run on this machine's GPU; writes benchmarks/results/
+	@.venv/bin/python benchmarks/gpu.py $(BENCH)
 
 models: env env-build  ## Build the example model packages
 	@.venv-build/bin/python models/build.py

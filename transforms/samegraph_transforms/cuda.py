@@ -83,14 +83,18 @@ def runtime_library() -> CudaLibrary | None:
     return None
 
 
-def _majors() -> tuple[int, ...]:
+def built_with() -> str:
+    """Return the CUDA version that ONNX Runtime was built with, for example `13.0`, or `unknown`."""
     try:
         from onnxruntime.capi import build_and_package_info
+    except ImportError:
+        return "unknown"
+    return str(getattr(build_and_package_info, "cuda_version", "") or "unknown")
 
-        built = int(str(build_and_package_info.cuda_version).partition(".")[0])
-    except (ImportError, AttributeError, ValueError):
-        return _MAJORS
-    return (built, *(major for major in _MAJORS if major != built))
+
+def _majors() -> tuple[int, ...]:
+    built = built_with().partition(".")[0]
+    return (int(built), *(major for major in _MAJORS if str(major) != built)) if built.isdigit() else _MAJORS
 
 
 class HostMemory(Protocol):
