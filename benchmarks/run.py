@@ -62,7 +62,7 @@ def main() -> int:
     print(f"\n{page(record)}\n({time.monotonic() - began:.0f} s)")
     if options.write:
         data, text = write(record, results, options.output)
-        print(f"wrote {data.relative_to(Path.cwd())} and {text.name}")
+        print(f"wrote {data} and {text.name}")
     return 1 if any(one.failed for result in results for one in _loads(result)) else 0
 
 
