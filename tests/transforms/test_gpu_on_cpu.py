@@ -167,6 +167,11 @@ def test_shapes_the_graph_refuses_are_an_execution_error(shape: tuple[int, ...],
     assert len(bound.run({"pixels": pixels(2)})[0]) == 2
 
 
+def test_a_failing_run_never_starts_over_on_the_cpu() -> None:
+    """ONNX Runtime's own remedy for a failing provider is a new session without it, which nobody would notice but by its slowness."""
+    assert cpu_backend(convnet())._session._enable_fallback is False
+
+
 def test_a_graph_that_does_not_load_says_so_in_one_line() -> None:
     """Foreign exceptions are translated where they enter."""
     broken = convnet()

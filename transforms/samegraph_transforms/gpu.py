@@ -445,7 +445,7 @@ class _Binding:
     Attributes:
         io: The IO binding; None for a graph that reads strings, which the Python package cannot bind.
         inputs: Device buffers, or feeds, by name; held so that they live as long as the binding.
-        outputs: Host memory by name.
+        outputs: Host memory by name; held for the same reason.
         results: What the last run returned, without an IO binding.
     """
 
@@ -526,8 +526,7 @@ class OrtBackend:
             return binding.results
         binding.io.synchronize_outputs()
         # Not `copy_outputs_to_cpu`: ONNX Runtime 1.31.1 crashes in it when an output holds strings.
-        found = zip(self.outputs, binding.io.get_outputs(), strict=True)
-        return [binding.outputs[port.name] if port.name in binding.outputs else value.numpy() for port, value in found]
+        return [value.numpy() for value in binding.io.get_outputs()]
 
 
 def cpu_backend(model: onnx.ModelProto, *, intra_op_threads: int = 1) -> OrtBackend:
