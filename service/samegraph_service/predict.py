@@ -316,7 +316,7 @@ def _joined(work: _CallWork) -> Arrays | SamegraphError:
             "the instances of this request give outputs of different shapes, which one answer cannot hold; send them in separate requests",
             code="wrong_shape",
         )
-    except Exception:
+    except Exception:  # whatever NumPy makes of a model's outputs, the caller is answered
         log.exception("join_failed", model=work.served.model, version=work.served.version, request=work.request_id)
         return Internal()
 
@@ -336,7 +336,7 @@ def _decode(call: Call, served: Served) -> tuple[Decoded | SamegraphError, float
         result = call.decode(served.runtime.signature)
     except SamegraphError as error:
         result = error
-    except Exception:
+    except Exception:  # a bug in a decoder must take neither the loop nor a host thread with it
         log.exception("decode_failed", model=served.model, request=call.request_id)
         result = Internal()
     return result, time.perf_counter() - started

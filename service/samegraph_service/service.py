@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import gc
 import json
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -54,20 +54,10 @@ class Service:
         self.host = ThreadPoolExecutor(execution.host_threads or quota, thread_name_prefix="samegraph-host")
         self.device = Device(loop, execution.run_slots or (quota if providers == CPU else 2), execution.inline_below_s)
         self.gate = Gate(Limits(limits.max_requests, limits.max_queued_rows, limits.max_queued_bytes), self.device.pending_s)
-        options = LoadOptions(
-            providers=providers,
-            intra_op_threads=execution.intra_op_threads,
-            kernels=execution.kernels,
-            max_batch_size=execution.max_batch_size,
-            memory_budget_bytes=settings.repository.memory_budget_bytes or int(memory_limit() * 0.8),
-            max_image_bytes=limits.max_image_bytes,
-            max_pixels=limits.max_image_pixels,
-            gpu=None if providers == CPU else gpu_options(settings, self.device.slots),
-        )
         self.repository = Repository(
             settings.repository.path,
             keep_versions=settings.repository.keep_versions,
-            options=options,
+            options=_load_options(settings, providers, self.device.slots),
             serve=self._serve,
             retire=self._retire,
         )
@@ -165,7 +155,7 @@ class Service:
                 if not self.loaded.is_set():
                     _settle_memory()
                 self.loaded.set()
-            except Exception:
+            except Exception:  # a look that fails must not end all later ones
                 log.exception("repository_sync_crashed")
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self.settings.repository.poll_s):
@@ -310,6 +300,20 @@ def gpu_options(settings: Settings, slots: int) -> GpuOptions:
         half=gpu.half,
         arena_shrink=gpu.arena_shrink,
         small_on_cpu=gpu.small_on_cpu,
+    )
+
+
+def _load_options(settings: Settings, providers: Sequence[str], run_slots: int) -> LoadOptions:
+    execution, limits = settings.execution, settings.limits
+    return LoadOptions(
+        providers=providers,
+        intra_op_threads=execution.intra_op_threads,
+        kernels=execution.kernels,
+        max_batch_size=execution.max_batch_size,
+        memory_budget_bytes=settings.repository.memory_budget_bytes or int(memory_limit() * 0.8),
+        max_image_bytes=limits.max_image_bytes,
+        max_pixels=limits.max_image_pixels,
+        gpu=None if tuple(providers) == CPU else gpu_options(settings, run_slots),
     )
 
 

@@ -385,7 +385,7 @@ class ServerPredictor:
             name = urllib.parse.quote(model if model is not None else self._only_model(), safe="")
             self._path = f"/v1/models/{name}" + (f"/versions/{version}" if version is not None else "")
             self.fields, self.output_names = self._describe()
-        except BaseException:
+        except BaseException:  # interrupted as well: the connection must not stay open
             self._http.close()
             raise
         self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="predict")

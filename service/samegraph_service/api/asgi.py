@@ -74,7 +74,7 @@ class _Exchange:
         place = self._front.admit(self._head)
         try:
             body = await self._body()
-        except BaseException:
+        except BaseException:  # cancelled as well: the place must not stay taken
             place.reservation.release()
             raise
         self._unread = False
