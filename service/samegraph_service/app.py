@@ -10,6 +10,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from samegraph_transforms.errors import InputError, SamegraphError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 
 from . import __version__
@@ -23,6 +24,8 @@ from .service import Service
 from .settings import Settings
 
 log = get_logger("samegraph.app")
+
+_METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 
 
 class Application:
@@ -102,6 +105,12 @@ def create_app(settings: Settings, *, log_output: LogOutput | None = None) -> Ap
     return Application(settings, log_output)
 
 
+def _allowed(request: Request) -> list[str]:
+    """Return the methods of every route at the request's path; the framework names those of the first route only."""
+    routes, scope = request.app.router.routes, request.scope
+    return [m for m in _METHODS if any(route.matches({**scope, "method": m})[0] is Match.FULL for route in routes)]
+
+
 def _handle_errors(app: FastAPI, fresh_id: Callable[[], str]) -> None:
     """Answer every failure of the other routes with the one error document."""
 
@@ -118,9 +127,9 @@ def _handle_errors(app: FastAPI, fresh_id: Callable[[], str]) -> None:
         if error.status_code == 405 and ":" in request.url.path.rpartition("/")[2]:
             return answer(NoSuchRoute(f"nothing answers {request.url.path[:200]}; a model's one verb is `:predict`"))
         if error.status_code == 405:
-            allowed = (error.headers or {}).get("Allow", "")
+            allowed = _allowed(request)
             return answer(
-                MethodNotAllowed(f"{request.url.path} does not take {request.method}; it takes {allowed}", allowed=allowed.split(", "))
+                MethodNotAllowed(f"{request.url.path[:200]} does not take {request.method}; it takes {', '.join(allowed)}", allowed=allowed)
             )
         if error.status_code == 404:
             return answer(NoSuchRoute(f"nothing answers {request.url.path[:200]}; see /docs for what does"))

@@ -106,7 +106,7 @@ def openapi_document(models: Sequence[ModelDoc], *, base: Mapping[str, Any]) -> 
         for path, item in _model_paths(model):
             paths.setdefault(path, {}).update(item)
     for path, item in document.pop("paths", {}).items():
-        paths[path] = {**item, **paths.get(path, {})}
+        paths[path] = {**{method: _with_our_errors(operation) for method, operation in item.items()}, **paths.get(path, {})}
     document["paths"] = paths
     merged = document.setdefault("components", {})
     for section, entries in components.items():
@@ -712,6 +712,10 @@ def _get(model: ModelDoc, key: str, summary: str, schema: str) -> Json:
 
 # --- what every model shares -----------------------------------------------------------------------------------------
 
+_UNAUTHORIZED: tuple[str, Json] = (
+    "The bearer token is missing or wrong, or none is configured.",
+    {"error": "admin routes are closed: no SAMEGRAPH_ADMIN__TOKEN is configured", "code": "unauthorized"},
+)
 _ERRORS: dict[int, tuple[str, Json]] = {
     400: (
         "A bad input: not JSON, an unknown, missing or wrong field, a value out of range, an image that cannot be decoded.",
@@ -746,8 +750,18 @@ _ERRORS: dict[int, tuple[str, Json]] = {
 }
 
 
+def _with_our_errors(operation: Json) -> Json:
+    """Replace the failure that FastAPI describes, and that is never sent, by those that are."""
+    responses = operation.get("responses", {})
+    if "422" not in responses:
+        return operation
+    ours = {str(status): _ref("responses", f"Error{status}") for status in (400, 404, 503)}
+    return {**operation, "responses": ours | {status: r for status, r in responses.items() if status != "422"}}
+
+
 def _error_responses() -> dict[str, Json]:
-    return {f"Error{status}": _error_response(status, description, example) for status, (description, example) in _ERRORS.items()}
+    errors = {401: _UNAUTHORIZED, **_ERRORS}
+    return {f"Error{status}": _error_response(status, description, example) for status, (description, example) in errors.items()}
 
 
 def _error_response(status: int, description: str, example: Json) -> Json:

@@ -19,7 +19,17 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from PIL import Image
 from samegraph_service.api import error_document, v1, v2
 from samegraph_service.call import Answer
-from samegraph_service.errors import BodyTooLarge, BodyTooSlow, DeadlineExceeded, Draining, Internal, NotReady, Overloaded, UnknownModel
+from samegraph_service.errors import (
+    BodyTooLarge,
+    BodyTooSlow,
+    DeadlineExceeded,
+    Draining,
+    Internal,
+    NotReady,
+    Overloaded,
+    Unauthorized,
+    UnknownModel,
+)
 from samegraph_service.example_image import example_image
 from samegraph_service.openapi import ExampleRequest, Json, ModelDoc, infer_example, openapi_document, predict_examples
 from samegraph_transforms.errors import InputError, SamegraphError
@@ -594,5 +604,13 @@ def test_the_error_examples_are_the_servers_codes() -> None:
 def every_error() -> Iterator[SamegraphError]:
     """Yield one error of every code a request can meet."""
     yield from (InputError("x", code=code) for code in InputError.CODES)
-    yield from (UnknownModel("x", []), BodyTooLarge("x"), BodyTooSlow("x"), Internal(), NotReady("x"), DeadlineExceeded("x"))
+    yield from (
+        Unauthorized("x"),
+        UnknownModel("x", []),
+        BodyTooLarge("x"),
+        BodyTooSlow("x"),
+        Internal(),
+        NotReady("x"),
+        DeadlineExceeded("x"),
+    )
     yield Overloaded("x", reason="rows", retry_after_s=1.0)

@@ -156,6 +156,10 @@ def _metadata(service: Service, model: str, version: int | None) -> dict[str, An
 # --- V2 -----------------------------------------------------------------------------------------------------------------
 
 
+#: V2 clients read the status; the body is the same with the other value.
+_NOT_READY: dict[int | str, dict[str, Any]] = {503: {"description": "Not ready", "content": {"application/json": {"schema": {}}}}}
+
+
 def _v2(router: APIRouter, service: Callable[[], Service]) -> None:
     @router.get("/v2", tags=["v2"], summary="Server metadata")
     async def server() -> dict[str, Any]:
@@ -165,7 +169,7 @@ def _v2(router: APIRouter, service: Callable[[], Service]) -> None:
     async def live() -> dict[str, bool]:
         return {"live": True}
 
-    @router.get("/v2/health/ready", tags=["v2"], summary="Whether the server is ready")
+    @router.get("/v2/health/ready", tags=["v2"], summary="Whether the server is ready", responses=_NOT_READY)
     async def ready() -> JSONResponse:
         answer, _ = service().readiness()
         return JSONResponse({"ready": answer}, status_code=200 if answer else 503)
@@ -182,11 +186,11 @@ def _v2(router: APIRouter, service: Callable[[], Service]) -> None:
     async def version_metadata(model: str, version: int) -> dict[str, Any]:
         return _tensors(service(), model, version)
 
-    @router.get("/v2/models/{model}/ready", tags=["v2"], summary="Whether a model is ready")
+    @router.get("/v2/models/{model}/ready", tags=["v2"], summary="Whether a model is ready", responses=_NOT_READY)
     async def model_ready(model: str) -> JSONResponse:
         return _model_ready(service(), model, None)
 
-    @router.get("/v2/models/{model}/versions/{version}/ready", tags=["v2"], summary="Whether a version is ready")
+    @router.get("/v2/models/{model}/versions/{version}/ready", tags=["v2"], summary="Whether a version is ready", responses=_NOT_READY)
     async def version_ready(model: str, version: int) -> JSONResponse:
         return _model_ready(service(), model, version)
 
@@ -222,7 +226,12 @@ def _model_ready(service: Service, model: str, version: int | None) -> JSONRespo
 
 
 def _admin(router: APIRouter, service: Callable[[], Service]) -> None:
-    @router.post("/admin/reload", tags=["admin"], summary="Look at the repository now; answers when everything new was tried")
+    @router.post(
+        "/admin/reload",
+        tags=["admin"],
+        summary="Look at the repository now; answers when everything new was tried",
+        responses={401: {"$ref": "#/components/responses/Error401"}},
+    )
     async def reload(authorization: Annotated[str, Header(description="`Bearer` and the admin token.")] = "") -> list[dict[str, str]]:
         running = service()
         _authorise(running, authorization)
