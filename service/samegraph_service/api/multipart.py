@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from email.message import Message
 from typing import Any
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser
 from samegraph_transforms.errors import InputError
+
+# The parser logs a warning for every bad body. Its faults are told to the caller; callers must not be able to fill the log.
+logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
 
 MAX_PART_HEADERS = 16
 MAX_HEADER_BYTES = 8192
