@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from samegraph_transforms.errors import InputError
 from samegraph_transforms.manifest import Manifest, Missing, Output, RawField, Stage
 from samegraph_transforms.signature import Signature
-from samegraph_transforms.wire import decode_request, decode_v1, media_types, parse_json, prediction_columns, predictions
+from samegraph_transforms.wire import MAX_JSON_VALUES, decode_request, decode_v1, media_types, parse_json, prediction_columns, predictions
 
 
 def signature_of(*fields: RawField) -> Signature:
@@ -83,6 +83,21 @@ def test_a_body_that_cannot_be_read_says_why(body: bytes, code: str) -> None:
 def test_deeply_nested_json_is_refused_without_exhausting_the_stack() -> None:
     """Ten thousand brackets are a refusal, not a crash."""
     assert code_of(b'{"instances": ' + b"[" * 10_000 + b"]" * 10_000 + b"}") in ("malformed_json", "bad_body")
+
+
+@pytest.mark.parametrize("value", [b"[]", b"{}", b"1", b"null"])
+def test_more_values_than_memory_is_for_are_refused_before_they_are_read(value: bytes) -> None:
+    """Millions of tiny values take many times their bytes, and hold up everything else while they are read."""
+    body = b'{"instances": [' + (value + b",") * MAX_JSON_VALUES + value + b"]}"
+    assert code_of(body) == "too_large"
+    with pytest.raises(InputError, match="JSON values"):
+        parse_json(body)
+
+
+def test_large_bodies_of_few_values_are_read() -> None:
+    """It is not the size that costs: an encoded image is one value."""
+    body = b'{"instances": [{"a": 1, "b": "' + b"x" * (MAX_JSON_VALUES + 1) + b'"}]}'
+    assert len(decode_v1(TABLE, body).rows[0][1]) == MAX_JSON_VALUES + 1  # type: ignore[index]
 
 
 def test_raw_bodies_fill_the_single_field_they_fit() -> None:
