@@ -356,8 +356,11 @@ class PredictProtocol(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header was read; those after a chunked body say nothing we need, and there is no end to them."""
-        if self._in_head:
-            super().on_header(name, value)
+        if self._in_head:  # and then as uvicorn does, without a call for every header
+            name = name.lower()
+            if name == b"expect" and value.lower() == b"100-continue":
+                self.expect_100_continue = True
+            self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         """A request's head is complete: answer it here, or hand it to uvicorn."""
