@@ -458,6 +458,7 @@ def test_trailers_are_not_kept(direct: LiveServer) -> None:
         wire.send(request(body=b"", transfer_encoding="chunked"), chunked(BODY)[:-2])
         for _ in range(50):
             wire.send(b"a: b\r\n" * 2000)
+        until(direct, lambda: len(direct.server.server_state.connections) == 1)
         (connection,) = direct.server.server_state.connections
         until(direct, lambda: direct.service.gate.load.bytes >= len(BODY))
         assert direct.run(lambda: len(connection.headers)) < 10  # type: ignore[union-attr]
