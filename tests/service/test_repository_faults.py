@@ -182,7 +182,7 @@ def test_things_that_are_no_files_fail_their_version_alone(
     assert str(state_of(server, 2)).startswith("END failed: ")
 
 
-@pytest.mark.parametrize("thing", [t for t in THINGS if t != "link-to-itself"])
+@pytest.mark.parametrize("thing", THINGS)
 def test_things_that_are_no_versions_are_left_alone(server: LiveServer, repository: Path, elsewhere: Path, thing: str) -> None:
     """Beside them a new version is found and served."""
     THINGS[thing](repository / "plants" / "3")

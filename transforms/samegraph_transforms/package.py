@@ -361,7 +361,7 @@ def list_models(repository: Path | str) -> list[str]:
     root = _root(repository)
     found = []
     for entry in os.scandir(root):
-        if not entry.is_dir() or not _usable_name(entry.name):
+        if not _is_directory(entry) or not _usable_name(entry.name):
             continue
         if leaves(root, Path(entry.path)):
             _log.warning("%s is a link out of the repository and is not served", entry.path)
@@ -385,7 +385,14 @@ def list_versions(repository: Path | str, name: str) -> list[int]:
         raise UnsafePath(f"{directory} is a link out of the repository; put the model's files inside it")
     if not directory.is_dir():
         return []
-    return sorted(int(e.name) for e in os.scandir(directory) if is_version_name(e.name) and e.is_dir() and _holds_model(Path(e.path)))
+    return sorted(int(e.name) for e in os.scandir(directory) if is_version_name(e.name) and _is_directory(e) and _holds_model(Path(e.path)))
+
+
+def _is_directory(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False  # a link that leads to itself; one such entry must not hide the others
 
 
 def _holds_model(path: Path) -> bool:
