@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 import threading
 import warnings
@@ -338,6 +339,31 @@ def test_image_over_pillows_warning_limit_does_not_warn(monkeypatch: pytest.Monk
     data = encoded(noisy_picture(1, 60, 60), "PNG"), encoded(noisy_picture(1, 60, 60), "WEBP"), encoded(noisy_picture(1, 60, 60), "GIF")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)
     assert [_ours(d).shape for d in data] == [(60, 60, 3)] * 3
+
+
+def _scans(data: bytes) -> list[tuple[int, int]]:
+    """Return start and stop of every scan of a JPEG, with the tables before it."""
+    starts = [m.start() for m in re.finditer(rb"\xff\xda", data)]
+    return list(zip(starts, [*starts[1:], data.rindex(b"\xff\xd9")], strict=True))
+
+
+def test_jpeg_of_endless_scans_is_refused_before_they_are_decoded() -> None:
+    """A last scan of a few bytes that is repeated costs a pass over all pixels each time: hours, for a small file."""
+    data = encoded(Image.new("L", (4000, 4000)), "JPEG", progressive=True, quality=10)
+    start, stop = _scans(data)[-1]
+    bomb = data[:stop] + data[start:stop] * 20_000 + data[stop:]
+    assert len(bomb) < 2_000_000
+    refusal = _refusal(bomb)
+    assert refusal.code == "undecodable"
+    assert "scans" in str(refusal)
+
+
+def test_progressive_jpeg_with_what_looks_like_scans_elsewhere_is_decoded() -> None:
+    """Only the scans of the image itself count: not those of a thumbnail before it or of a film appended to it."""
+    data = encoded(noisy_picture(5, 40, 60), "JPEG", progressive=True)
+    comment = b"\xff\xda" * 1000
+    dressed = data[:2] + b"\xff\xfe" + struct.pack(">H", 2 + len(comment)) + comment + data[2:] + b"\xff\xda\0\2" * 1000
+    np.testing.assert_array_equal(_ours(dressed), _ours(data))
 
 
 def test_no_global_state_of_pillow_changes() -> None:

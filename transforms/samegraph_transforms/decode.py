@@ -67,6 +67,10 @@ HANDOVER_MODES: Final = ("L", "LA", "RGB", "RGBA")
 #: Above this many pixels Pillow itself refuses to open a file (twice the number it warns at), so training never saw one.
 PILLOW_MAX_PIXELS: Final = 2 * 89_478_485
 
+#: Most scans of a JPEG. Encoders write a dozen at most; each is a pass over all pixels for as little as 75 bytes of file, so
+#: that without a bound a small file keeps a thread busy for hours.
+MAX_JPEG_SCANS: Final = 100
+
 ExifOrientation = Literal["ignore", "apply"]
 
 
@@ -218,6 +222,8 @@ def open_image(data: bytes, decoder: Decoder, *, max_pixels: int | None, field: 
         image: Image.Image = _read_header(data, format_, field)
         _check_pixels(image.size, limit, field)
         _check_mode(image.mode, format_, decoder, field)
+        if format_ == "JPEG":
+            _check_scans(data, field)
         try:
             image.load()
             if decoder.exif_orientation == "apply":
@@ -301,6 +307,34 @@ def _check_pixels(size: tuple[int, int] | None, max_pixels: int, field: str) -> 
         code="too_many_pixels",
         field=field,
     )
+
+
+def _check_scans(data: bytes, field: str) -> None:
+    """Refuse a JPEG of more scans than any encoder writes, before they are decoded."""
+    if data.count(b"\xff\xda") <= MAX_JPEG_SCANS:
+        return  # the usual case: no scan begins without these bytes, though thumbnails and appended files hold them too
+    if _scans(data, MAX_JPEG_SCANS + 1) > MAX_JPEG_SCANS:
+        raise InputError(
+            f"field {field!r}: the JPEG file has more than {MAX_JPEG_SCANS} scans, which no encoder writes; save the image again",
+            code="undecodable",
+            field=field,
+        )
+
+
+def _scans(data: bytes, most: int) -> int:
+    """Count the scans of a JPEG up to its end-of-image marker, and no further than `most`."""
+    at, scans = 2, 0
+    while scans < most and (marker := _JPEG_MARKER.search(data, at)) is not None:
+        kind = data[marker.end() - 1]
+        if kind == 0xD9:
+            break
+        scans += kind == 0xDA
+        at = marker.end() + (0 if kind in (0x01, 0xD8) else int.from_bytes(data[marker.end() : marker.end() + 2], "big"))
+    return scans
+
+
+#: A marker that is not part of a scan's data: neither a stuffed byte nor a restart.
+_JPEG_MARKER: Final = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]", re.DOTALL)
 
 
 def _check_mode(mode: str, format_: str, decoder: Decoder, field: str) -> None:
