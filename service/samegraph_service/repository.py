@@ -107,6 +107,8 @@ class Repository:
         self._retire = retire
         self._load = load
         self._states: dict[Key, VersionState] = {}
+        self._expected: set[str] = set()
+        self._read_once = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="samegraph-load")
         self._busy = asyncio.Lock()
 
@@ -121,11 +123,15 @@ class Repository:
         return sorted(name for name, routes in self.routes.models.items() if routes.default is not None)
 
     def not_ready(self) -> list[str]:
-        """Return a reason for every model that has no ready version."""
+        """Return a reason for every model that callers count on and that has no ready version.
+
+        Callers count on what was there at the start and on what was ready once. A model that is new to a running server is not
+        that yet: while it loads, or when it is broken, the others go on and `warnings` tells of it.
+        """
         return [
             f"model {name!r}: " + ("; ".join(f"version {v}: {why}" for v, why in sorted(routes.states.items())) or "no version found")
             for name, routes in sorted(self.routes.models.items())
-            if routes.default is None
+            if routes.default is None and name in self._expected
         ]
 
     def warnings(self) -> list[str]:
@@ -148,6 +154,8 @@ class Repository:
                 self.scanned = True
                 return
             self.problem = None
+            self._expected = self._expected & set(found) if self._read_once else set(found)
+            self._read_once = True
             self._forget_missing(found)
             for name in sorted(found):
                 await self._sync_model(name, found[name])
@@ -229,6 +237,7 @@ class Repository:
             return False
         warning = "" if loaded.package.proven else "a bare model.onnx: served as tensors, nothing was proven"
         self._set(VersionState(name, version, "ready", warning, fingerprint, loaded, self._serve(loaded)))
+        self._expected.add(name)
         self.loads["success"] += 1
         log.info(
             "version_ready",

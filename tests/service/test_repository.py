@@ -171,3 +171,40 @@ def test_an_empty_repository_is_not_ready_and_says_so(tmp_path: Path) -> None:
         assert reply.status == 503
         assert "no model" in reply.json()["reasons"][0]
         assert server.get("/livez").status == 200
+
+
+def test_a_broken_new_model_leaves_a_running_server_ready(server: LiveServer, repository: Path) -> None:
+    """A mistake in a shared repository must not take every replica out of its balancer."""
+    wrong = [build.draft().stages[0], DraftStage("model", build.classifier(build.WEIGHTS * 3)), build.draft().stages[2]]
+    write_package(
+        build.draft(name="newcomer", stages=wrong), [build.sample("r", build.ROWS, "newcomer")], repository / "newcomer" / "1", []
+    )
+    look(server)
+    reply = server.get("/readyz")
+    assert (reply.status, reply.json()["status"]) == (200, "degraded")
+    assert any("newcomer" in reason for reason in reply.json()["degraded"])
+
+
+def test_a_model_that_is_broken_from_the_start_keeps_the_server_from_being_ready(repository: Path) -> None:
+    """A new replica does not take traffic it could not answer like the others."""
+    wrong = [build.draft().stages[0], DraftStage("model", build.classifier(build.WEIGHTS * 3)), build.draft().stages[2]]
+    write_package(build.draft(name="other", stages=wrong), [build.sample("r", build.ROWS, "other")], repository / "other" / "1", [])
+    with live_server(repository) as server:
+        reply = server.get("/readyz")
+        assert reply.status == 503
+        assert "model 'other'" in reply.json()["reasons"][0]
+
+
+def test_a_repository_that_comes_late_is_waited_for_whole(tmp_path: Path) -> None:
+    """What is in the first directory that could be read is what the server was started for."""
+    late = tmp_path / "late"
+    with live_server(late) as server:
+        assert server.get("/readyz").status == 503
+        pack(build.draft(), build.samples(), late)
+        wrong = [build.draft().stages[0], DraftStage("model", build.classifier(build.WEIGHTS * 3)), build.draft().stages[2]]
+        write_package(build.draft(name="other", stages=wrong), [build.sample("r", build.ROWS, "other")], late / "other" / "1", [])
+        look(server)
+        assert server.get("/readyz").status == 503
+        shutil.rmtree(late / "other")
+        look(server)
+        assert server.get("/readyz").status == 200

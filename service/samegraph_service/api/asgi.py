@@ -73,7 +73,7 @@ class _Exchange:
     async def _respond(self) -> Response:
         place = self._front.admit(self._head)
         try:
-            body = await self._body()
+            body = await self._body(place)
         except BaseException:  # cancelled as well: the place must not stay taken
             place.reservation.release()
             raise
@@ -104,15 +104,15 @@ class _Exchange:
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
-    async def _body(self) -> bytes:
-        """Read the whole body within the limits of size and time."""
+    async def _body(self, place: Place) -> bytes:
+        """Read the whole body within the limits of size and time, counting what was not declared."""
         try:
             async with asyncio.timeout(self._front.limits.body_timeout_s):
-                return await self._chunks(await self._receive())
+                return await self._chunks(place, await self._receive())
         except TimeoutError as error:
             raise self._front.too_slow() from error
 
-    async def _chunks(self, message: Message) -> bytes:
+    async def _chunks(self, place: Place, message: Message) -> bytes:
         chunks: list[bytes] = []
         size = 0
         while True:
@@ -122,6 +122,7 @@ class _Exchange:
             size += len(chunk)
             if size > self._front.limits.max_body_bytes:
                 raise self._front.too_large()
+            place.reservation.hold(size)
             chunks.append(chunk)
             if not message.get("more_body", False):
                 return chunk if len(chunks) == 1 else b"".join(chunks)
@@ -152,7 +153,7 @@ class _Exchange:
         if self._front.draining or waits or isinstance(response.error, BodyTooLarge | BodyTooSlow):
             headers.append((b"connection", b"close"))
         await self._send({"type": "http.response.start", "status": response.status, "headers": headers})
-        if self._unread and not waits:
+        if self._unread and not waits and not isinstance(response.error, BodyTooSlow):
             await self._send({"type": "http.response.body", "body": response.body, "more_body": True})
             await self._discard()
             await self._send({"type": "http.response.body", "body": b""})
