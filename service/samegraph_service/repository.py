@@ -255,8 +255,14 @@ class Repository:
 
     def _failed(self, name: str, version: int, fingerprint: Fingerprint, reason: str) -> None:
         self.loads["failure"] += 1
-        self._set(VersionState(name, version, "failed", f"failed: {reason}", fingerprint))
+        self._set(VersionState(name, version, "failed", f"failed: {self._without_path(reason)}", fingerprint))
         log.error("version_failed", model=name, version=version, reason=reason)
+
+    def _without_path(self, reason: str) -> str:
+        """Return a reason as callers may read it: where the repository lies on this machine is for the log only."""
+        for path in (self.path.absolute(), self.path):
+            reason = reason.replace(f"{path}{os.sep}", "")
+        return reason
 
     async def _refuse_replacement(self, state: VersionState, fingerprint: Fingerprint) -> None:
         """A version is immutable: other files under a served number change nothing, and are said to."""
