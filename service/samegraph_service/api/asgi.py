@@ -53,7 +53,7 @@ class _Exchange:
             dict(scope["headers"]),
             client[0] if client else "",
             target,
-            self._loop.time(),
+            front.now(),
             front.fresh_id(),
         )
         self._unread = self._head.has_body

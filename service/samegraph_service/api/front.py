@@ -206,6 +206,7 @@ class Front:
         limits: HttpLimits,
     ) -> None:
         self.limits = limits
+        self.now = loop.time  # the clock of `Head.received`: the core's, not uvloop's, which stands still within a turn
         self._loop = loop
         self._predictor = predictor
         self._gate = gate

@@ -382,7 +382,7 @@ class PredictProtocol(HttpToolsProtocol):
             dict(self.headers),
             self.client[0] if self.client else "",
             target,
-            self.loop.time(),
+            front.now(),
             front.fresh_id(),
         )
         keep_alive = parser.get_http_version() != "1.0" and parser.should_keep_alive() and head.method != "CONNECT"
