@@ -193,6 +193,17 @@ def test_per_channel_constants_meet_their_channel_in_either_layout() -> None:
         np.testing.assert_array_equal(OrtExecutor(preprocess.stages()[1].model).run({"pixels": pixels})[0], preprocess.batch(pixels))
 
 
+def test_channels_last_pipelines_normalise_per_channel() -> None:
+    """Without ToCHW, constants per channel still meet their channel, in a batch of any size."""
+    preprocess = Preprocess([Decode(), ToRGB(), Resize((5, 7), "box"), ToFloat(), Normalize(IMAGENET_MEAN, IMAGENET_STD)])
+    pixels = np.random.default_rng(1).integers(0, 256, (3, 5, 7, 3), dtype=np.uint8)
+    mean, std = (np.array(v, dtype=np.float32) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    expected = (pixels.astype(np.float32) - mean) / std
+    np.testing.assert_array_equal(preprocess.batch(pixels), expected)
+    np.testing.assert_array_equal(preprocess.batch(pixels[0]), expected[0])
+    np.testing.assert_array_equal(OrtExecutor(preprocess.stages()[1].model).run({"pixels": pixels})[0], expected)
+
+
 @pytest.mark.parametrize("semantics", SEMANTICS)
 def test_stated_semantics_hold_on_both_sides(semantics: Any, tmp_path: Path) -> None:
     """Under any installed Pillow, a package that states a semantics trains and serves with it."""
@@ -251,7 +262,7 @@ def test_graphs_are_valid_readable_and_deterministic() -> None:
     assert semantics is not None
     resize = resize_function("bilinear", semantics, shorter_side=True)
     assert [n.op_type for n in item.model.graph.node] == ["ImageDecoder", "ToRGB", resize, "CenterCrop_half_even"]
-    assert [n.op_type for n in batch.model.graph.node if n.op_type != "Constant"] == ["Cast", "Transpose", "Div", "Sub", "Div"]
+    assert [n.op_type for n in batch.model.graph.node if n.op_type != "Constant"] == ["Transpose", "Cast", "Div", "Sub", "Div"]
     carried = {f.name for f in item.model.functions}
     assert {n.op_type for n in item.model.graph.node if n.domain == "samegraph"} <= carried
     assert len(item.model.SerializeToString()) < 30_000
