@@ -409,11 +409,13 @@ def _shown(value: Any) -> str:
 
 
 @cli.command(hidden=True)
-def schema() -> None:
-    """Print the JSON Schema of manifest.json (docs/manifest.schema.json is this, word for word)."""
-    from .manifest import json_schema
+@click.argument("what", type=click.Choice(["manifest", "baseline"]), default="manifest")
+def schema(what: str) -> None:
+    """Print the JSON Schema of manifest.json or baseline.json (docs/manifest.schema.json and docs/baseline.schema.json are these)."""
+    from . import baseline, manifest
 
-    click.echo(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+    document = manifest.json_schema() if what == "manifest" else baseline.json_schema()
+    click.echo(json.dumps(document, indent=2, ensure_ascii=False))
 
 
 def main() -> None:

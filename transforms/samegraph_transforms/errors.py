@@ -5,6 +5,7 @@ SamegraphError
 ├── PackageError                a model package cannot be read or trusted
 │   ├── ManifestInvalid         manifest.json is missing, unreadable or breaks its schema
 │   ├── DigestMismatch          a file is missing, extra, or not what the manifest's digest says
+│   ├── BaselineInvalid         baseline.json is unreadable, breaks its schema, or belongs to other fields
 │   ├── UnsafePath              a name or path would leave the package or the repository
 │   └── PackageExists           another package already holds this name and version
 ├── AuthoringError              a pipeline or draft cannot become a package as it stands
@@ -81,6 +82,10 @@ class ManifestInvalid(PackageError):
 
 class DigestMismatch(PackageError):
     """Raised when a file is missing, extra, or differs from the digest the manifest gives for it."""
+
+
+class BaselineInvalid(PackageError):
+    """Raised when baseline.json is not JSON, breaks its schema, or was made from other fields and outputs than the package's."""
 
 
 class UnsafePath(PackageError):

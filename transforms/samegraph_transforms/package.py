@@ -29,6 +29,7 @@ from pydantic import ValidationError
 
 from . import external
 from .bare import bare_manifest
+from .baseline import BASELINE, Baseline, baseline_bytes, parse_baseline
 from .draft import DraftStage, GoldenSample, PackageDraft
 from .errors import AuthoringError, DigestMismatch, ManifestInvalid, PackageError, PackageExists, UnsafePath
 from .golden import golden_files
@@ -100,6 +101,17 @@ class Package:
         external.embed(model, self.read_file)
         _check_bindings(stage, model, f"{self}: {stage.file}", ManifestInvalid)
         return model
+
+    def baseline(self) -> Baseline | None:
+        """Return the statistics of its training rows, or None when the package has none.
+
+        Raises:
+            BaselineInvalid: The file is no baseline, of another format, or made from other fields and outputs.
+            DigestMismatch: The file is not what the manifest says.
+        """
+        if BASELINE not in self.manifest.files:
+            return None
+        return parse_baseline(self.read_file(BASELINE), self.manifest, f"{self}: {BASELINE}")
 
     def golden_dir(self) -> Path:
         """Return the directory of the golden samples."""
@@ -592,6 +604,18 @@ def write_files(draft: PackageDraft, samples: Sequence[GoldenSample], writer: Pa
     return _manifest(draft, stages, len(samples), writer.entries)
 
 
+def write_baseline(baseline: Baseline, manifest: Manifest, writer: PackageWriter) -> Manifest:
+    """Write baseline.json through `writer` and return the manifest that lists it.
+
+    Raises:
+        BaselineInvalid: The baseline was made from other fields or outputs than the manifest's.
+    """
+    raw = baseline_bytes(baseline)
+    parse_baseline(raw, manifest)  # what is written can be read
+    writer.add(BASELINE, raw)
+    return manifest.model_copy(update={"files": dict(writer.entries)})
+
+
 def _write_stage(stage: DraftStage, writer: PackageWriter) -> Stage:
     what = f"stage {stage.name}"
     model, name = stage.model, STAGE_FILES[stage.name]
@@ -644,7 +668,11 @@ def _manifest(draft: PackageDraft, stages: list[Stage], golden_samples: int, fil
 
 
 def write_package(
-    draft: PackageDraft, samples: Sequence[GoldenSample], directory: Path | str, measured: Sequence[Measured] = ()
+    draft: PackageDraft,
+    samples: Sequence[GoldenSample],
+    directory: Path | str,
+    measured: Sequence[Measured] = (),
+    baseline: Baseline | None = None,
 ) -> Package:
     """Write `draft` with its golden samples as the version directory `directory`, atomically, **without** proving it.
 
@@ -655,11 +683,15 @@ def write_package(
         samples: Golden samples; may be empty only here.
         directory: `<repository>/<name>/<version>`.
         measured: What a proof measured.
+        baseline: Statistics of held-out training rows, made already.
 
     Raises:
         AuthoringError: The draft's parts do not fit together.
+        BaselineInvalid: The baseline was made from other fields or outputs.
         PackageExists: Another package is already there.
     """
     with PackageWriter(Path(directory)) as writer:
         manifest = write_files(draft, samples, writer)
+        if baseline is not None:
+            manifest = write_baseline(baseline, manifest, writer)
         return writer.commit(manifest.model_copy(update={"measured": list(measured)}))
