@@ -25,6 +25,7 @@ coverage: env-test models  ## Run the tests under coverage (branches, tests incl
 	@.venv/bin/coverage run -m pytest --ignore=tests/training && .venv/bin/coverage combine -q && .venv/bin/coverage report
 
 bench: system env-test models  ## Measure the server against this machine's own limit; writes benchmarks/results/
+	@.venv-build/bin/python benchmarks/packages.py
 	@.venv/bin/python benchmarks/run.py $(BENCH)
 
 bench-gpu: env-test  ## Measure the GPU executor against plain session.run on this machine's GPU; writes benchmarks/results/

@@ -68,7 +68,8 @@ class Images:
     def __init__(self, model_path: str | PathLike[str], threads: int = 1) -> None:
         self._model = _Model(model_path, threads)
 
-    def decode(self, body: bytes) -> np.ndarray:
+    @staticmethod
+    def decode(body: bytes) -> np.ndarray:
         """Return what the model takes for one encoded image, float32 [3, 224, 224].
 
         The shorter side becomes 256 pixels (bilinear, as Pillow does it; the other side is rounded down), the middle 224×224 are kept and
