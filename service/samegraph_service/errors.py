@@ -2,6 +2,7 @@
 
     SamegraphError
     ├── InputError, ExecutionError, …     (samegraph_transforms.errors)
+    ├── DriftInputError                   counts that cannot be compared
     └── ServiceError
         ├── NoSuchRoute                   nothing answers this path
         ├── MethodNotAllowed              the path exists, the method does not
@@ -30,6 +31,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from samegraph_transforms.errors import SamegraphError
+
+
+class DriftInputError(SamegraphError):
+    """Raised when counts cannot be compared: they are over other bins, or there are none."""
 
 
 class ServiceError(SamegraphError):
