@@ -87,7 +87,7 @@ class Binner:
         counts = np.bincount(self._bin_numbers(numbers, special), minlength=len(self.labels)).astype(np.int64, copy=False)
         finite = numbers[np.isfinite(numbers)]
         distance = np.clip(finite, self._low, self._high) - self._center
-        return Observation(counts, len(finite), float(distance.sum()), float(distance @ distance))
+        return Observation(counts, len(finite), float(distance.sum()), float((distance * distance).sum()))
 
     def _bin_numbers(self, numbers: np.ndarray, special: dict[str, np.ndarray]) -> np.ndarray:
         bins = self._bin_of_point[np.searchsorted(self._points, numbers, side="right")]
@@ -230,7 +230,7 @@ def numeric_variable(name: str, values: Values, *, description: str = "", unit: 
             "maximum": float(finite.max()),
             "n": len(finite),
             "mean": mean,
-            "m2": float((bounded - mean) @ (bounded - mean)),
+            "m2": float(np.square(bounded - mean).sum()),
         }
     n_labels = len(facts.get("edges", ())) + 1 + 6
     empty = Variable(name=name, kind="numeric", description=description, unit=unit, counts=[0] * n_labels, **facts)

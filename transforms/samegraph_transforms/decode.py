@@ -264,6 +264,26 @@ def upright(image: Image.Image) -> Image.Image:
     return _upright(image)
 
 
+def open_header(data: bytes) -> ImageFile.ImageFile | None:
+    """Return a file as its format's plug-in reads the header, no pixel decoded; None when it is of none of `FORMATS`, or damaged.
+
+    For files that `open_image` has accepted: sizes are not checked again.
+    """
+    format_ = next((name for name, signature in _SIGNATURES if signature.match(data)), None)
+    if format_ not in _PLUGINS:
+        return None
+    try:
+        with _quiet() if format_ == "TIFF" else nullcontext():
+            return _read_header(data, format_, "image")
+    except InputError:
+        return None
+
+
+def exif_orientation(image: Image.Image) -> int | None:
+    """Return the orientation tag of the EXIF block as it stands there, or None when there is none."""
+    return _exif_orientation(_exif_block(image))
+
+
 def _choose_format(data: bytes, decoder: Decoder, field: str) -> str:
     """Return the accepted format whose signature `data` starts with."""
     arrived = next((name for name, signature in _SIGNATURES if signature.match(data)), None)
