@@ -84,9 +84,11 @@ class Reservation:
         gate = self._gate
         if gate is None:
             return
-        gate.check(rows=rows, size_bytes=max(0, body_bytes - self._bytes))
-        gate.load.rows += rows - self._rows
-        gate.load.bytes += body_bytes - self._bytes
+        load, limits, more = gate.load, gate.limits, body_bytes - self._bytes
+        if load.rows + rows > limits.max_rows or (more > 0 and load.bytes + more > limits.max_bytes):
+            gate.check(rows=rows, size_bytes=max(0, more))
+        load.rows += rows - self._rows
+        load.bytes += more
         self._rows, self._bytes = rows, body_bytes
 
     def release(self) -> None:
@@ -135,9 +137,11 @@ class Gate:
         if self.draining:
             self.refused["draining"] += 1
             raise Draining
-        self.check(requests=1, size_bytes=declared_bytes)
-        self.load.requests += 1
-        self.load.bytes += declared_bytes
+        load, limits = self.load, self.limits
+        if load.requests >= limits.max_requests or load.bytes + declared_bytes > limits.max_bytes:  # the rule itself has exceptions
+            self.check(requests=1, size_bytes=declared_bytes)
+        load.requests += 1
+        load.bytes += declared_bytes
         return Reservation(self, declared_bytes)
 
     def check(self, *, requests: int = 0, rows: int = 0, size_bytes: int = 0) -> None:

@@ -10,12 +10,59 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from samegraph_transforms.errors import SamegraphError
 
 Arrays = Sequence[np.ndarray]
+
+
+class Outputs:
+    """What one execution gave, shared by every work whose rows took part in it.
+
+    Attributes:
+        arrays: Per output, [rows of the batch, *shape].
+        rows: All rows as an adapter's Python values, once one needed them.
+    """
+
+    __slots__ = ("arrays", "rows")
+
+    def __init__(self, arrays: Arrays) -> None:
+        self.arrays = arrays
+        self.rows: list[Any] | None = None
+
+
+class Part(NamedTuple):
+    """Consecutive rows of a work that one execution answered.
+
+    Attributes:
+        start: First row in its request.
+        count: How many.
+        outputs: What the execution gave.
+        offset: Where in it these rows are.
+    """
+
+    start: int
+    count: int
+    outputs: Outputs
+    offset: int
+
+    def arrays(self) -> Arrays:
+        """Return the rows' own share of every output."""
+        arrays, low, high = self.outputs.arrays, self.offset, self.offset + self.count
+        return arrays if low == 0 and all(len(a) == high for a in arrays) else [a[low:high] for a in arrays]
+
+
+def joined(parts: Sequence[Part]) -> Arrays:
+    """Return per output the rows of all parts, one after another.
+
+    Raises:
+        ValueError: Their shapes differ beyond the first dimension.
+    """
+    if len(parts) == 1:
+        return parts[0].arrays()
+    return [np.concatenate(pieces) for pieces in zip(*(part.arrays() for part in parts), strict=True)]
 
 
 class Work:
@@ -29,7 +76,7 @@ class Work:
         on_finish: Called exactly once with the work.
 
     Attributes:
-        parts: (first row, arrays) of what has been answered so far.
+        parts: What has been answered so far.
         errors: Row → error.
         failure: The error of the whole work, if it has one.
         waiting: Rows that are neither answered nor in an execution.
@@ -57,19 +104,21 @@ class Work:
         self.partial = partial
         self.errors = errors
         self.on_finish = on_finish
-        self.parts: list[tuple[int, Arrays]] = []
+        self.parts: list[Part] = []
         self.failure: SamegraphError | None = None
         self.finished = False
         self.remaining = n - len(errors)
         self.waiting = self.remaining
         self.entries: list[Entry] = []
 
-    def answer(self, start: int, count: int, arrays: Arrays) -> None:
-        """Record the outputs of rows `start` to `start + count`."""
+    def answer(self, start: int, count: int, outputs: Outputs, offset: int = 0) -> None:
+        """Record that rows `start` to `start + count` are those from `offset` on in what an execution gave."""
         if self.finished:
             return
-        self.parts.append((start, arrays))
-        self._done(count)
+        self.parts.append(Part(start, count, outputs, offset))
+        self.remaining -= count
+        if self.remaining == 0:
+            self._finish()
 
     def fail_row(self, row: int, error: SamegraphError) -> None:
         """Record that one row failed; without `partial` that is the end of the work."""
@@ -88,12 +137,11 @@ class Work:
         self.failure = error
         self._finish()
 
-    def outputs(self) -> Arrays:
-        """Return per output the answered rows in request order."""
-        if len(self.parts) == 1:
-            return self.parts[0][1]
-        self.parts.sort(key=lambda part: part[0])
-        return [np.concatenate(pieces) for pieces in zip(*(arrays for _, arrays in self.parts), strict=True)]
+    def in_order(self) -> list[Part]:
+        """Return what was answered, in request order."""
+        if len(self.parts) > 1:
+            self.parts.sort(key=lambda part: part.start)
+        return self.parts
 
     def _done(self, count: int) -> None:
         self.remaining -= count

@@ -3,74 +3,148 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, Protocol, TypeAlias
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
 
-import numpy as np
-from samegraph_transforms.errors import SamegraphError
+from samegraph_transforms.errors import InputError, SamegraphError
 from samegraph_transforms.manifest import Output
-from samegraph_transforms.signature import Signature
+from samegraph_transforms.signature import Row, Signature
 from samegraph_transforms.wire import Decoded, Form
+
+from .admission import Reservation
+from .batching import Arrays, Part, Work, joined
+from .errors import CallerGone
 
 OnError = Literal["fail", "partial"]
 
 
-@dataclass(slots=True)
-class Call:
-    """One request, as a protocol adapter understood it from path and headers; its body is decoded once a version is chosen.
+class Call(Work):
+    """One request on its way: what an adapter understood of it, then its rows, then what they gave.
+
+    An adapter makes it from the request's head and hands it to `Predictor.submit` once the body is there. It is one object from the head
+    to the answer, because at tens of thousands of requests a second every further one shows. Adapters may subclass it for what is theirs.
 
     Attributes:
-        model: Model name from the path.
-        version: Version from the path, or None for the default.
-        label: Label from the path, or None.
         decode: Turns the body into checked rows for the chosen version's signature; raises InputError.
+        body: The request's body; let go of once it is decoded.
         request_id: Names the request in the answer and the logs.
-        body_bytes: Size of the body, for accounting.
         timeout_s: The caller's deadline in seconds from `received`, or None for the server's.
         received: Loop time when the request's headers were read.
         on_error: Whether one bad instance fails the request (`fail`) or only itself (`partial`).
-        protocol: For metrics: `v1`, `raw`, `multipart` or `v2`.
         heavy: Decoding takes long enough to be done on a host thread.
+        on_done: Called exactly once with the call and its outcome.
+        reservation: Its place in the server; `submit` sees that it is released.
+        served: What answers it (a `predict.Served`), once it was routed.
+        form: Rows or columns, as the caller sent them.
+        rows: What waits for the item stage.
+        cancelled: The caller is gone.
     """
 
-    model: str
-    version: int | None
-    label: str | None
-    decode: Callable[[Signature], Decoded]
-    request_id: str
-    body_bytes: int
-    timeout_s: float | None
-    received: float
-    on_error: OnError = "fail"
-    protocol: str = "v1"
-    heavy: bool = False
+    __slots__ = (
+        "body",
+        "body_bytes",
+        "cancelled",
+        "decode",
+        "form",
+        "heavy",
+        "on_done",
+        "on_error",
+        "received",
+        "request_id",
+        "reservation",
+        "rows",
+        "running",
+        "served",
+        "timeout_s",
+    )
+
+    def __init__(  # not the base's: how many rows there are is known when they are decoded
+        self, decode: Callable[[Call, Signature], Decoded], request_id: str, received: float, on_done: OnDone
+    ) -> None:
+        self.decode = decode
+        self.request_id = request_id
+        self.received = received
+        self.on_done = on_done
+        self.body: bytes = b""
+        self.body_bytes = 0
+        self.timeout_s: float | None = None
+        self.on_error: OnError = "fail"
+        self.heavy = False
+        self.reservation: Reservation | None = None
+        self.served: Any = None
+        self.form: Form = "rows"
+        self.rows: Sequence[Row | InputError] = ()
+        self.cancelled = False
+        self.running = False
+
+    def cancel(self) -> None:
+        """The caller is gone: waiting rows leave their queue, running ones are ignored when they come back."""
+        self.cancelled = True
+        if self.running:
+            self.fail(CallerGone("the caller hung up"))
+
+    def release(self) -> None:
+        """Give its place in the server back; a second call does nothing."""
+        if self.reservation is not None:
+            self.reservation.release()
+            self.reservation = None
 
 
-@dataclass(slots=True)
-class Answer:
-    """The outputs for one request.
+class Origin:
+    """Who gives an answer: the same object for every answer of a version.
 
     Attributes:
         model: Model name.
-        version: The version that answered.
+        version: Version number.
         digest: Its package digest.
+        outputs: Its manifest's outputs.
+        prepared: What an adapter has made of it once and uses for every answer.
+    """
+
+    __slots__ = ("digest", "model", "outputs", "prepared", "version")
+
+    def __init__(self, model: str, version: int, digest: str, outputs: Sequence[Output]) -> None:
+        self.model = model
+        self.version = version
+        self.digest = digest
+        self.outputs = tuple(outputs)
+        self.prepared: Any = None
+
+
+class Answer:
+    """The outputs for one request.
+
+    Args:
+        origin: Who gave it.
         request_id: From the call.
-        signature_outputs: Manifest outputs, in the order of `arrays`.
-        arrays: Per output, [n_answered, *shape], rows in request order.
+        parts: The executions that answered its rows, in request order.
         n: Instances in the request.
         errors: Instance index → what went wrong (only with `on_error=partial`); those have no row in `arrays`.
         form: Rows or columns, as the caller sent them.
     """
 
-    model: str
-    version: int
-    digest: str
-    request_id: str
-    signature_outputs: Sequence[Output]
-    arrays: Sequence[np.ndarray]
-    n: int
-    errors: dict[int, SamegraphError] = field(default_factory=dict)
-    form: Form = "rows"
+    __slots__ = ("errors", "form", "n", "origin", "parts", "request_id")
+
+    def __init__(
+        self,
+        origin: Origin,
+        request_id: str,
+        parts: Sequence[Part],
+        n: int,
+        errors: dict[int, SamegraphError],
+        form: Form = "rows",
+    ) -> None:
+        self.origin = origin
+        self.request_id = request_id
+        self.parts = parts
+        self.n = n
+        self.errors = errors
+        self.form = form
+
+    @property
+    def arrays(self) -> Arrays:
+        """Per output, [n_answered, *shape], rows in request order."""
+        return joined(self.parts)
 
 
 @dataclass(slots=True)
@@ -83,31 +157,4 @@ class Failure:
 
 
 Outcome: TypeAlias = Answer | Failure
-OnDone: TypeAlias = Callable[[Outcome], None]
-
-
-class Timer(Protocol):
-    """What `Loop.call_at` returns."""
-
-    def cancel(self) -> None:
-        """Make the timer not fire."""
-
-
-class Loop(Protocol):
-    """The few calls the sans-IO core makes on an event loop (asyncio's has them; tests bring their own)."""
-
-    def time(self) -> float:
-        """Return monotonic seconds."""
-        ...
-
-    def call_soon(self, callback: Callable[..., object], *args: object) -> object:
-        """Run the callback in the next turn of the loop; only from the loop's own thread."""
-        ...
-
-    def call_soon_threadsafe(self, callback: Callable[..., object], *args: object) -> object:
-        """Run the callback in the loop's thread; from any thread."""
-        ...
-
-    def call_at(self, when: float, callback: Callable[..., object], *args: object) -> Timer:
-        """Run the callback at loop time `when`."""
-        ...
+OnDone: TypeAlias = Callable[[Any, Outcome], None]

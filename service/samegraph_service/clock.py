@@ -5,8 +5,34 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from typing import Protocol
 
-from samegraph_service.call import Timer
+
+class Timer(Protocol):
+    """What `Loop.call_at` returns."""
+
+    def cancel(self) -> None:
+        """Make the timer not fire."""
+
+
+class Loop(Protocol):
+    """The few calls the sans-IO core makes on an event loop (asyncio's has them; tests bring their own)."""
+
+    def time(self) -> float:
+        """Return monotonic seconds."""
+        ...
+
+    def call_soon(self, callback: Callable[..., object], *args: object) -> object:
+        """Run the callback in the next turn of the loop; only from the loop's own thread."""
+        ...
+
+    def call_soon_threadsafe(self, callback: Callable[..., object], *args: object) -> object:
+        """Run the callback in the loop's thread; from any thread."""
+        ...
+
+    def call_at(self, when: float, callback: Callable[..., object], *args: object) -> Timer:
+        """Run the callback at loop time `when`."""
+        ...
 
 
 class PreciseLoop:

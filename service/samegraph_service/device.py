@@ -22,8 +22,8 @@ from typing import Any, Protocol
 import numpy as np
 from samegraph_transforms.errors import ExecutionError
 
-from .batching import BatchPolicy, Entry, EntryQueue, Work
-from .call import Loop, Timer
+from .batching import BatchPolicy, Entry, EntryQueue, Outputs, Work
+from .clock import Loop, Timer
 from .cost import CostModel
 from .errors import DeadlineExceeded, ExecutionFailed
 from .logs import get_logger
@@ -154,7 +154,7 @@ class Device:
 
     def remove(self, lane: Lane) -> None:
         """Stop serving a lane once it is empty; a call that chose it before puts it back for as long as it takes."""
-        if not lane.waits and lane.running == 0:
+        if not lane.live and not lane.waits and lane.running == 0:
             if lane.attached:
                 lane.attached = False
                 self._lanes.remove(lane)
@@ -311,14 +311,12 @@ class Device:
         if whole is not None:
             lane.cost.observe(rows, seconds)
         lane.observer.executed(rows, seconds, queued)
-        if whole is not None and len(batch) == 1:
-            batch[0].work.answer(batch[0].start, rows, whole)
-            return
         offset = 0
+        outputs = None if whole is None else Outputs(whole)
         for entry in batch:
             count = len(entry.items)
-            if whole is not None:
-                entry.work.answer(entry.start, count, [a[offset : offset + count] for a in whole])
+            if outputs is not None:
+                entry.work.answer(entry.start, count, outputs, offset)
             else:
                 _deliver(entry, offset, count, segments, lane.name)
             offset += count
@@ -399,6 +397,4 @@ def _deliver(entry: Entry, offset: int, count: int, segments: list[Segment], lan
             log.error("execution_failed", exc_info=segment.error, lane=lane, instance=row, request=getattr(work, "request_id", ""))
             work.fail_row(row, ExecutionFailed(row))
         elif segment.arrays is not None:
-            whole = start == segment.start and stop == segment.stop
-            low, high = start - segment.start, stop - segment.start
-            work.answer(row, stop - start, segment.arrays if whole else [a[low:high] for a in segment.arrays])
+            work.answer(row, stop - start, Outputs(segment.arrays), start - segment.start)

@@ -15,14 +15,13 @@ from functools import partial
 from typing import Any
 
 from samegraph_transforms.errors import InputError, SamegraphError
-from samegraph_transforms.manifest import Output
 from samegraph_transforms.runtime import PackageRuntime
-from samegraph_transforms.signature import Row, Signature
+from samegraph_transforms.signature import Row
 from samegraph_transforms.wire import Decoded
 
-from .admission import Reservation
-from .batching import Arrays, Entry, Work, cut
-from .call import Answer, Call, Failure, Loop, OnDone
+from .batching import Entry, Part, Work, cut
+from .call import Answer, Call, Failure, Origin
+from .clock import Loop
 from .device import Device, Lane
 from .errors import CallerGone, DeadlineExceeded, DeadlineTooShort, ExecutionFailed, Internal
 from .logs import get_logger
@@ -32,7 +31,7 @@ from .routing import RouteTable
 log = get_logger("samegraph.predict")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Served:
     """One version that takes traffic.
 
@@ -42,7 +41,7 @@ class Served:
         runtime: Runs its graphs.
         lane: Its queue on the device.
         metrics: What is counted about it.
-        outputs: Its manifest's outputs.
+        origin: What its answers say about where they come from.
         values_per_row: How many values one answered row holds (of an open dimension: one).
     """
 
@@ -51,7 +50,7 @@ class Served:
     runtime: PackageRuntime
     lane: Lane
     metrics: VersionMetrics
-    outputs: Sequence[Output]
+    origin: Origin
     values_per_row: int
 
 
@@ -61,52 +60,6 @@ class Deadlines:
 
     default_s: float = 30.0
     longest_s: float = 300.0
-
-
-class _CallWork(Work):
-    """The work of one call, with what its answer needs."""
-
-    __slots__ = ("call", "form", "on_done", "reservation", "rows", "served")
-
-    def __init__(
-        self,
-        call: Call,
-        served: Served,
-        reservation: Reservation,
-        on_done: OnDone,
-        decoded: Decoded,
-        errors: dict[int, SamegraphError],
-        deadline: float,
-        on_finish: Callable[[Work], None],
-    ) -> None:
-        super().__init__(len(decoded.rows), deadline, call.on_error == "partial", errors, on_finish)
-        self.call = call
-        self.served = served
-        self.reservation = reservation
-        self.on_done = on_done
-        self.form = decoded.form
-        self.rows: Sequence[Row | InputError] = ()  # what waits for the item stage
-
-    @property
-    def request_id(self) -> str:
-        """The call's id, for the log."""
-        return self.call.request_id
-
-
-class Handle:
-    """A submitted call, for its caller to cancel."""
-
-    __slots__ = ("cancelled", "work")
-
-    def __init__(self) -> None:
-        self.work: Work | None = None
-        self.cancelled = False
-
-    def cancel(self) -> None:
-        """The caller is gone: waiting rows leave their queue, running ones are ignored when they come back."""
-        self.cancelled = True
-        if self.work is not None:
-            self.work.fail(CallerGone("the caller hung up"))
 
 
 class Predictor:
@@ -149,17 +102,16 @@ class Predictor:
         """
         return self._routes().resolve(model, version, label)[1]
 
-    def submit(self, served: Served, call: Call, reservation: Reservation, on_done: OnDone) -> Handle:
-        """Run a call on the version `route` chose; `on_done` is called exactly once, perhaps before this returns.
+    def submit(self, served: Served, call: Call) -> None:
+        """Run a call on the version `route` chose; its `on_done` is called exactly once, perhaps before this returns.
 
-        The reservation is released when the call is answered, whatever happens.
+        Its reservation is released when it is answered, whatever happens.
         """
-        handle = Handle()
+        call.served = served
         if call.heavy:
-            self._host.submit(self._decode_on_host, call, served, reservation, on_done, handle)
+            self._host.submit(self._decode_on_host, call, served)
         else:
-            self._decoded(call, served, reservation, on_done, handle, *_decode(call, served))
-        return handle
+            self._decoded(call, served, *_decode(call, served))
 
     def fail_all(self, error: SamegraphError) -> int:
         """Answer everything unfinished with `error` (the end of a drain's grace) and return how many there were."""
@@ -170,41 +122,40 @@ class Predictor:
 
     # --- decode -------------------------------------------------------------------------------------------------------
 
-    def _decode_on_host(self, call: Call, served: Served, reservation: Reservation, on_done: OnDone, handle: Handle) -> None:
-        result = _decode(call, served)
-        self._loop.call_soon_threadsafe(self._decoded, call, served, reservation, on_done, handle, *result)
+    def _decode_on_host(self, call: Call, served: Served) -> None:
+        self._loop.call_soon_threadsafe(self._decoded, call, served, *_decode(call, served))
 
-    def _decoded(
-        self,
-        call: Call,
-        served: Served,
-        reservation: Reservation,
-        on_done: OnDone,
-        handle: Handle,
-        decoded: Decoded | SamegraphError,
-        seconds: float,
-    ) -> None:
+    def _decoded(self, call: Call, served: Served, decoded: Decoded | SamegraphError, seconds: float) -> None:
         served.metrics.decode.observe(seconds)
-        call.decode = _decoded_already  # lets go of the body
+        call.body = b""
         try:
-            if handle.cancelled:
+            if call.cancelled:
                 raise CallerGone("the caller hung up")
             if isinstance(decoded, SamegraphError):
                 raise decoded
-            errors = _row_errors(decoded, call.on_error == "partial")
+            rows = decoded.rows
+            errors = {} if decoded.clean else _row_errors(decoded, call.on_error == "partial")
             deadline = self._deadline(call, served)
-            reservation.confirm(len(decoded.rows), call.body_bytes)
+            if call.reservation is not None:
+                call.reservation.confirm(len(rows), call.body_bytes)
         except SamegraphError as error:
-            reservation.release()
-            on_done(Failure(error, served.model, served.version))
+            call.release()
+            call.on_done(call, Failure(error, served.model, served.version))
             return
-        work = _CallWork(call, served, reservation, on_done, decoded, errors, deadline, self._finished)
-        handle.work = work
-        self._run(work, decoded)
+        Work.__init__(call, len(rows), deadline, call.on_error == "partial", errors, self._finished)
+        call.form = decoded.form
+        call.running = True
+        self._live.add(call)
+        self._device.watch(served.lane, call)
+        if served.runtime.item_plan is None and not errors and len(rows) <= served.lane.policy.max_batch_size:
+            self._enqueue(call, Entry(call, 0, rows, call.body_bytes))
+        else:
+            self._run(call, rows)
 
     def _deadline(self, call: Call, served: Served) -> float:
-        timeout = self._deadlines.default_s
-        if call.timeout_s is not None:
+        if call.timeout_s is None:
+            timeout = self._deadlines.default_s
+        else:
             timeout = min(call.timeout_s, self._deadlines.longest_s)
             # Not what executions take just now: refusing by that, nothing would run that could show it to be a passing moment.
             needed = served.lane.cost.fastest_s
@@ -217,28 +168,25 @@ class Predictor:
 
     # --- run ----------------------------------------------------------------------------------------------------------
 
-    def _run(self, work: _CallWork, decoded: Decoded) -> None:
-        served, rows, errors = work.served, decoded.rows, work.errors
-        self._live.add(work)
-        self._device.watch(served.lane, work)
+    def _run(self, call: Call, rows: Sequence[Row | InputError]) -> None:
+        """Send rows through the item stage, or, where there is none, cut them into batches."""
+        served = call.served
         if served.runtime.item_plan is not None:
-            work.rows = rows
+            call.rows = rows
             for index, row in enumerate(rows):
                 if not isinstance(row, tuple):
                     continue
                 if self._items_in_slots:
-                    self._device.prepare(served.lane, partial(self._prepare, work, index))
+                    self._device.prepare(served.lane, partial(self._prepare, call, index))
                 else:
-                    self._host.submit(self._prepare_on_host, work, index)
-        elif not errors and len(rows) <= served.lane.policy.max_batch_size:
-            self._enqueue(work, Entry(work, 0, rows, work.call.body_bytes))
-        else:
-            bytes_each = work.call.body_bytes // len(rows)
-            good = [(i, row) for i, row in enumerate(rows) if isinstance(row, tuple)]
-            for start, items in cut(good, served.lane.policy.max_batch_size):
-                self._enqueue(work, Entry(work, start, items, bytes_each * len(items)))
+                    self._host.submit(self._prepare_on_host, call, index)
+            return
+        bytes_each = call.body_bytes // len(rows)
+        good = [(i, row) for i, row in enumerate(rows) if isinstance(row, tuple)]
+        for start, items in cut(good, served.lane.policy.max_batch_size):
+            self._enqueue(call, Entry(call, start, items, bytes_each * len(items)))
 
-    def _prepare(self, work: _CallWork, index: int) -> Callable[[], None]:
+    def _prepare(self, work: Call, index: int) -> Callable[[], None]:
         """Run the item stage of one instance, on a thread; return what to do with it on the loop."""
         rows = work.rows
         row = rows[index] if rows else None
@@ -257,10 +205,10 @@ class Predictor:
             outcome.__cause__ = error
         return partial(self._prepared, work, index, outcome, time.perf_counter() - started)
 
-    def _prepare_on_host(self, work: _CallWork, index: int) -> None:
+    def _prepare_on_host(self, work: Call, index: int) -> None:
         self._loop.call_soon_threadsafe(self._prepare(work, index))
 
-    def _prepared(self, work: _CallWork, index: int, outcome: Any, seconds: float) -> None:
+    def _prepared(self, work: Call, index: int, outcome: Any, seconds: float) -> None:
         work.served.metrics.item.observe(seconds)
         if isinstance(outcome, SamegraphError):
             work.waiting -= 1
@@ -268,61 +216,46 @@ class Predictor:
         elif not work.finished:
             self._enqueue(work, Entry(work, index, (outcome,), sum(getattr(a, "nbytes", 8) for a in outcome)))
 
-    def _enqueue(self, work: _CallWork, entry: Entry) -> None:
+    def _enqueue(self, work: Call, entry: Entry) -> None:
         work.entries.append(entry)
         self._device.put(work.served.lane, entry)
 
     # --- answer -------------------------------------------------------------------------------------------------------
 
     def _finished(self, work: Work) -> None:
-        assert isinstance(work, _CallWork)
-        served = work.served
-        self._live.discard(work)
-        self._device.unwatch(served.lane, work)
-        work.rows = ()  # its place is given back, so what waits for a thread keeps no image of it
-        work.reservation.release()
-        failed = len(work.errors)
-        failure = work.failure
+        assert isinstance(work, Call)
+        call, served = work, work.served
+        self._live.discard(call)
+        self._device.unwatch(served.lane, call)
+        call.rows = ()  # its place is given back, so what waits for a thread keeps no image of it
+        if call.reservation is not None:
+            call.reservation.release()
+            call.reservation = None
+        failed = len(call.errors)
+        failure = call.failure
         if failed:
             served.metrics.failed_instances += failed
-            if failure is None and not work.parts:
-                failure = work.errors[min(work.errors)]
-        arrays = _joined(work) if failure is None else failure
-        if isinstance(arrays, SamegraphError):
-            work.on_done(Failure(arrays, served.model, served.version))
+            if failure is None and not call.parts:
+                failure = call.errors[min(call.errors)]
+        parts = call.in_order()
+        if failure is None and len(parts) > 1:
+            failure = _mismatch(parts)
+        if failure is not None:
+            call.on_done(call, Failure(failure, served.model, served.version))
             return
-        served.metrics.instances += work.n - failed
-        work.on_done(
-            Answer(
-                served.model,
-                served.version,
-                served.runtime.digest,
-                work.call.request_id,
-                served.outputs,
-                arrays,
-                work.n,
-                work.errors,
-                work.form,
-            )
-        )
+        served.metrics.instances += call.n - failed
+        call.on_done(call, Answer(served.origin, call.request_id, parts, call.n, call.errors, call.form))
 
 
-def _joined(work: _CallWork) -> Arrays | SamegraphError:
-    """Return the answered rows of a work, or why they are no answer; an exception here would cost the rest of the batch theirs."""
-    try:
-        return work.outputs()
-    except ValueError:
-        return InputError(
-            "the instances of this request give outputs of different shapes, which one answer cannot hold; send them in separate requests",
-            code="wrong_shape",
-        )
-    except Exception:  # whatever NumPy makes of a model's outputs, the caller is answered
-        log.exception("join_failed", model=work.served.model, version=work.served.version, request=work.request_id)
-        return Internal()
-
-
-def _decoded_already(_: Signature) -> Decoded:
-    raise RuntimeError("the call was decoded already")
+def _mismatch(parts: Sequence[Part]) -> InputError | None:
+    """Return why the answered rows of a call are no one answer: executions may give shapes that cannot be joined."""
+    first = [array.shape[1:] for array in parts[0].outputs.arrays]
+    if all([array.shape[1:] for array in part.outputs.arrays] == first for part in parts):
+        return None
+    return InputError(
+        "the instances of this request give outputs of different shapes, which one answer cannot hold; send them in separate requests",
+        code="wrong_shape",
+    )
 
 
 def _nothing() -> None:
@@ -333,7 +266,7 @@ def _decode(call: Call, served: Served) -> tuple[Decoded | SamegraphError, float
     started = time.perf_counter()
     result: Decoded | SamegraphError
     try:
-        result = call.decode(served.runtime.signature)
+        result = call.decode(call, served.runtime.signature)
     except SamegraphError as error:
         result = error
     except Exception:  # a bug in a decoder must take neither the loop nor a host thread with it
@@ -354,4 +287,5 @@ def served_version(runtime: PackageRuntime, lane: Lane, metrics: VersionMetrics)
     """Put together what takes a version's traffic."""
     manifest = runtime.manifest
     values = sum(math.prod(d or 1 for d in output.shape) for output in manifest.outputs)
-    return Served(manifest.name, manifest.version, runtime, lane, metrics, tuple(manifest.outputs), values)
+    origin = Origin(manifest.name, manifest.version, runtime.digest, manifest.outputs)
+    return Served(manifest.name, manifest.version, runtime, lane, metrics, origin, values)

@@ -30,9 +30,9 @@ SERVICE_ORDER = (
     "api.error_document api.multipart api.paths",
     "repository",
     "loading predict",
-    "device",
+    "call device",
     "batching admission routing clock",
-    "call cost metrics logs settings example_image drift.statistics",
+    "cost metrics logs settings example_image drift.statistics",
     "drift.distributions",
     "errors",
 )

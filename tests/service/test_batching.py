@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from samegraph_service.batching import BatchPolicy, Entry, EntryQueue, Work, cut
+from samegraph_service.batching import BatchPolicy, Entry, EntryQueue, Outputs, Work, cut, joined
 from samegraph_service.errors import ExecutionFailed
 
 
@@ -55,10 +55,10 @@ def test_a_cancelled_work_leaves_the_counts_at_once_and_the_line_when_it_comes_u
 def test_outputs_come_back_in_request_order_whatever_order_the_parts_finish_in() -> None:
     """Parts are put together by row."""
     work, finished = make_work(4)
-    work.answer(2, 2, [np.array([20.0, 30.0])])
-    work.answer(0, 2, [np.array([0.0, 10.0])])
+    work.answer(2, 2, Outputs([np.array([20.0, 30.0])]))
+    work.answer(0, 2, Outputs([np.array([9.0, 0.0, 10.0])]), 1)
     assert finished == [work]
-    assert work.outputs()[0].tolist() == [0.0, 10.0, 20.0, 30.0]
+    assert joined(work.in_order())[0].tolist() == [0.0, 10.0, 20.0, 30.0]
 
 
 def test_one_failed_row_ends_a_work_unless_it_is_partial() -> None:
@@ -70,7 +70,7 @@ def test_one_failed_row_ends_a_work_unless_it_is_partial() -> None:
     partial, partial_done = make_work(2, partial=True)
     partial.fail_row(1, ExecutionFailed(1))
     assert partial_done == []
-    partial.answer(0, 1, [np.array([5.0])])
+    partial.answer(0, 1, Outputs([np.array([5.0])]))
     assert partial_done == [partial]
     assert partial.failure is None
 
@@ -79,7 +79,7 @@ def test_a_finished_work_ignores_late_results() -> None:
     """A batch that comes back after its caller gave up changes nothing and finishes nothing twice."""
     work, finished = make_work(1)
     work.fail(ExecutionFailed(0))
-    work.answer(0, 1, [np.array([1.0])])
+    work.answer(0, 1, Outputs([np.array([1.0])]))
     work.fail_row(0, ExecutionFailed(0))
     assert finished == [work]
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 from fakes import Doubler, FakeLoop, ManualPool, Recorder
-from samegraph_service.batching import BatchPolicy, Entry, Work
+from samegraph_service.batching import BatchPolicy, Entry, Work, joined
 from samegraph_service.cost import CostModel
 from samegraph_service.device import Device, Lane, execute
 from samegraph_service.errors import CallerGone, DeadlineExceeded, ExecutionFailed
@@ -49,7 +49,7 @@ class Bench:
 
 
 def result(work: Work) -> list[float]:
-    values: list[float] = work.outputs()[0].tolist()
+    values: list[float] = joined(work.in_order())[0].tolist()
     return values
 
 

@@ -18,7 +18,8 @@ from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from PIL import Image
 from samegraph_service.api import error_document, v1, v2
-from samegraph_service.call import Answer
+from samegraph_service.batching import Outputs, Part
+from samegraph_service.call import Answer, Origin
 from samegraph_service.errors import (
     BodyTooLarge,
     BodyTooSlow,
@@ -579,8 +580,9 @@ def test_the_servers_answers_satisfy_the_schema(which: str, form: Literal["rows"
         "score": np.array([0.5], np.float32),
     }
     errors: dict[int, SamegraphError] = {1: InputError("bad", code="undecodable", field="image", instance=1)} if failed else {}
-    answer = Answer("m", 1, "d" * 64, "r-1", m.outputs, [values[o.name] for o in m.outputs], 1 + len(errors), errors, form)
-    body = json.loads(v1.encode(answer))
+    origin = Origin("m", 1, "d" * 64, m.outputs)
+    answer = Answer(origin, "r-1", [Part(0, 1, Outputs([values[o.name] for o in m.outputs]), 0)], 1 + len(errors), errors, form)
+    body = json.loads(v1.encode(answer, v1.ending(origin)))
     assert [e.message for e in component(doc_of(m), "m.v1.PredictResponse").iter_errors(body)] == []
 
 

@@ -55,13 +55,18 @@ class OnePath:
 
     def submit(self, rows: Any = None, **changes: Any) -> Any:
         body = build.sample("x", rows or [build.ROWS[0]]).body if not isinstance(rows, bytes) else rows
-        values: dict[str, Any] = {
-            "model": "plants", "version": None, "label": None, "decode": lambda signature: decode_v1(signature, body), "request_id": "r",
-            "body_bytes": len(body), "timeout_s": None, "received": self.loop.now,
-        }  # fmt: skip
-        call = Call(**{**values, **changes})
-        served = self.predictor.route(call.model, call.version, call.label)
-        return self.predictor.submit(served, call, self.gate.reserve(len(body)), self.outcomes.append)
+        call = Call(lambda call, signature: decode_v1(signature, call.body), "r", changes.pop("received", self.loop.now), self.done)
+        call.body, call.body_bytes = body, len(body)
+        label = changes.pop("label", None)
+        for name, value in changes.items():
+            setattr(call, name, value)
+        served = self.predictor.route("plants", None, label)
+        call.reservation = self.gate.reserve(len(body))
+        self.predictor.submit(served, call)
+        return call
+
+    def done(self, call: Call, outcome: Outcome) -> None:
+        self.outcomes.append(outcome)
 
     def run(self) -> None:
         self.loop.run()
@@ -124,8 +129,8 @@ def test_a_version_that_was_retired_meanwhile_still_answers_its_call(path: OnePa
     path.table = RouteTable({})
     path.device.remove(path.lane)
     body = build.sample("x", [build.ROWS[0]]).body
-    call = Call("plants", None, None, lambda signature: decode_v1(signature, body), "r", len(body), None, path.loop.now)
-    path.predictor.submit(served, call, path.gate.reserve(len(body)), path.outcomes.append)
+    call = Call(lambda _, signature: decode_v1(signature, body), "r", path.loop.now, path.done)
+    path.predictor.submit(served, call)
     path.run()
     assert isinstance(path.outcomes[0], Answer)
     path.loop.advance(1.0)

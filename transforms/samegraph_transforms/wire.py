@@ -32,10 +32,12 @@ class Decoded:
     Attributes:
         rows: In request order; an instance that breaks the signature is its error instead.
         form: Whether the caller sent rows (`instances`) or columns (`inputs`); the answer takes the same form.
+        clean: Every instance is known to be a row, not an error.
     """
 
     rows: Sequence[Row | InputError]
     form: Form = "rows"
+    clean: bool = False
 
 
 def decode_request(signature: Signature, headers: Mapping[str, str], body: bytes, *, max_instances: int = 1_000_000) -> Decoded:
@@ -73,7 +75,7 @@ def decode_v1(signature: Signature, body: bytes, *, max_instances: int = 1_000_0
     if rows is None:
         return _decode_v1_slowly(signature, body, max_instances)
     _check_count(len(rows), max_instances)
-    return Decoded(rows)
+    return Decoded(rows, "rows", True)
 
 
 def _decode_v1_slowly(signature: Signature, body: bytes, max_instances: int) -> Decoded:

@@ -8,7 +8,7 @@ import contextlib
 from samegraph_transforms.errors import SamegraphError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from samegraph_service.api.front import Front, Head, Place, Response
+from samegraph_service.api.front import Exchange, Front, Head, Response
 from samegraph_service.api.paths import Target, predict_target
 from samegraph_service.errors import BodyTooLarge, BodyTooSlow, CallerGone
 
@@ -32,68 +32,66 @@ class PredictGateway:
             path = scope["path"]
             target = predict_target(path[len(root) :] if root and path.startswith(root) else path)
             if target is not None:
-                await _Exchange(self._front, scope, target, receive, send).answer()
+                await _Exchange(self._front, scope, target, receive, send).serve()
                 return
         await self._fallback(scope, receive, send)
 
 
-class _Exchange:
+class _Exchange(Exchange):
     """One predict request over ASGI."""
 
     def __init__(self, front: Front, scope: Scope, target: Target, receive: Receive, send: Send) -> None:
+        client = scope.get("client")
+        head = Head(scope["method"], scope["path"], scope["query_string"], dict(scope["headers"]), target)
+        super().__init__(front, head, client[0] if client else "")
         self._front = front
         self._receive = receive
         self._send = send
         self._loop = asyncio.get_running_loop()
-        client = scope.get("client")
-        self._head = Head(
-            scope["method"],
-            scope["path"],
-            scope["query_string"],
-            dict(scope["headers"]),
-            client[0] if client else "",
-            target,
-            front.now(),
-            front.fresh_id(),
-        )
-        self._unread = self._head.has_body
+        self._ready: asyncio.Future[Response] = self._loop.create_future()
+        self._unread = head.has_body
 
-    async def answer(self) -> None:
-        front, head = self._front, self._head
+    async def serve(self) -> None:
+        front = self._front
         try:
-            response = await self._respond()
+            response = await self._response()
         except SamegraphError as error:
-            response = front.failed(error, head)
+            response = front.failed(error, self.request_id)
         except Exception as error:  # noqa: BLE001 - the caller gets a document and the log the traceback, whatever broke
-            response = front.crashed(head, error)
+            response = front.crashed(self, error)
         if not isinstance(response.error, CallerGone):
             await self._write(response)
-        front.note(head, response)
+        front.note(self, response)
 
-    async def _respond(self) -> Response:
-        place = self._front.admit(self._head)
+    async def _response(self) -> Response:
+        self._front.admit(self)
         try:
-            body = await self._body(place)
+            body = await self._body()
         except BaseException:  # cancelled as well: the place must not stay taken
-            place.reservation.release()
+            self.release()
             raise
         self._unread = False
-        return await self._run(place, body)
+        return await self._run(body)
 
-    async def _run(self, place: Place, body: bytes) -> Response:
+    def respond(self, response: Response) -> None:
+        """See `Exchange.respond`."""
+        if not self._ready.done():
+            self._ready.set_result(response)
+
+    async def _run(self, body: bytes) -> Response:
         """Run the request; a caller who hangs up takes his waiting rows along."""
-        done: asyncio.Future[Response] = self._loop.create_future()
-        handle = self._front.run(self._head, place, body, lambda response: None if done.done() else done.set_result(response))
+        done = self._ready
+        self._front.run(self, body)
         if done.done():
             return done.result()
         gone = self._loop.create_task(self._hung_up())  # uvicorn tells a handler that its client left but does not cancel it
         try:
             await asyncio.wait((done, gone), return_when=asyncio.FIRST_COMPLETED)
             if not done.done():
-                handle.cancel()
+                self.cancel()
             return await done
         except asyncio.CancelledError:
-            handle.cancel()
+            self.cancel()
             raise
         finally:
             gone.cancel()
@@ -104,15 +102,15 @@ class _Exchange:
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
-    async def _body(self, place: Place) -> bytes:
+    async def _body(self) -> bytes:
         """Read the whole body within the limits of size and time, counting what was not declared."""
         try:
             async with asyncio.timeout(self._front.limits.body_timeout_s):
-                return await self._chunks(place, await self._receive())
+                return await self._chunks(await self._receive())
         except TimeoutError as error:
             raise self._front.too_slow() from error
 
-    async def _chunks(self, place: Place, message: Message) -> bytes:
+    async def _chunks(self, message: Message) -> bytes:
         chunks: list[bytes] = []
         size = 0
         while True:
@@ -122,7 +120,8 @@ class _Exchange:
             size += len(chunk)
             if size > self._front.limits.max_body_bytes:
                 raise self._front.too_large()
-            place.reservation.hold(size)
+            if self.reservation is not None:
+                self.reservation.hold(size)
             chunks.append(chunk)
             if not message.get("more_body", False):
                 return chunk if len(chunks) == 1 else b"".join(chunks)
@@ -149,7 +148,7 @@ class _Exchange:
         A caller who waits for `100 Continue` sends no body: reading would ask him for it.
         """
         headers = response.pairs()
-        waits = self._unread and b"expect" in self._head.headers
+        waits = self._unread and b"expect" in self.head.headers
         if self._front.draining or waits or isinstance(response.error, BodyTooLarge | BodyTooSlow):
             headers.append((b"connection", b"close"))
         await self._send({"type": "http.response.start", "status": response.status, "headers": headers})

@@ -1,8 +1,8 @@
 """What every HTTP way in does with a predict request, without I/O: head → admitted → body → response.
 
-    front.admit(head)              early refusals and the reservation, before the body is read
-    front.run(head, place, body)   call, answer, response; calls back once, perhaps before it returns
-    front.note(head, response)     counts and logs what was sent
+    front.admit(exchange)            early refusals and the reservation, before the body is read
+    front.run(exchange, body)        answer and response; calls back once, perhaps before it returns
+    front.note(exchange, response)   counts and logs what was sent
 
 `asgi.py` and `protocol.py` differ only in how they read and write bytes.
 """
@@ -25,14 +25,15 @@ from samegraph_transforms.errors import InputError, SamegraphError
 from samegraph_transforms.signature import Signature
 from samegraph_transforms.wire import Decoded
 
-from samegraph_service.admission import Gate, Reservation
+from samegraph_service.admission import Gate
 from samegraph_service.api import error_document, v1, v2
 from samegraph_service.api.paths import Target
-from samegraph_service.call import Answer, Call, Failure, Loop, OnError, Outcome
+from samegraph_service.call import Answer, Call, Failure, OnError, Origin, Outcome
+from samegraph_service.clock import Loop
 from samegraph_service.errors import BadDeadline, BodyTooLarge, BodyTooSlow, CallerGone, Internal, MethodNotAllowed
 from samegraph_service.logs import AccessLog, bind_request_id, get_logger
 from samegraph_service.metrics import UNKNOWN_MODEL, Metrics
-from samegraph_service.predict import Handle, Predictor, Served
+from samegraph_service.predict import Predictor, Served
 from samegraph_service.routing import RouteTable
 
 log = get_logger("samegraph.http")
@@ -42,6 +43,8 @@ Headers = list[tuple[bytes, bytes]]
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._\-]{1,128}")
 #: Answers with more values than this are written on a host thread: a thousand values take the loop about half a millisecond.
 ENCODE_ON_HOST_VALUES = 4096
+#: Shared heads whose route is remembered until the routes change.
+MAX_JUDGED = 4096
 #: JSON and multipart bodies larger than this are decoded on a host thread.
 DECODE_ON_HOST_BYTES = 32768
 
@@ -64,67 +67,90 @@ class HttpLimits:
 
 
 class Head:
-    """A predict request's line and headers.
+    """A predict request's line and headers, and what follows from them alone: the same for every request that has the same.
 
     Attributes:
         target: What the path names.
         headers: Lower-case name → value; of a repeated header the last.
         declared: `content-length`, or 0.
         has_body: Whether a body follows.
-        request_id: The caller's, when it is a safe one, else a fresh one.
+        given_id: The caller's request id, when it is a safe one.
         protocol: `v1`, `raw`, `multipart` or `v2`.
+        shared: Other requests have this very head.
+        timeout_s: The caller's deadline in seconds, once the head was judged.
+        on_error: What one bad instance does to the others, once the head was judged.
     """
 
     __slots__ = (
-        "client",
         "content_type",
         "declared",
+        "given_id",
         "has_body",
         "headers",
         "method",
+        "on_error",
         "path",
         "protocol",
         "query",
-        "received",
-        "request_id",
+        "shared",
         "target",
+        "timeout_s",
     )
 
-    def __init__(
-        self, method: str, path: str, query: bytes, headers: dict[bytes, bytes], client: str, target: Target, received: float, fresh_id: str
-    ) -> None:
+    def __init__(self, method: str, path: str, query: bytes, headers: dict[bytes, bytes], target: Target) -> None:
         self.method = method
         self.path = path
         self.query = query
         self.headers = headers
-        self.client = client
         self.target = target
-        self.received = received
         given = headers.get(b"x-request-id")
-        self.request_id = fresh_id if given is None or not _REQUEST_ID.fullmatch(given) else given.decode()
+        self.given_id = "" if given is None or not _REQUEST_ID.fullmatch(given) else given.decode()
         self.content_type = headers[b"content-type"].decode("latin-1") if b"content-type" in headers else "application/json"
         self.protocol = "v2" if target.protocol == "v2" else v1.protocol_of(self.content_type)
         length = headers.get(b"content-length", b"")
         self.declared = int(length) if length.isdigit() else 0
         self.has_body = self.declared > 0 or b"transfer-encoding" in headers
+        self.shared = False
+        self.timeout_s: float | None = None
+        self.on_error: OnError = "fail"
 
 
-@dataclass(slots=True)
-class Place:
-    """A request that was let in on its head."""
+class Exchange(Call):
+    """One predict request over HTTP, from its head to its response.
 
-    served: Served
-    reservation: Reservation
-    timeout_s: float | None
-    on_error: OnError
+    Args:
+        front: What answers it.
+        head: Its head.
+        client: The caller's address, or "".
+    """
+
+    __slots__ = ("client", "head", "max_instances", "v2")
+
+    def __init__(self, front: Front, head: Head, client: str) -> None:
+        Call.__init__(self, _DECODERS[head.protocol], head.given_id or front.fresh_id(), front.now(), front.finished)
+        self.head = head
+        self.client = client
+        self.max_instances = front.limits.max_instances
+        self.v2: v2.InferRequest | None = None
+
+    def respond(self, response: Response) -> None:
+        """Take the response, exactly once after `Front.run`."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True)
 class Static:
-    """The headers that are the same for every answer of a version, in both spellings."""
+    """What is the same in every answer of a version.
+
+    Attributes:
+        pairs: Headers, for ASGI.
+        raw: Status line and the same headers, as HTTP/1.1.
+        v1: The end of a V1 body, up to the prediction id.
+    """
 
     pairs: tuple[tuple[bytes, bytes], ...]
     raw: bytes
+    v1: bytes
 
 
 class Response:
@@ -167,13 +193,19 @@ class Response:
         end = b"connection: close\r\n\r\n" if close else b"\r\n"
         if self._static is not None and not self._headers and with_body:
             identifier = self._request_id
-            return b"%bcontent-length: %d\r\nx-request-id: %b\r\nsamegraph-prediction-id: %b\r\n%b%b" % (
-                self._static.raw,
-                len(self.body),
-                identifier,
-                identifier,
-                end,
-                self.body,
+            return b"".join(
+                (
+                    self._static.raw,
+                    b"content-length: ",
+                    b"%d" % len(self.body),
+                    b"\r\nx-request-id: ",
+                    identifier,
+                    b"\r\nsamegraph-prediction-id: ",
+                    identifier,
+                    b"\r\n",
+                    end,
+                    self.body,
+                )
             )
         lines = [_status_line(self.status), *(b"%b: %b\r\n" % pair for pair in self.pairs()), end, self.body if with_body else b""]
         return b"".join(lines)
@@ -214,8 +246,11 @@ class Front:
         self._metrics = metrics
         self._access_log = access_log
         self._host = host
-        self._ids = itertools.count(1)
+        self._next_id = itertools.count(1).__next__
         self._boot = os.urandom(6).hex()
+        self._judged: dict[Head, Served] = {}  # shared heads and what answers them, under the table in force
+        self._judged_by: RouteTable[Served] | None = None
+        self.finished = self._finished  # bound once
 
     @property
     def draining(self) -> bool:
@@ -224,20 +259,36 @@ class Front:
 
     def fresh_id(self) -> str:
         """Return an id no other request of this process, and very likely of any other, has."""
-        return f"{self._boot}-{next(self._ids):x}"
+        return f"{self._boot}-{self._next_id():x}"
 
     # --- before the body ----------------------------------------------------------------------------------------------
 
-    def admit(self, head: Head) -> Place:
+    def admit(self, exchange: Exchange) -> None:
         """Let a request in on its head, or refuse it before its body is read.
 
         Raises:
             SamegraphError: Why not.
         """
+        head, table = exchange.head, self._routes()
+        if table is not self._judged_by or len(self._judged) > MAX_JUDGED:
+            self._judged.clear()
+            self._judged_by = table
+        served = self._judged.get(head)
+        if served is None:
+            served = self._judge(head)
+            if head.shared:
+                self._judged[head] = served
+        exchange.served = served
+        exchange.timeout_s = head.timeout_s
+        exchange.on_error = head.on_error
+        exchange.reservation = self._gate.reserve(head.declared)
+
+    def _judge(self, head: Head) -> Served:
+        """Check what the head alone decides and return what answers it."""
         if head.method != "POST":
             raise MethodNotAllowed(f"predictions are asked for with POST, not {head.method[:16]}", allowed=("POST",))
-        timeout_s = _timeout_s(head.headers)
-        on_error: OnError = "fail" if head.protocol == "v1" and not head.query else _on_error(head)
+        head.timeout_s = _timeout_s(head.headers)
+        head.on_error = "fail" if head.protocol == "v1" and not head.query else _on_error(head)
         if head.declared > self.limits.max_body_bytes:
             raise self.too_large()
         encoding = head.headers.get(b"content-encoding", b"identity")
@@ -250,7 +301,7 @@ class Front:
         served = self._predictor.route(target.model, target.version, target.label)
         if head.protocol not in ("v1", "v2"):
             v1.check_media_type(served.runtime.signature, head.content_type)
-        return Place(served, self._gate.reserve(head.declared), timeout_s, on_error)
+        return served
 
     def too_large(self) -> BodyTooLarge:
         """Return the refusal of a body over the limit."""
@@ -264,46 +315,52 @@ class Front:
 
     # --- with the body ------------------------------------------------------------------------------------------------
 
-    def run(self, head: Head, place: Place, body: bytes, done: Callable[[Response], None]) -> Handle:
-        """Run an admitted request; `done` is called exactly once, perhaps before this returns."""
-        call, encode = _exchange(head, place, body, self.limits)
+    def run(self, exchange: Exchange, body: bytes) -> None:
+        """Run an admitted request; its `respond` is called exactly once, perhaps before this returns."""
+        exchange.body = body
+        size = exchange.body_bytes = len(body)
+        exchange.heavy = size > DECODE_ON_HOST_BYTES and exchange.head.protocol != "raw"
+        self._predictor.submit(exchange.served, exchange)
 
-        def finished(outcome: Outcome) -> None:
-            if isinstance(outcome, Failure):
-                done(self.failed(outcome.error, head))
-            elif outcome.n * place.served.values_per_row > ENCODE_ON_HOST_VALUES:
-                self._host.submit(lambda: self._loop.call_soon_threadsafe(respond, outcome, *_encoded(encode, outcome)))
-            else:
-                respond(outcome, *_encoded(encode, outcome))
+    def _finished(self, exchange: Exchange, outcome: Outcome) -> None:
+        if isinstance(outcome, Failure):
+            exchange.respond(self.failed(outcome.error, exchange.request_id))
+        elif outcome.n * exchange.served.values_per_row > ENCODE_ON_HOST_VALUES:
+            self._host.submit(self._encode_on_host, exchange, outcome)
+        else:
+            self._respond(exchange, outcome, *_encoded(exchange, outcome))
 
-        def respond(answer: Answer, body: bytes | SamegraphError, seconds: float) -> None:
-            place.served.metrics.encode.observe(seconds)
-            done(self.failed(body, head) if isinstance(body, SamegraphError) else _answered(head, answer, body))
+    def _encode_on_host(self, exchange: Exchange, answer: Answer) -> None:
+        self._loop.call_soon_threadsafe(self._respond, exchange, answer, *_encoded(exchange, answer))
 
-        return self._predictor.submit(place.served, call, place.reservation, finished)
+    def _respond(self, exchange: Exchange, answer: Answer, body: bytes | SamegraphError, seconds: float) -> None:
+        exchange.served.metrics.encode.observe(seconds)
+        exchange.respond(self.failed(body, exchange.request_id) if isinstance(body, SamegraphError) else _answered(answer, body))
 
-    def failed(self, error: SamegraphError, head: Head) -> Response:
+    def failed(self, error: SamegraphError, request_id: str) -> Response:
         """Return the response to a request that failed."""
-        status, headers, body = error_document.response(error, head.request_id)
+        status, headers, body = error_document.response(error, request_id)
         response = Response(status, body, headers=headers)
         response.error = error
         return response
 
-    def crashed(self, head: Head, error: Exception) -> Response:
+    def crashed(self, exchange: Exchange, error: Exception) -> Response:
         """Log an exception nobody expected and return a response that does not tell it."""
-        with bind_request_id(head.request_id):
-            log.error("request_crashed", exc_info=error, path=head.path)
-        return self.failed(Internal(), head)
+        with bind_request_id(exchange.request_id):
+            log.error("request_crashed", exc_info=error, path=exchange.head.path)
+        return self.failed(Internal(), exchange.request_id)
 
     # --- taps ---------------------------------------------------------------------------------------------------------
 
-    def note(self, head: Head, response: Response) -> None:
+    def note(self, exchange: Exchange, response: Response) -> None:
         """Count and log an answer, or a caller who left before it."""
-        seconds = self._loop.time() - head.received
-        answer = response.answer
+        seconds = self.now() - exchange.received
+        head, answer = exchange.head, response.answer
         if answer is not None:
-            model, version, code = answer.model, answer.version, ""
-            self._count(answer, seconds)
+            model, version, code = answer.origin.model, answer.origin.version, ""
+            exchange.served.metrics.duration.observe(seconds)
+            for failure in answer.errors.values():
+                self._metrics.error(model, error_document.mapping_of(failure).code)
         else:
             version = 0
             model, code = self._count_failure(head, response)
@@ -314,8 +371,8 @@ class Front:
                 head.path,
                 response.status,
                 seconds,
-                head.request_id,
-                head.client,
+                exchange.request_id,
+                exchange.client,
                 head.declared,
                 len(response.body),
                 model,
@@ -323,13 +380,6 @@ class Front:
                 0 if answer is None else answer.n,
                 code,
             )
-
-    def _count(self, answer: Answer, seconds: float) -> None:
-        served = self._routes().models[answer.model].ready.get(answer.version) if answer.model in self._routes().models else None
-        if served is not None:
-            served.metrics.duration.observe(seconds)
-        for failure in answer.errors.values():
-            self._metrics.error(answer.model, error_document.mapping_of(failure).code)
 
     def _count_failure(self, head: Head, response: Response) -> tuple[str, str]:
         """Count a request that failed; return its model (of the closed set) and error code."""
@@ -346,92 +396,61 @@ class Front:
 # --- protocols ------------------------------------------------------------------------------------------------------------
 
 
-def _exchange(head: Head, place: Place, body: bytes, limits: HttpLimits) -> tuple[Call, Callable[[Answer], bytes]]:
-    """Return a request's call and what writes its answer."""
-    target, size, protocol = head.target, len(body), head.protocol
-    content_type, most = head.content_type, limits.max_instances
-
-    def decode(signature: Signature) -> Decoded:
-        return v1.decode(signature, content_type, body, most)
-
-    call = Call(
-        target.model,
-        target.version,
-        target.label,
-        decode,
-        head.request_id,
-        size,
-        place.timeout_s,
-        head.received,
-        place.on_error,
-        protocol,
-        size > DECODE_ON_HOST_BYTES and protocol != "raw",
-    )
-    if protocol != "v2":
-        return call, v1.encode
-    exchange = _V2(call, body, most)
-    call.decode = exchange.decode
-    return call, exchange.encode
+def _decode_v1(call: Call, signature: Signature) -> Decoded:
+    assert isinstance(call, Exchange)
+    return v1.decode(signature, call.head.content_type, call.body, call.max_instances)
 
 
-class _V2:
-    """A V2 request: its body may ask for outputs and set a deadline."""
-
-    __slots__ = ("_body", "_call", "_limit", "_request")
-
-    def __init__(self, call: Call, body: bytes, max_instances: int) -> None:
-        self._call = call
-        self._body = body
-        self._limit = max_instances
-        self._request: v2.InferRequest | None = None
-
-    def decode(self, signature: Signature) -> Decoded:
-        """Read the body; a deadline in it shortens the call's."""
-        request = v2.parse(self._body)
-        asked = v2.timeout_s(request)
-        if asked is not None:
-            self._call.timeout_s = asked if self._call.timeout_s is None else min(self._call.timeout_s, asked)
-        self._request = request
-        return v2.decode(signature, request, self._limit)
-
-    def encode(self, answer: Answer) -> bytes:
-        """Write the answer; InputError when it asks for an output there is not."""
-        assert self._request is not None
-        v2.check_outputs(answer.signature_outputs, self._request)
-        return v2.encode(answer, self._request)
+def _decode_v2(call: Call, signature: Signature) -> Decoded:
+    """Read a V2 body; a deadline in it shortens the call's."""
+    assert isinstance(call, Exchange)
+    request = call.v2 = v2.parse(call.body)
+    asked = v2.timeout_s(request)
+    if asked is not None:
+        call.timeout_s = asked if call.timeout_s is None else min(call.timeout_s, asked)
+    return v2.decode(signature, request, call.max_instances)
 
 
-def _encoded(encode: Callable[[Answer], bytes], answer: Answer) -> tuple[bytes | SamegraphError, float]:
+_DECODERS = {"v1": _decode_v1, "raw": _decode_v1, "multipart": _decode_v1, "v2": _decode_v2}
+
+
+def _encoded(exchange: Exchange, answer: Answer) -> tuple[bytes | SamegraphError, float]:
     """Write an answer and take the time."""
     started = time.perf_counter()
     body: bytes | SamegraphError
     try:
-        body = encode(answer)
+        if exchange.v2 is None:
+            body = v1.encode(answer, _static(answer.origin).v1)
+        else:
+            v2.check_outputs(answer.origin.outputs, exchange.v2)
+            body = v2.encode(answer, exchange.v2)
     except SamegraphError as error:
         body = error
     except Exception as error:
-        log.error("encode_failed", exc_info=error, model=answer.model, version=answer.version)
+        log.error("encode_failed", exc_info=error, model=answer.origin.model, version=answer.origin.version)
         body = Internal()
     return body, time.perf_counter() - started
 
 
-def _answered(head: Head, answer: Answer, body: bytes) -> Response:
+def _answered(answer: Answer, body: bytes) -> Response:
     headers = [(b"samegraph-failed-instances", b"%d" % len(answer.errors))] if answer.errors else None
-    static = _static(answer.model, answer.version, answer.digest)
-    response = Response(200, body, request_id=head.request_id.encode(), static=static, headers=headers)
+    response = Response(200, body, request_id=answer.request_id.encode(), static=_static(answer.origin), headers=headers)
     response.answer = answer
     return response
 
 
-@lru_cache(maxsize=1024)
-def _static(model: str, version: int, digest: str) -> Static:
-    pairs = (
-        (b"content-type", b"application/json"),
-        (b"samegraph-model", model.encode()),
-        (b"samegraph-model-version", b"%d" % version),
-        (b"samegraph-package-digest", digest.encode()),
-    )
-    return Static(pairs, _status_line(200) + b"".join(b"%b: %b\r\n" % pair for pair in pairs))
+def _static(origin: Origin) -> Static:
+    static = origin.prepared
+    if static is None:
+        pairs = (
+            (b"content-type", b"application/json"),
+            (b"samegraph-model", origin.model.encode()),
+            (b"samegraph-model-version", b"%d" % origin.version),
+            (b"samegraph-package-digest", origin.digest.encode()),
+        )
+        raw = _status_line(200) + b"".join(b"%b: %b\r\n" % pair for pair in pairs)
+        static = origin.prepared = Static(pairs, raw, v1.ending(origin))
+    return static  # type: ignore[no-any-return]
 
 
 @lru_cache(maxsize=128)

@@ -20,10 +20,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from samegraph_service.api import error_document
-from samegraph_service.api.front import Front, Head, Place, Response
+from samegraph_service.api.front import Exchange, Front, Head, Response
 from samegraph_service.api.paths import MAX_LENGTH, Target, predict_target
 from samegraph_service.errors import BadRequest, BodyTooLarge, BodyTooSlow, CallerGone, HeadTooLarge
-from samegraph_service.predict import Handle
 
 #: Largest request line and headers together; llhttp itself has no bound.
 MAX_HEAD_BYTES: Final = 65536
@@ -41,6 +40,30 @@ def _predict_path(path: bytes) -> tuple[Target, str] | None:
     return None if target is None else (target, text)
 
 
+#: Heads that were parsed before, byte for byte: the same bytes between two requests mean the same again. A client on a kept connection
+#: sends one head with every request, give or take the length of the body, and parsing it is a fifth of what a small request costs.
+_KNOWN_HEADS: dict[bytes, Head] = {}
+#: Bounds of that memory: so many heads (then all are forgotten), each so long.
+MAX_KNOWN_HEADS: Final = 1024
+MAX_KNOWN_HEAD_BYTES: Final = 1024
+#: Headers that differ from request to request: to remember such a head would only fill the memory.
+_PASSING: Final = frozenset(
+    {b"x-request-id", b"idempotency-key", b"traceparent", b"x-b3-traceid", b"expect", b"upgrade", b"transfer-encoding"}
+)
+
+
+def _remember(cycle: object, data: bytes) -> None:
+    """Keep the head of a request that was all of `data`, if it may come again just so."""
+    if not isinstance(cycle, PredictCycle) or not cycle.complete or not cycle.keep_alive:
+        return
+    head, end = cycle.head, data.find(b"\r\n\r\n") + 4
+    if head.method == "POST" and len(data) - end == head.declared and end <= MAX_KNOWN_HEAD_BYTES and _PASSING.isdisjoint(head.headers):
+        if len(_KNOWN_HEADS) >= MAX_KNOWN_HEADS:
+            _KNOWN_HEADS.clear()
+        head.shared = True
+        _KNOWN_HEADS[bytes(data[:end])] = head
+
+
 class _NoEvent:
     """Stands where uvicorn's own cycle has an event; a predict cycle waits for none."""
 
@@ -48,24 +71,21 @@ class _NoEvent:
         """Do nothing."""
 
 
-class PredictCycle:
+class PredictCycle(Exchange):
     """One predict request on a connection. Has the attributes uvicorn's protocol reads of its own cycles."""
 
     __slots__ = (
-        "_chunks", "_connection", "_discarding", "_front", "_handle", "_head", "_place", "_size", "_too_large", "answered",
-        "complete", "disconnected",
+        "_chunks", "_connection", "_discarding", "_front", "_size", "_too_large", "answered", "complete", "disconnected",
         "expects", "keep_alive", "response_complete", "since", "started",
     )  # fmt: skip
     message_event = _NoEvent()
 
     def __init__(self, connection: PredictProtocol, front: Front, head: Head, *, keep_alive: bool, expects: bool) -> None:
+        Exchange.__init__(self, front, head, connection.client_host)
         self._connection = connection
         self._front = front
-        self._head = head
         self._chunks: list[bytes] = []
         self._size = 0
-        self._place: Place | None = None
-        self._handle: Handle | None = None
         self._too_large = False
         self._discarding = False
         self.keep_alive = keep_alive
@@ -75,7 +95,7 @@ class PredictCycle:
         self.started = False
         self.disconnected = False
         self.response_complete = False
-        self.since = head.received
+        self.since = self.received
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
@@ -83,12 +103,12 @@ class PredictCycle:
         """Begin once every earlier request of the connection is answered."""
         self.started = True
         try:
-            self._place = self._front.admit(self._head)
+            self._front.admit(self)
         except SamegraphError as error:
             self._refuse(error)
             return
         except Exception as error:  # noqa: BLE001 - the caller gets a document and the log the traceback, whatever broke
-            self._write(self._front.crashed(self._head, error))
+            self.respond(self._front.crashed(self, error))
             return
         if self._too_large:
             self._refuse(self._front.too_large())
@@ -111,22 +131,18 @@ class PredictCycle:
                 self._refuse(self._front.too_large())
         else:
             self._chunks.append(chunk)
-            if self._size > self._head.declared and self._place is not None:
-                self._hold(self._place)
-
-    def _hold(self, place: Place) -> None:
-        """Count what a body that declared no size has come to, so that such bodies fill no more memory than others."""
-        try:
-            place.reservation.hold(self._size)
-        except SamegraphError as error:
-            self._refuse(error)
+            if self._size > self.head.declared and self.reservation is not None:
+                try:  # a body that declared no size fills no more memory than others
+                    self.reservation.hold(self._size)
+                except SamegraphError as error:
+                    self._refuse(error)
 
     def body_complete(self) -> None:
         """The whole body has arrived."""
         self.complete = True
         if self._discarding:
             self._end(close=not self.keep_alive)
-        elif self.started and self._place is not None:
+        elif self.started and not self.answered:
             self._run()
 
     def overdue(self) -> None:
@@ -142,59 +158,56 @@ class PredictCycle:
         if self.disconnected or self.response_complete:
             return
         self.disconnected = True
-        if self._handle is not None:
-            self._handle.cancel()
+        if self.complete:
+            self.cancel()
         elif self.started and not self.answered:
-            self._release()
-            self._front.note(self._head, self._front.failed(CallerGone("the caller hung up before the body was complete"), self._head))
+            self.answered = True
+            self.release()
+            self._front.note(self, self._front.failed(CallerGone("the caller hung up before the body was complete"), self.request_id))
+
+    def whole(self, body: bytes) -> None:
+        """Take in a body that arrived with its head."""
+        self._chunks.append(body)
+        self._size = len(body)
+        self.complete = True
 
     # --- answering ----------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        chunks, place = self._chunks, self._place
-        assert place is not None
-        self._place = None  # the call owns the reservation from here on
+        chunks = self._chunks
         self._chunks = []
-        body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-        handle = self._front.run(self._head, place, body, self._write)
-        # Kept only while it can be of use: with it the cycle, its work and their callbacks hold each other for the collector.
-        self._handle = None if self.answered else handle
+        self._front.run(self, chunks[0] if len(chunks) == 1 else b"".join(chunks))
 
     def _refuse(self, error: SamegraphError, *, discard: bool = True) -> None:
         """Answer before the body is read; what is left of it is read and thrown away, or the answer would be lost to a reset."""
-        self._release()
+        self.release()
         self._chunks.clear()
         self._size = 0
-        unread = self._head.has_body and not self.complete
+        unread = self.head.has_body and not self.complete
         # A caller who waits for `100 Continue` sends no body.
         self._discarding = unread and discard and not self.expects
         if (unread and not self._discarding) or isinstance(error, BodyTooLarge | BodyTooSlow):
             self.keep_alive = False
-        self._write(self._front.failed(error, self._head))
+        self.respond(self._front.failed(error, self.request_id))
 
-    def _release(self) -> None:
-        if self._place is not None:
-            self._place.reservation.release()
-            self._place = None
-
-    def _write(self, response: Response) -> None:
+    def respond(self, response: Response) -> None:
+        """Write the response; see `Exchange.respond`."""
         connection = self._connection
         self.answered = True
-        self._handle = None
         if self.disconnected or isinstance(response.error, CallerGone):
-            self._front.note(self._head, response if isinstance(response.error, CallerGone) else self._gone())
+            self._front.note(self, response if isinstance(response.error, CallerGone) else self._gone())
             return
         if self._front.draining:
             self.keep_alive = False
-        connection.transport.write(response.http1(close=not self.keep_alive, with_body=self._head.method != "HEAD"))
-        self._front.note(self._head, response)
+        connection.transport.write(response.http1(close=not self.keep_alive, with_body=self.head.method != "HEAD"))
+        self._front.note(self, response)
         if self._discarding:
             self.since = connection.loop.time()
         else:
             self._end(close=not self.keep_alive)
 
     def _gone(self) -> Response:
-        return self._front.failed(CallerGone("the caller hung up before his answer was ready"), self._head)
+        return self._front.failed(CallerGone("the caller hung up before his answer was ready"), self.request_id)
 
     def _end(self, *, close: bool) -> None:
         if self.response_complete:
@@ -247,6 +260,8 @@ class PredictProtocol(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._front: Front | None = None
+        self.client_host = ""
+        self._at_boundary = True
         self._active: PredictCycle | RequestResponseCycle | None = None
         self._head_bytes = 0
         self._in_head = False
@@ -266,6 +281,7 @@ class PredictProtocol(HttpToolsProtocol):
         """Take a new connection; see `asyncio.Protocol`."""
         super().connection_made(transport)
         self._front = type(self).get_front()
+        self.client_host = self.client[0] if self.client else ""
         if self._front is not None:
             self._body_timeout_s = self._front.limits.body_timeout_s
         self._since = self.loop.time()
@@ -286,6 +302,13 @@ class PredictProtocol(HttpToolsProtocol):
         """Feed the parser; see `asyncio.Protocol`."""
         if self._failure is not None or self.transport.is_closing():
             return  # what follows a broken request cannot be told apart from it
+        fresh = self._at_boundary and self._active is None
+        if fresh:
+            end = data.find(b"\r\n\r\n") + 4
+            head = _KNOWN_HEADS.get(data[:end])
+            if head is not None and len(data) - end == head.declared and self._front is not None:
+                self._serve(self._front, head, data[end:])
+                return
         if self._active is None and not self._in_head:
             self._since = self.loop.time()
         self._head_bytes += len(data)
@@ -299,6 +322,16 @@ class PredictProtocol(HttpToolsProtocol):
             return
         if self._in_head and self._head_bytes > MAX_HEAD_BYTES:
             self._fail(HeadTooLarge(f"the request line and headers are larger than {MAX_HEAD_BYTES} bytes"))
+        elif fresh and self._at_boundary:
+            _remember(self.cycle, data)
+
+    def _serve(self, front: Front, head: Head, body: bytes) -> None:
+        """Answer a request that came in one piece and whose head is known; the parser has not seen it and need not."""
+        cycle = PredictCycle(self, front, head, keep_alive=True, expects=False)
+        cycle.whole(body)
+        self.cycle = cycle  # type: ignore[assignment]
+        self._active = cycle
+        cycle.start()
 
     def _feed_on(self, rest: memoryview) -> None:
         """Go on after the head of a request that asks for an upgrade, where the parser stops.
@@ -352,6 +385,7 @@ class PredictProtocol(HttpToolsProtocol):
         self.expect_100_continue = False
         self.headers = []
         self._in_head = True
+        self._at_boundary = False
         self._head_bytes = 0
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -375,16 +409,7 @@ class PredictProtocol(HttpToolsProtocol):
             return
         parser = self.parser
         target, path = found
-        head = Head(
-            parser.get_method().decode("ascii"),
-            path,
-            query,
-            dict(self.headers),
-            self.client[0] if self.client else "",
-            target,
-            front.now(),
-            front.fresh_id(),
-        )
+        head = Head(parser.get_method().decode("ascii"), path, query, dict(self.headers), target)
         keep_alive = parser.get_http_version() != "1.0" and parser.should_keep_alive() and head.method != "CONNECT"
         cycle = PredictCycle(self, front, head, keep_alive=keep_alive, expects=self.expect_100_continue)
         self.cycle = cycle  # type: ignore[assignment]
@@ -417,6 +442,7 @@ class PredictProtocol(HttpToolsProtocol):
         """The latest request is complete."""
         if self._body_framing:
             return  # the parser skips the body of a request that asks for an upgrade
+        self._at_boundary = True
         cycle: Any = self.cycle
         if isinstance(cycle, PredictCycle):
             cycle.body_complete()

@@ -251,7 +251,7 @@ def _flat(data: list[Any]) -> list[object]:
 
 def encode(answer: Answer, request: InferRequest) -> bytes:
     """Write an answer as a V2 body with the outputs the caller asked for, or all."""
-    chosen = _chosen(answer.signature_outputs, request)
+    chosen = _chosen(answer.origin.outputs, request)
     outputs = [
         {
             "name": output.name,
@@ -259,10 +259,11 @@ def encode(answer: Answer, request: InferRequest) -> bytes:
             "shape": list(array.shape),
             "data": array.ravel().tolist(),
         }
-        for output, array in zip(answer.signature_outputs, answer.arrays, strict=True)
+        for output, array in zip(answer.origin.outputs, answer.arrays, strict=True)
         if output.name in chosen
     ]
-    document = {"model_name": answer.model, "model_version": str(answer.version), "id": request.id or answer.request_id, "outputs": outputs}
+    origin = answer.origin
+    document = {"model_name": origin.model, "model_version": str(origin.version), "id": request.id or answer.request_id, "outputs": outputs}
     return _encode(document)
 
 
