@@ -247,7 +247,8 @@ class Device:
             if not batch:
                 continue
             if self._start(lane, batch):
-                self.wake()  # the loop turns once between two inline executions, so that sockets are served
+                if any([other.waits for other in self._lanes]):
+                    self.wake()  # the loop turns once between two inline executions, so that sockets are served
                 return
 
     # --- running ------------------------------------------------------------------------------------------------------
