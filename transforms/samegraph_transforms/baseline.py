@@ -63,7 +63,8 @@ class Variable(_Model):
 
     Numbers: with k edges there are k+1 bins `00` … and bin i holds edges[i-1] <= x < edges[i] (so an edge belongs to the bin on its
     right: `searchsorted(edges, x, side="right")`), the first from `minimum`, the last up to and including `maximum`. What lies
-    outside [minimum, maximum] is `below` or `above`.
+    outside [minimum, maximum] is `below` or `above`. Of computed numbers (scores), edges lie between the numbers that occurred and
+    minimum and maximum a little beyond them, so that another processor's rounding moves no number into another bin.
     """
 
     name: str = Field(
@@ -176,7 +177,7 @@ class Variable(_Model):
             return f"below {self.minimum:.6g}"
         if label == "above" and self.maximum is not None:
             return f"above {self.maximum:.6g}"
-        return f"other ({len(self.rare):,} known values)" if label == "other" else label
+        return f"other ({len(self.rare):,} known values)" if label == "other" and self.rare else label
 
 
 class FieldBaseline(_Model):

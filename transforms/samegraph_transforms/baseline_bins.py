@@ -25,6 +25,8 @@ Values: TypeAlias = Sequence[Any] | np.ndarray
 SUM_REACH = 10.0
 #: In sums, numbers beyond count as this one: its square still fits a float.
 LARGEST_SUMMED = 1e150
+#: Computed numbers that differ by less than this share, of their range or of their size, may be one number on another processor.
+ROUNDING = 1e-5
 #: Digests of categories that a binner of a hashed variable remembers.
 REMEMBERED_DIGESTS = 4_096
 
@@ -205,7 +207,7 @@ class _Digests:
 # --- making variables ------------------------------------------------------------------------------------------------
 
 
-def numeric_variable(name: str, values: Values, *, description: str = "", unit: str = "") -> Variable:
+def numeric_variable(name: str, values: Values, *, computed: bool = False, description: str = "", unit: str = "") -> Variable:
     """Return the variable of a number, its bins cut at the deciles of `values`.
 
     Up to ten different numbers get a bin each. Otherwise the edges are the nine inner deciles (each a number that occurs), without
@@ -215,6 +217,9 @@ def numeric_variable(name: str, values: Values, *, description: str = "", unit: 
     Args:
         name: Of the variable.
         values: One per row; what is not a finite number counts in a special bin.
+        computed: The numbers come from float arithmetic, so that another processor gives slightly others. Edges then lie between the
+            numbers that occur instead of at them (numbers nearer than 1e-5 of the range count as one), and minimum and maximum 1e-5 of
+            their own size beyond.
         description: What it measures.
         unit: Of the number.
     """
@@ -225,9 +230,9 @@ def numeric_variable(name: str, values: Values, *, description: str = "", unit: 
         bounded = np.clip(finite, -LARGEST_SUMMED, LARGEST_SUMMED)
         mean = float(bounded.mean())
         facts = {
-            "edges": numeric_edges(finite),
-            "minimum": float(finite.min()),
-            "maximum": float(finite.max()),
+            "edges": _edges_between(finite) if computed else numeric_edges(finite),
+            "minimum": _beyond(finite.min(), -1, computed),
+            "maximum": _beyond(finite.max(), 1, computed),
             "n": len(finite),
             "mean": mean,
             "m2": float(np.square(bounded - mean).sum()),
@@ -250,6 +255,22 @@ def numeric_edges(finite: np.ndarray) -> list[float]:
             edges.add(float(different[np.searchsorted(different, value, side="right")]))
     # An edge at the minimum would cut off nothing. What a repeated decile frees is enough for the edge it adds.
     return sorted(edges - {float(different[0])})
+
+
+def _edges_between(finite: np.ndarray) -> list[float]:
+    """Return edges like those of `numeric_edges`, each moved to the middle between its number and the one before."""
+    low, grid = finite.min(), (finite.max() - finite.min()) * ROUNDING
+    if not np.isfinite(grid) or grid <= 0:
+        return []
+    cells = np.rint((finite - low) / grid)
+    occupied = np.unique(cells)
+    places = np.searchsorted(occupied, numeric_edges(cells))
+    return sorted({float(low + grid * (occupied[i - 1] + occupied[i]) / 2) for i in places})
+
+
+def _beyond(extreme: np.floating, sign: int, computed: bool) -> float:
+    moved = float(extreme) + sign * abs(float(extreme)) * ROUNDING
+    return moved if computed and math.isfinite(moved) else float(extreme)
 
 
 def categorical_variable(

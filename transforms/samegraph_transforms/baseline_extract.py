@@ -39,6 +39,7 @@ class Statistic:
         unit: Of a number.
         known: Every value a category can have; None when that is for the rows to show.
         integers: Whether the category's values are integers.
+        computed: Whether a number comes from float arithmetic (`baseline_bins.numeric_variable`).
     """
 
     name: str
@@ -47,6 +48,7 @@ class Statistic:
     unit: str = ""
     known: tuple[str, ...] | None = None
     integers: bool = False
+    computed: bool = False
 
 
 # --- fields ----------------------------------------------------------------------------------------------------------
@@ -121,7 +123,7 @@ def field_statistics(field: RawField, *, pixels: bool = False) -> list[Statistic
         return [Statistic(f"{name}.{what}", kind, text, unit, closed.get(what)) for what, (kind, text, unit) in _TEXT.items()]
     if field.kind == "bytes":
         return [Statistic(f"{name}.bytes", "numeric", "Size.", "bytes")]
-    return _image_statistics(name, pixels) if field.kind == "image" else _array_statistics(name, field.graph_dtype, field.shape or [], None)
+    return _image_statistics(name, pixels) if field.kind == "image" else _array_statistics(name, field.graph_dtype, field.shape or [])
 
 
 def _image_statistics(name: str, pixels: bool) -> list[Statistic]:
@@ -132,13 +134,15 @@ def _image_statistics(name: str, pixels: bool) -> list[Statistic]:
     return found
 
 
-def _array_statistics(name: str, dtype: str, shape: Sequence[int | None], places: Sequence[str] | None) -> list[Statistic]:
+def _array_statistics(
+    name: str, dtype: str, shape: Sequence[int | None], places: Sequence[str] | None = None, *, computed: bool = False
+) -> list[Statistic]:
     """Return what is measured of an array of numbers: each element of a short vector, else moments."""
     if dtype in ("string", "bool"):
         return []
     if (elements := _elements(name, shape, places)) is not None:
-        return [Statistic(element, "numeric") for element in elements]
-    return [Statistic(f"{name}.{what}", "numeric", text) for what, text in _TENSOR.items()]
+        return [Statistic(element, "numeric", computed=computed) for element in elements]
+    return [Statistic(f"{name}.{what}", "numeric", text, computed=True) for what, text in _TENSOR.items()]
 
 
 def _elements(name: str, shape: Sequence[int | None], places: Sequence[str] | None) -> list[str] | None:
@@ -256,15 +260,18 @@ def output_statistics(output: Output, outputs: Sequence[Output]) -> list[Statist
     if output.dtype == "bool" and _elements(name, output.shape, None) == [name]:
         return [Statistic(name, "boolean", "The answer.")]
     if not _are_scores(output, outputs):
-        return _array_statistics(name, output.dtype, output.shape, output.element_names)
+        floats = output.dtype.startswith("float")
+        return _array_statistics(name, output.dtype, output.shape, output.element_names, computed=floats)
     found = [
-        Statistic(f"{name}.top", "numeric", "The largest score."),
-        Statistic(f"{name}.margin", "numeric", "The largest score less the second."),
+        Statistic(f"{name}.top", "numeric", "The largest score.", computed=True),
+        Statistic(f"{name}.margin", "numeric", "The largest score less the second.", computed=True),
     ]
     if not any(o.decided_by == name for o in outputs):
         known = tuple(_class_names(output))
         found.append(Statistic(f"{name}.class", "categorical", "The class of the largest score.", known=known))
-    return found + [Statistic(f"{name}.{class_}", "numeric", f"The score of {class_}.") for _, class_ in _shown_classes(output)]
+    return found + [
+        Statistic(f"{name}.{class_}", "numeric", f"The score of {class_}.", computed=True) for _, class_ in _shown_classes(output)
+    ]
 
 
 def _class_of(output: Output, outputs: Sequence[Output]) -> tuple[str, ...] | None:

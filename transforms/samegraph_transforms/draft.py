@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -29,6 +29,37 @@ class DraftStage:
 
 
 @dataclass(frozen=True)
+class BaselineRows:
+    """Held-out training rows, whose statistics become the package's baseline.
+
+    Held out, because what a pipeline was fitted on looks more like itself than anything that comes later.
+
+    Attributes:
+        rows: Instances as a caller would send them, keyed by field (an image may be its bytes; for a single field the bare value will do).
+        made_from: Which rows, in a sentence.
+        sampled_from: When the first of them was taken, ISO 8601.
+        sampled_to: When the last of them was taken.
+        truth: The right answer for each, to set measured accuracy beside the expected one.
+        off: Fields of which nothing is kept.
+        hashed: String fields whose values are kept as digests.
+        importance: Field → how much drift there matters, 1 where nothing is said.
+        known: String field or label output → every value training saw; a manifest's `allowed`, `known` and class names need no repeating.
+        positive: Output of two class probabilities → the class that counts as positive; otherwise the second.
+    """
+
+    rows: Sequence[object]
+    made_from: str = ""
+    sampled_from: str | None = None
+    sampled_to: str | None = None
+    truth: Sequence[object] | None = None
+    off: Collection[str] = ()
+    hashed: Collection[str] = ()
+    importance: Mapping[str, float] = field(default_factory=dict)
+    known: Mapping[str, Collection[str]] = field(default_factory=dict)
+    positive: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class PackageDraft:
     """Everything `pack` needs but the golden samples."""
 
@@ -43,6 +74,7 @@ class PackageDraft:
     tolerances: Mapping[str, Tolerance] = field(default_factory=lambda: dict(DEFAULT_TOLERANCES))
     provenance: Provenance = field(default_factory=Provenance)
     assets: Mapping[str, bytes] = field(default_factory=dict)
+    baseline: BaselineRows | None = None
 
 
 @dataclass(frozen=True)

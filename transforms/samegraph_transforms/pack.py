@@ -18,10 +18,11 @@ import onnxruntime
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from . import external
-from .draft import DraftStage, GoldenSample, PackageDraft
-from .errors import AuthoringError, NotExact, PackageError, SamegraphError
+from .baseline_build import build_baseline
+from .draft import BaselineRows, DraftStage, GoldenSample, PackageDraft
+from .errors import AuthoringError, InputError, NotExact, PackageError, SamegraphError
 from .exactness import merge
-from .golden import RECOMMENDED_SAMPLES, SampleResult, default_batch_sizes, processor, promised, read_samples, replay
+from .golden import RECOMMENDED_SAMPLES, SampleResult, default_batch_sizes, processor, promised, read_samples, replay, unproven_buckets
 from .manifest import (
     DEFAULT_TOLERANCES,
     STAGE_FILES,
@@ -36,9 +37,10 @@ from .manifest import (
     StageName,
     Tolerance,
 )
-from .package import Package, PackageWriter, parse_model, validation_summary, version_path, write_files
+from .package import Package, PackageWriter, parse_model, validation_summary, version_path, write_baseline, write_files
 from .paths import check_relative, open_plain, walk_files
 from .runtime import PackageRuntime
+from .wire import parse_json
 
 #: The promise a package is proven under where it is packed.
 PROFILE = "cpu.same"
@@ -50,7 +52,8 @@ def pack(draft: PackageDraft, samples: Sequence[GoldenSample], repository: Path 
     """Prove that `draft` answers like the training code and write it to `repository`.
 
     Runs every golden sample through the server's own code, alone, in pairs and in full batches, stage by stage and merged, and compares
-    with the captured answers. Nothing is left behind when they differ. Packing the same thing again changes nothing.
+    with the captured answers. Then, if the draft has held-out rows, runs them through the proven package and keeps their statistics as
+    its baseline. Nothing is left behind when answers differ. Packing the same thing again changes nothing.
 
     Args:
         draft: Graphs and facts.
@@ -63,7 +66,7 @@ def pack(draft: PackageDraft, samples: Sequence[GoldenSample], repository: Path 
 
     Raises:
         NotExact: An answer differs by more than promised; names the sample and the first tensor, in the order the data flows.
-        AuthoringError: Draft and samples do not fit together.
+        AuthoringError: Draft, samples and baseline rows do not fit together.
         PackageExists: Another package already has this name and version.
         ExecutionError: A graph does not load.
     """
@@ -74,6 +77,11 @@ def pack(draft: PackageDraft, samples: Sequence[GoldenSample], repository: Path 
         manifest = _with_circumstances(write_files(draft, samples, writer))
         say(f"{draft.name}/{draft.version}: {len(samples)} golden samples, batches of {_listed(default_batch_sizes(manifest))}")
         measured = prove(writer.provisional(manifest), samples, say)
+        if draft.baseline is not None:
+            baseline = build_baseline(
+                writer.provisional(manifest), draft.baseline, _steps(f"{draft.name}/{draft.version}: baseline", say, "rows")
+            )
+            manifest = write_baseline(baseline, manifest, writer)
         package = writer.commit(manifest.model_copy(update={"measured": measured}))
     say(f"{draft.name}/{draft.version}: exact; written to {package.path} (digest {package.digest[:12]})")
     return package
@@ -121,10 +129,12 @@ def prove(package: Package, samples: Sequence[GoldenSample], say: Progress | Non
 
     Raises:
         NotExact: A sample's answers differ by more than the package promises for the same CPU.
+        AuthoringError: A bucket of `batching.ragged` has no sample that is padded to it.
         ExecutionError: A graph does not load.
     """
     say = say or (lambda _: None)
     with closing(PackageRuntime.load(package)) as runtime:
+        _refuse_unproven_padding(package, runtime, samples)
         results = replay(runtime, samples, profile=PROFILE, progress=_steps(f"{package}: proving", say))
         kernels = runtime.item_plan is not None and any(step.engine == "kernel" for step in runtime.item_plan.steps)
     # Merging is the server's choice and it replays before it serves; what the package itself stands for is its stages.
@@ -132,6 +142,10 @@ def prove(package: Package, samples: Sequence[GoldenSample], say: Progress | Non
     _refuse_first_failure(package, [r for r in results if not r.merged or len(batch_stages) == 1])
     if worse := next((r for r in results if not r.passed), None):
         say(f"{package}: its stages run apart pass, merged they do not, so it will be served unmerged: {worse.reason}")
+        with closing(PackageRuntime.load(package, merge=False)) as runtime:
+            served = replay(runtime, samples, profile=PROFILE, intermediates=False, progress=_steps(f"{package}: proving unmerged", say))
+        _refuse_first_failure(package, served)
+        results += served
     if kernels:
         with closing(PackageRuntime.load(package, kernels="off", merge=False)) as runtime:
             bodies = replay(runtime, samples, [1], profile=PROFILE, progress=_steps(f"{package}: proving the graphs without kernels", say))
@@ -141,7 +155,15 @@ def prove(package: Package, samples: Sequence[GoldenSample], say: Progress | Non
     return _measured(results)
 
 
-def _steps(what: str, say: Progress) -> Callable[[int, int], None]:
+def _refuse_unproven_padding(package: Package, runtime: PackageRuntime, samples: Sequence[GoldenSample]) -> None:
+    if unproven := unproven_buckets(runtime, samples):
+        raise AuthoringError(
+            f"{package}: nothing proves that padding to {unproven[0]} changes no answer; capture a golden sample that is shorter "
+            "(and no longer in any other length), or leave the bucket out"
+        )
+
+
+def _steps(what: str, say: Progress, unit: str = "instances") -> Callable[[int, int], None]:
     """Return a counter that says something about ten times in all."""
     said = 0
 
@@ -149,7 +171,7 @@ def _steps(what: str, say: Progress) -> Callable[[int, int], None]:
         nonlocal said
         if done * 10 // total > said or done == total:
             said = done * 10 // total
-            say(f"{what}: {done} of {total} instances")
+            say(f"{what}: {done} of {total} {unit}")
 
     return count
 
@@ -222,6 +244,21 @@ class _StageFile(BaseModel):
     outputs: dict[str, str] | None = Field(default=None, description="Graph output → value; None keeps the names.")
 
 
+class _BaselineFile(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    rows: str = Field(default="baseline.jsonl", description="Path inside the draft: an instance a line, as in a request.")
+    made_from: str = ""
+    sampled_from: str | None = None
+    sampled_to: str | None = None
+    truth: list[str | int] | None = Field(default=None, description="The right answer for each row.")
+    off: list[str] = Field(default_factory=list)
+    hashed: list[str] = Field(default_factory=list)
+    importance: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+    known: dict[str, list[str]] = Field(default_factory=dict)
+    positive: dict[str, str] = Field(default_factory=dict)
+
+
 class DraftFile(BaseModel):
     """draft.json: a package before it is proven, for models that any tool exported."""
 
@@ -238,10 +275,11 @@ class DraftFile(BaseModel):
     batching: Batching = Field(default_factory=Batching)
     tolerances: dict[str, Tolerance] = Field(default_factory=lambda: dict(DEFAULT_TOLERANCES))
     provenance: Provenance = Field(default_factory=Provenance)
+    baseline: _BaselineFile | None = Field(default=None, description="Held-out training rows, for the package's baseline.")
 
 
 def read_draft(directory: Path | str) -> tuple[PackageDraft, list[GoldenSample]]:
-    """Read a draft directory: draft.json, the .onnx files it names, `assets/` and `golden/`.
+    """Read a draft directory: draft.json, the .onnx files it names, `assets/`, `golden/` and, if named, the rows of the baseline.
 
     Raises:
         AuthoringError: Something is missing or does not fit; says what.
@@ -264,6 +302,7 @@ def read_draft(directory: Path | str) -> tuple[PackageDraft, list[GoldenSample]]
         assets={name: _read(assets / name) for name in walk_files(assets) if not _is_weights(directory, name, facts)}
         if assets.is_dir()
         else {},
+        baseline=_read_baseline_rows(directory, facts.baseline) if facts.baseline is not None else None,
     )
     if not (directory / "golden").is_dir():
         raise AuthoringError(f"{directory} has no golden/ directory; write it with samegraph_transforms.golden.write_samples")
@@ -277,6 +316,18 @@ def _read_draft_file(path: Path) -> DraftFile:
         raise AuthoringError(f"{path} is missing; a draft directory describes its package there (see docs/model-package.md)") from error
     except ValidationError as error:
         raise AuthoringError(f"{path}: {validation_summary(error)}") from error
+
+
+def _read_baseline_rows(directory: Path, facts: _BaselineFile) -> BaselineRows:
+    path = directory / check_relative(facts.rows, what="rows of the baseline")
+    rows = []
+    for number, line in enumerate(_read(path).splitlines(), 1):
+        if line.strip():
+            try:
+                rows.append(parse_json(line))
+            except InputError as error:
+                raise AuthoringError(f"{path}, line {number}: {error}") from error
+    return BaselineRows(rows=rows, **facts.model_dump(exclude={"rows"}))
 
 
 def _read_stage(directory: Path, stage: _StageFile) -> DraftStage:

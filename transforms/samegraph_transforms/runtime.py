@@ -187,6 +187,11 @@ class PackageRuntime:
         values = self.item_plan(dict(zip(self.signature.names, row, strict=True)))
         return tuple(values[feed.name] if feed.field is None else row[feed.row_place] for feed in self._feeds)
 
+    @property
+    def item_places(self) -> dict[str, int]:
+        """Item-stage value → its place in an item, for the values that the batch stages read."""
+        return {feed.name: feed.place for feed in self._feeds if feed.field is None}
+
     def collate(self, items: Sequence[Item]) -> Feeds:
         """Stack items into the inputs of the loaded graph, applying every field's missing rule."""
         feeds: Feeds = {name: collate(items) for name, collate in self._packed}
