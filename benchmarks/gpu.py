@@ -37,7 +37,7 @@ from samegraph_transforms.executor import CPU, CUDA, OrtExecutor, gpu_present, s
 from samegraph_transforms.gpu import GpuOptions, provider_options  # noqa: E402
 from samegraph_transforms.manifest import Tolerance  # noqa: E402
 from samegraph_transforms.package import Package, read_package  # noqa: E402
-from samegraph_transforms.runtime import Feeds, Item, PackageRuntime  # noqa: E402
+from samegraph_transforms.runtime import Item, PackageRuntime  # noqa: E402
 from samegraph_transforms.wire import decode_request  # noqa: E402
 
 from benchmarks.machine import describe  # noqa: E402
@@ -131,10 +131,11 @@ def measure(
     items = _items(bound, package)
     bound.warm_up(items)
     sizes = batch_sizes(package.manifest.batching.max_batch_size)
-    batches = {size: bound.collate([items[i % len(items)] for i in range(size)]) for size in sizes}
+    batches = {size: [items[i % len(items)] for i in range(size)] for size in sizes}
     promise = golden.promised(package.manifest, golden.runtime_profile(bound))
-    for size, feeds in batches.items():
-        check(size, runtimes[WAYS[0]].run(feeds), bound.run(feeds), promise)
+    for size, batch in batches.items():
+        answers = [runtime.run(runtime.collate(batch)) for runtime in runtimes.values()]
+        check(size, answers[0], answers[1], promise)
     figures = [Figure(way, size, threads, []) for size in sizes for threads in THREADS for way in WAYS]
     for _ in range(rounds):
         for figure in figures:
@@ -192,18 +193,21 @@ def check(rows: int, expected: Sequence[np.ndarray], answer: Sequence[np.ndarray
             raise WrongAnswer(f"a batch of {rows} gives other labels than session.run")
 
 
-def rate(runtime: PackageRuntime, feeds: Feeds, threads: int, seconds: float) -> float:
-    """Return runs a second with `threads` runs at the same time, after one that is not counted."""
+def rate(runtime: PackageRuntime, batch: Sequence[Item], threads: int, seconds: float) -> float:
+    """Return runs a second with `threads` runs at the same time, after one that is not counted.
+
+    Stacking the rows is part of a run: into an array for one way, into the page-locked buffer for the other.
+    """
 
     def many() -> int:
         runs = 0
         while True:
-            runtime.run(feeds)
+            runtime.run(runtime.collate(batch))
             runs += 1
             if time.perf_counter() >= until:
                 return runs
 
-    runtime.run(feeds)
+    runtime.run(runtime.collate(batch))
     with ThreadPoolExecutor(threads) as pool:
         began = time.perf_counter()
         until = began + seconds

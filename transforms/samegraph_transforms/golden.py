@@ -13,16 +13,17 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import os
 import platform
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import onnxruntime
@@ -34,7 +35,7 @@ from .errors import AuthoringError, DigestMismatch, ExecutionError, InputError, 
 from .exactness import Comparison, Deciding, compare
 from .manifest import DEFAULT_TOLERANCES, Manifest, Sha256, Tolerance
 from .paths import open_plain
-from .signature import Row, Signature
+from .signature import Signature
 from .wire import decode_request
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ __all__ = [
     "read_samples",
     "replay",
     "runtime_profile",
+    "unproven_buckets",
     "write_samples",
 ]
 
@@ -258,6 +260,7 @@ class SampleResult:
         comparisons: One a tensor, in the order the data flows (intermediates before outputs).
         error: Why the sample could not be run at all.
         merged: Whether this ran the stages as one graph; otherwise one by one.
+        padded: What every instance was padded to, to prove a bucket of `batching.ragged`; empty where each ran as the server runs it.
     """
 
     sample: str
@@ -265,6 +268,7 @@ class SampleResult:
     comparisons: tuple[Comparison, ...] = ()
     error: str | None = None
     merged: bool = False
+    padded: str = ""
 
     @property
     def passed(self) -> bool:
@@ -279,11 +283,10 @@ class SampleResult:
     @property
     def reason(self) -> str:
         """One line naming sample, tensor and difference; empty when it passed."""
+        where = f"golden sample {self.sample!r} (batch of {self.batch_size}{f', padded to {self.padded}' if self.padded else ''})"
         if self.error is not None:
-            return f"golden sample {self.sample!r} (batch of {self.batch_size}): {self.error}"
-        if self.failure is None:
-            return ""
-        return f"golden sample {self.sample!r} (batch of {self.batch_size}): tensor {self.failure.tensor!r}: {self.failure.detail}"
+            return f"{where}: {self.error}"
+        return "" if self.failure is None else f"{where}: tensor {self.failure.tensor!r}: {self.failure.detail}"
 
     @property
     def max_ulp(self) -> int:
@@ -316,7 +319,9 @@ def replay(
     """Run golden samples through a loaded package and compare with what training gave.
 
     The requests are decoded by the server's own code. At every batch size all samples run; a batch larger than all of them together
-    is filled by taking them round again.
+    is filled by taking them round again. Instances of different shapes run together as far as the server would let them, padded as it
+    would pad them. At the largest batch size, every bucket of `batching.ragged` is then run with all samples that fit into it, so that
+    instances of every length share executions with padding of every extent.
 
     Args:
         runtime: The loaded package.
@@ -333,39 +338,86 @@ def replay(
     manifest = runtime.manifest
     checker = _Checker(manifest, promised(manifest, profile or runtime_profile(runtime)))
     results, ready = _decode(runtime.signature, samples)
+    if runtime.shapes is not None:
+        failed, ready = _prepare(runtime, ready)
+        results += failed
     sizes = list(batch_sizes) if batch_sizes is not None else list(default_batch_sizes(manifest))
-    ways = _ways(runtime, intermediates)
-    plans = [(size, _placements(ready, size)) for size in sizes]
-    total = len(ways) * sum(len(rows) for _, plan in plans for _, rows in plan)
+    runs = [(size, way, _placements(ready, size)) for size in sizes for way in _ways(runtime, intermediates)]
+    runs += [(max(sizes), way, _placements(fitting, max(sizes))) for way, fitting in _bucket_proofs(runtime, ready)]
+    total = sum(len(rows) for _, _, plan in runs for _, rows in plan)
     done = 0
-    for size, plan in plans:
-        for way in ways:
-            for result, instances in _run(way, plan, size, checker):
-                results.append(result)
-                done += instances
-                if progress is not None:
-                    progress(done, total)
+    for size, way, plan in runs:
+        for result, instances in _run(way, plan, size, checker):
+            results.append(result)
+            done += instances
+            if progress is not None:
+                progress(done, total)
     return results
+
+
+#: What a way runs: a row or, for packages whose rows differ in shape, a row after the item stage.
+_Instance = tuple[Any, ...]
+_Ready = list[tuple[GoldenSample, list[_Instance]]]
+_Values = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
 class _Way:
-    """A way of running rows: stage by stage with every boundary value, or as the server does."""
+    """A way of running instances: stage by stage with every boundary value, or as the server does.
 
-    run: Callable[[Sequence[Row]], dict[str, np.ndarray]]
+    Attributes:
+        run: Instances of one group → the values of each, [1, ...].
+        group: What instances must have in common to share an execution.
+    """
+
+    run: Callable[[Sequence[_Instance]], list[_Values]]
     outputs_only: bool
     merged: bool
+    group: Callable[[_Instance], Hashable] = lambda _: None
+    padded: str = ""
 
 
 def _ways(runtime: PackageRuntime, intermediates: bool) -> list[_Way]:
-    served = _Way(runtime.predict, outputs_only=True, merged=runtime.merged)
-    return [_Way(runtime.trace, outputs_only=False, merged=False), served] if intermediates else [served]
+    shapes = runtime.shapes
+    if shapes is None:
+        served = _Way(lambda rows: _apart(runtime.predict(rows), len(rows)), outputs_only=True, merged=runtime.merged)
+        traced = _Way(lambda rows: _apart(runtime.trace(rows), len(rows)), outputs_only=False, merged=False)
+    else:
+        served = _Way(runtime.predict_each, outputs_only=True, merged=runtime.merged, group=shapes.key)
+        traced = _Way(lambda items: _apart(runtime.trace_items(items), len(items)), outputs_only=False, merged=False, group=shapes.own_key)
+    return [traced, served] if intermediates else [served]
 
 
-def _decode(signature: Signature, samples: Sequence[GoldenSample]) -> tuple[list[SampleResult], list[tuple[GoldenSample, list[Row]]]]:
+def _bucket_proofs(runtime: PackageRuntime, ready: _Ready) -> Iterator[tuple[_Way, _Ready]]:
+    """Yield for every shape bucket the way that pads to it, with the samples that fit."""
+    shapes = runtime.shapes
+    if shapes is None or not ready:
+        return
+    for key in shapes.bucket_keys(ready[0][1][0]):
+        way = _Way(partial(runtime.predict_each, key=key), outputs_only=True, merged=runtime.merged, padded=shapes.describe(key))
+        yield way, [(sample, items) for sample, items in ready if all(shapes.fits(item, key) for item in items)]
+
+
+def unproven_buckets(runtime: PackageRuntime, samples: Sequence[GoldenSample]) -> list[str]:
+    """Return the shape buckets for which no sample shows that padding changes nothing: none is shorter, or none fits."""
+    _, ready = _decode(runtime.signature, samples)
+    if runtime.shapes is None or not ready:
+        return []
+    shapes = runtime.shapes
+    _, prepared = _prepare(runtime, ready)
+    items = [item for _, mine in prepared for item in mine]
+    keys = shapes.bucket_keys(items[0]) if items else []
+    return [shapes.describe(k) for k in keys if not any(shapes.fits(item, k) and shapes.is_padded(item, k) for item in items)]
+
+
+def _apart(values: _Values, n: int) -> list[_Values]:
+    return [{name: array[i : i + 1] for name, array in values.items()} for i in range(n)]
+
+
+def _decode(signature: Signature, samples: Sequence[GoldenSample]) -> tuple[list[SampleResult], _Ready]:
     """Decode every request; return results for those that are refused, and the others with their rows."""
     refused: list[SampleResult] = []
-    ready: list[tuple[GoldenSample, list[Row]]] = []
+    ready: _Ready = []
     for sample in samples:
         try:
             rows = decode_request(signature, sample.headers, sample.body).rows
@@ -380,7 +432,24 @@ def _decode(signature: Signature, samples: Sequence[GoldenSample]) -> tuple[list
     return refused, ready
 
 
-def _placements(ready: Sequence[tuple[GoldenSample, list[Row]]], size: int) -> list[tuple[GoldenSample, list[Row]]]:
+def _prepare(runtime: PackageRuntime, ready: _Ready) -> tuple[list[SampleResult], _Ready]:
+    """Run the item stage on every sample and find its shapes; return results for those that fail, and the others with their items."""
+    assert runtime.shapes is not None
+    failed: list[SampleResult] = []
+    prepared: _Ready = []
+    for sample, rows in ready:
+        try:
+            items = [runtime.prepare(row) for row in rows]
+            for item in items:
+                runtime.shapes.key(item)
+        except (InputError, ExecutionError) as error:
+            failed.append(SampleResult(sample.name, 0, error=f"it fails to run: {error}"))
+        else:
+            prepared.append((sample, items))
+    return failed, prepared
+
+
+def _placements(ready: _Ready, size: int) -> _Ready:
     """Return the samples, gone round again until they fill a batch of `size`."""
     plan = list(ready)
     count = sum(len(rows) for _, rows in ready)
@@ -393,38 +462,52 @@ def _placements(ready: Sequence[tuple[GoldenSample, list[Row]]], size: int) -> l
     return plan
 
 
-def _run(way: _Way, plan: Sequence[tuple[GoldenSample, list[Row]]], size: int, checker: _Checker) -> Iterator[tuple[SampleResult, int]]:
+def _run(way: _Way, plan: _Ready, size: int, checker: _Checker) -> Iterator[tuple[SampleResult, int]]:
     """Run the instances of `plan` in batches of `size`; yield each sample's result as soon as its last instance is through."""
     stream = _batched(way, [row for _, rows in plan for row in rows], size)
     for sample, rows in plan:
         outcomes = [next(stream) for _ in rows]
         error = next((o for o in outcomes if isinstance(o, str)), None)
         if error is not None:
-            yield SampleResult(sample.name, size, error=error, merged=way.merged), len(rows)
+            yield SampleResult(sample.name, size, error=error, merged=way.merged, padded=way.padded), len(rows)
             continue
         values = [o for o in outcomes if not isinstance(o, str)]
-        yield SampleResult(sample.name, size, checker.compare(sample, values, way.outputs_only), merged=way.merged), len(rows)
+        compared = checker.compare(sample, values, way.outputs_only)
+        yield SampleResult(sample.name, size, compared, merged=way.merged, padded=way.padded), len(rows)
 
 
-def _batched(way: _Way, rows: Sequence[Row], size: int) -> Iterator[dict[str, np.ndarray] | str]:
+def _batched(way: _Way, rows: Sequence[_Instance], size: int) -> Iterator[_Values | str]:
     """Yield for every row its values, [1, ...] each, or why they could not be computed."""
-    for start in range(0, len(rows), size):
-        chunk = rows[start : start + size]
-        try:
-            values = way.run(chunk)
-        except (InputError, ExecutionError) as error:
-            yield from _one_by_one(way, chunk, error)
-            continue
-        for i in range(len(chunk)):
-            yield {name: array[i : i + 1] for name, array in values.items()}
+    groups: dict[Hashable, list[int]] = {}
+    for place, row in enumerate(rows):
+        groups.setdefault(way.group(row), []).append(place)
+    if len(groups) == 1:  # row by row as they come, so that few values are kept at a time
+        for start in range(0, len(rows), size):
+            yield from _together(way, rows[start : start + size])
+        return
+    found: dict[int, _Values | str] = {}
+    for places in groups.values():
+        round_and_round = list(itertools.islice(itertools.cycle(places), max(size, len(places))))
+        for start in range(0, len(round_and_round), size):
+            chunk = round_and_round[start : start + size]
+            for place, outcome in zip(chunk, _together(way, [rows[place] for place in chunk]), strict=True):
+                found.setdefault(place, outcome)  # what only fills a batch up was looked at where it came first
+    yield from (found[place] for place in range(len(rows)))
 
 
-def _one_by_one(way: _Way, chunk: Sequence[Row], failure: InputError | ExecutionError) -> Iterator[dict[str, np.ndarray] | str]:
+def _together(way: _Way, chunk: Sequence[_Instance]) -> Sequence[_Values | str]:
+    try:
+        return way.run(chunk)
+    except (InputError, ExecutionError) as error:
+        return list(_one_by_one(way, chunk, error))
+
+
+def _one_by_one(way: _Way, chunk: Sequence[_Instance], failure: InputError | ExecutionError) -> Iterator[_Values | str]:
     """Find out which rows of a failed batch are at fault; when none fails alone, the batch is."""
-    alone: list[dict[str, np.ndarray] | str] = []
+    alone: list[_Values | str] = []
     for row in chunk:
         try:
-            alone.append(way.run([row]))
+            alone += way.run([row])
         except (InputError, ExecutionError) as error:
             alone.append(f"it fails to run: {error}")
     if not any(isinstance(outcome, str) for outcome in alone):

@@ -29,6 +29,7 @@ from . import cuda
 from .errors import ExecutionError
 from .executor import first_line, session_options
 from .manifest import Batching
+from .ragged import Rows
 
 #: ONNX Runtime's names of element types; strings are objects in NumPy.
 _DTYPES: dict[str, np.dtype[Any]] = {
@@ -419,13 +420,14 @@ class GpuExecutor:
             bound.binding = self._backend.bind(bound.buffers, places)
 
 
-def _stage(staged: np.ndarray, feed: np.ndarray, rows: int | None) -> None:
+def _stage(staged: np.ndarray, feed: np.ndarray | Rows, rows: int | None) -> None:
     """Copy a feed into its staging buffer and repeat its last row to the end of it."""
-    if rows is None:
-        staged[...] = feed
-        return
-    staged[:rows] = feed
-    if len(staged) > rows:
+    place = staged if rows is None else staged[:rows]
+    if isinstance(feed, Rows):
+        feed.write(place)
+    else:
+        place[...] = feed
+    if rows is not None and len(staged) > rows:
         staged[rows:] = staged[rows - 1]
 
 

@@ -6,6 +6,7 @@ The JSON Schema published in docs/manifest.schema.json is generated from these c
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from typing import Annotated, Any, Literal
@@ -39,6 +40,9 @@ STAGE_FILES: dict[str, str] = {
 STAGE_ORDER: tuple[str, ...] = tuple(STAGE_FILES)
 #: Kinds whose value in a request is encoded bytes.
 BINARY_KINDS = frozenset({"image", "bytes"})
+#: Longest bucket of a ragged length, and most shapes that all buckets of a package make together.
+MAX_BUCKET = 1 << 20
+MAX_SHAPE_BUCKETS = 64
 
 
 class _Model(BaseModel):
@@ -169,6 +173,52 @@ class Decoder(_Model):
     truncated: Literal["refuse"] = Field(default="refuse", description="What a file that ends early gets.")
 
 
+class RaggedInput(_Model):
+    """Where a ragged length is in one input, and what stands beyond the end of a shorter one."""
+
+    axis: int = Field(default=0, ge=0, le=15, description="Axis of one instance's value that has the length; the batch does not count.")
+    pad_value: float | int | bool | str = Field(default=0, description="Element that fills up a shorter value, in the input's own type.")
+
+
+class Ragged(_Model):
+    """One length that differs between instances, such as a number of tokens, and how instances of different lengths run together.
+
+    An instance is padded to the smallest bucket that holds it and runs with others of that bucket. `pack` proves that padding changes no
+    answer by more than the package promises.
+    """
+
+    inputs: dict[ValueName, RaggedInput] = Field(
+        min_length=1, description="Tensor fields or item-stage outputs that have this length; within an instance it is the same in all."
+    )
+    buckets: list[int] = Field(
+        min_length=1, description="Lengths that are padded to, ascending; all are warmed up before the version is ready."
+    )
+    mask: ValueName | None = Field(
+        default=None,
+        description="Graph input that the server makes: [n, length], 1 where an instance has an element and 0 where there is padding.",
+    )
+    mask_dtype: Literal["int64", "int32", "bool", "float32"] = Field(default="int64", description="Element type of the mask.")
+    outputs: dict[ValueName, int] = Field(
+        default_factory=dict, description="Output → axis of one instance's output that has this length, where the padding is cut off again."
+    )
+    max_padding_ratio: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="Largest share of a bucket that may be padding; an instance that would waste more runs at its own length.",
+    )
+    beyond: Literal["refuse", "exact"] = Field(
+        default="refuse", description="What an instance longer than the largest bucket gets: an error, or an execution at its own length."
+    )
+
+    @field_validator("buckets")
+    @classmethod
+    def _ascending(cls, buckets: list[int]) -> list[int]:
+        if buckets[0] < 1 or any(a >= b for a, b in itertools.pairwise(buckets)) or buckets[-1] > MAX_BUCKET:
+            raise ValueError(f"buckets must be ascending lengths between 1 and {MAX_BUCKET}; got {buckets}")
+        return buckets
+
+
 class Batching(_Model):
     """Hints the server starts from; it may choose smaller batches, never larger ones."""
 
@@ -176,6 +226,24 @@ class Batching(_Model):
     max_queue_delay_s: float = Field(
         default=0.0, ge=0, le=10, description="Opt-in wait for more instances; 0 starts at once with what is there."
     )
+    ragged: list[Ragged] = Field(
+        default_factory=list,
+        # Left out of manifest.json when empty: packages from before there was this member keep their one spelling, and their digest.
+        exclude_if=lambda ragged: not ragged,
+        description=(
+            "Lengths that differ between instances. Without an entry, instances of different shapes run in executions of their own. "
+            "An empty list is left out."
+        ),
+    )
+
+    @field_validator("ragged")
+    @classmethod
+    def _few_shapes(cls, ragged: list[Ragged]) -> list[Ragged]:
+        if math.prod(len(axis.buckets) for axis in ragged) > MAX_SHAPE_BUCKETS:
+            raise ValueError(
+                f"ragged lengths make more than {MAX_SHAPE_BUCKETS} shapes, all of which would be warmed up; use fewer buckets"
+            )
+        return ragged
 
 
 class FileEntry(_Model):
@@ -272,6 +340,51 @@ class Manifest(_Model):
             if twice:
                 raise ValueError(f"{what} named twice: {', '.join(twice)}")
         return self
+
+    @model_validator(mode="after")
+    def _ragged_lengths_are_open(self) -> Manifest:
+        seen: set[tuple[str, int]] = set()
+        for axis in self.batching.ragged:
+            for name, place in axis.inputs.items():
+                self._check_ragged_input(name, place)
+                if (name, place.axis) in seen:
+                    raise ValueError(f"batching.ragged: axis {place.axis} of {name!r} is given twice")
+                seen.add((name, place.axis))
+            for name, number in axis.outputs.items():
+                output = next((o for o in self.outputs if o.name == name), None)
+                if output is None or not 0 <= number < len(output.shape) or output.shape[number] is not None:
+                    raise ValueError(f"batching.ragged: {name!r} is no output whose axis {number} is open (null in its shape)")
+        self._check_masks()
+        return self
+
+    def _check_ragged_input(self, name: str, place: RaggedInput) -> None:
+        field = next((f for f in self.fields if f.name == name), None)
+        item = self.stage("preprocess.item")
+        if field is not None and field.kind == "tensor":
+            shape = field.shape or []
+            if not (place.axis < len(shape) and shape[place.axis] is None):
+                raise ValueError(f"batching.ragged: axis {place.axis} of {name!r} is not open; its shape must have null there")
+            if isinstance(place.pad_value, str) != (field.dtype == "string"):
+                raise ValueError(f"batching.ragged: pad_value of {name!r} must be a {field.dtype}, not {place.pad_value!r}")
+        elif item is None or name not in item.outputs.values():
+            raise ValueError(f"batching.ragged: {name!r} is neither a tensor field nor an output of the item stage")
+        if not any(name in stage.inputs.values() for stage in self.stages if stage.name != "preprocess.item"):
+            raise ValueError(f"batching.ragged: no stage that sees a batch reads {name!r}, so nothing pads it")
+
+    def _check_masks(self) -> None:
+        made = {value for stage in self.stages for value in stage.outputs.values()} | {f.name for f in self.fields}
+        made |= {f.companion for f in self.fields if f.companion is not None}
+        masks = self.masks
+        for mask in masks:
+            if mask in made or masks.count(mask) > 1:
+                raise ValueError(f"batching.ragged: the mask {mask!r} has the name of another value")
+            if not any(mask in stage.inputs.values() for stage in self.stages if stage.name != "preprocess.item"):
+                raise ValueError(f"batching.ragged: no stage that sees a batch reads the mask {mask!r}")
+
+    @property
+    def masks(self) -> list[str]:
+        """Names of the values that the server makes to say what is padding."""
+        return [axis.mask for axis in self.batching.ragged if axis.mask is not None]
 
     def field(self, name: str) -> RawField:
         """Return the raw field called `name`; KeyError if there is none."""

@@ -256,8 +256,9 @@ def check_wiring(manifest: Manifest, make_error: Callable[[str], Exception]) -> 
     """Raise `make_error(reason)` unless every stage input and every output is bound to a value that exists by then."""
     known = [f.name for f in manifest.fields] + [f.companion for f in manifest.fields if f.companion]
     for stage in manifest.stages:
+        masks = manifest.masks if stage.name != "preprocess.item" else []
         for graph_name, value in stage.inputs.items():
-            if value not in known:
+            if value not in known and value not in masks:
                 raise make_error(f"stage {stage.name}: input {graph_name!r} wants the value {value!r}; there are only {', '.join(known)}")
         known += [value for value in stage.outputs.values() if value not in known]
     for output in manifest.outputs:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import numpy as np
 import onnx
@@ -16,11 +18,15 @@ from .itemplan import ItemPlan, compile_item_plan
 from .manifest import Manifest, RawField, Stage
 from .merging import CannotMerge, merge_stages
 from .packing import ColumnGroup, pack_columns
+from .ragged import OpenInput, Rows, ShapeKey, ShapePlan, grouped
 from .signature import Row, Signature, column
 
 if TYPE_CHECKING:
     from .gpu import GpuOptions
     from .package import Package
+
+#: Most combinations of batch size and ragged lengths that a GPU keeps buffers for and that are warmed up.
+MAX_WARM_SHAPES = 128
 
 #: A row after the item stage: the row itself without one, else one entry per value the batch stages read.
 Item: TypeAlias = tuple[Any, ...]
@@ -48,6 +54,8 @@ class PackageRuntime:
         merged: Whether the batch stages run as one graph.
         providers: The execution providers in use.
         half: Whether the model stage computes in half precision.
+        shapes: How rows of different shapes run together; None when every row has the same.
+        batch_sizes: Rows of an execution that cost no padding, ascending; empty when every number does.
     """
 
     def __init__(
@@ -70,10 +78,12 @@ class PackageRuntime:
         self.half: bool = half
         self._output_names = [o.name for o in self.manifest.outputs]
         self.item_plan: ItemPlan | None = None
-        if self.manifest.stage("preprocess.item") is not None:
-            self.item_plan = compile_item_plan(
-                package.load_stage("preprocess.item"), self.manifest, make_executor=make_item, kernels=kernels
-            )
+        open_outputs: set[str] = set()
+        item_stage = self.manifest.stage("preprocess.item")
+        if item_stage is not None:
+            model = package.load_stage("preprocess.item")
+            self.item_plan = compile_item_plan(model, self.manifest, make_executor=make_item, kernels=kernels)
+            open_outputs = {item_stage.outputs[value.name] for value in model.graph.output if _is_open(value)}
         self._batch_stages = [s for s in self.manifest.stages if s.name != "preprocess.item"]
         self._feeds = self._plan_feeds()
         self._chain, groups = self._load_chain(make_merged, merge)
@@ -82,7 +92,11 @@ class PackageRuntime:
         places = {feed.name: feed.place for feed in self._feeds}
         packed = {f.name for group in groups for f in group.fields}
         self._packed = [(group.input, group.collator(places)) for group in groups]
-        self._loose = [feed for feed in self._feeds if feed.name not in packed]
+        self.shapes: ShapePlan | None = self._plan_shapes(open_outputs)
+        apart = packed if self.shapes is None else packed | {one.name for one in self.shapes.inputs}
+        self._loose = [feed for feed in self._feeds if feed.name not in apart]
+        self.batch_sizes: tuple[int, ...] = getattr(self._chain[0][1], "bucket_sizes", ())
+        self._staged: bool = hasattr(self._chain[0][1], "bucket_sizes")
         self.providers: tuple[str, ...] = tuple(getattr(self._chain[-1][1], "providers", CPU))
 
     @classmethod
@@ -152,6 +166,8 @@ class PackageRuntime:
         largest = package.manifest.batching.max_batch_size
         half = options.half and PROFILE in package.manifest.tolerances
         options = replace(options, half=half, max_batch_size=min(options.max_batch_size or largest, largest))
+        shapes = math.prod(len(axis.buckets) for axis in package.manifest.batching.ragged)
+        options = replace(options, bindings=max(options.bindings, min(len(options.sizes()) * shapes, MAX_WARM_SHAPES)))
 
         def read(stage: Stage) -> onnx.ModelProto:
             model = package.load_stage(stage.name)
@@ -192,20 +208,36 @@ class PackageRuntime:
         """Item-stage value → its place in an item, for the values that the batch stages read."""
         return {feed.name: feed.place for feed in self._feeds if feed.field is None}
 
-    def collate(self, items: Sequence[Item]) -> Feeds:
-        """Stack items into the inputs of the loaded graph, applying every field's missing rule."""
+    def collate(self, items: Sequence[Item], key: ShapeKey | None = None) -> Feeds:
+        """Stack items into the inputs of the loaded graph, applying every field's missing rule.
+
+        Args:
+            items: Rows of one shape, or of one shape key.
+            key: The shapes to run with; None is the first item's own key.
+
+        Raises:
+            ExecutionError: The items cannot run as one batch.
+        """
         feeds: Feeds = {name: collate(items) for name, collate in self._packed}
         if self._loose:
-            feeds.update(self._columns(items, self._loose))
+            feeds.update(self._columns(items, self._loose, self._staged))
+        if self.shapes is not None:
+            for name, value in self.shapes.feeds(items, key or self.shapes.key(items[0])).items():
+                feeds[name] = self._stacked(value) if isinstance(value, Rows) else value
         return feeds
 
-    def _columns(self, items: Sequence[Item], feeds: Sequence[_Feed]) -> Feeds:
+    def _stacked(self, rows: Rows) -> np.ndarray:
+        """Stack rows here, or leave that to the staging buffer they would be copied to next."""
+        return cast(np.ndarray, rows) if self._staged else rows.stacked()
+
+    @staticmethod
+    def _columns(items: Sequence[Item], feeds: Sequence[_Feed], staged: bool = False) -> Feeds:
         """Stack items into one array per name: [n, 1] per scalar field, [n, *shape] otherwise."""
         columns: Feeds = {}
         for feed in feeds:
             values = [item[feed.place] for item in items]
             if feed.field is None:
-                columns[feed.name] = np.stack(values)
+                columns[feed.name] = cast(np.ndarray, Rows(values, values[0].shape)) if staged else np.stack(values)
             else:
                 columns.update(column(feed.field, values))
         return columns
@@ -236,20 +268,71 @@ class PackageRuntime:
         return outputs
 
     def predict(self, rows: Sequence[Row]) -> dict[str, np.ndarray]:
-        """Run rows through all stages as one batch and return each output, [n, *shape]."""
-        outputs = self.run(self.collate([self.prepare(row) for row in rows]))
-        return dict(zip(self._output_names, outputs, strict=True))
+        """Run rows through all stages, as one batch where their shapes allow it, and return each output, [n, *shape].
+
+        Raises:
+            InputError: A row cannot be prepared.
+            ExecutionError: As `run`, or the rows' outputs differ in shape (`predict_each` returns those).
+        """
+        items = [self.prepare(row) for row in rows]
+        if self.shapes is None:
+            return dict(zip(self._output_names, self.run(self.collate(items)), strict=True))
+        each = self.predict_each(items)
+        try:
+            return {name: np.concatenate([row[name] for row in each]) for name in self._output_names}
+        except ValueError as error:
+            raise ExecutionError("the rows' outputs differ in shape") from error
+
+    def predict_each(self, items: Sequence[Item], key: ShapeKey | None = None) -> list[dict[str, np.ndarray]]:
+        """Run items in as few executions as their shapes allow and return each row's outputs, [1, *shape].
+
+        Args:
+            items: As `prepare` returns them.
+            key: The shapes to pad all of them to; None is each one's own key.
+
+        Raises:
+            InputError: A row has a length the package does not take.
+            ExecutionError: As `run`.
+        """
+        shapes = self.shapes
+        groups = grouped(() if shapes is None else key or shapes.key(item) for item in items)
+        each: list[dict[str, np.ndarray]] = [{} for _ in items]
+        for shape, places in groups.items():
+            mine = [items[place] for place in places]
+            arrays = self.run(self.collate(mine, shape or None))
+            for place, row in zip(places, self._rows(arrays, mine), strict=True):
+                each[place] = dict(zip(self._output_names, row, strict=True))
+        return each
+
+    def _rows(self, arrays: Sequence[np.ndarray], items: Sequence[Item]) -> Iterator[list[np.ndarray]]:
+        """Yield every row's outputs without padding, [1, *shape] each."""
+        pieces = [(len(items), list(arrays))] if self.shapes is None else self.shapes.cut(arrays, items)
+        for count, piece in pieces:
+            for i in range(count):
+                yield [array[i : i + 1] for array in piece]
 
     def trace(self, rows: Sequence[Row]) -> dict[str, np.ndarray]:
-        """Run rows stage by stage and return every value that crosses a stage boundary, in data-flow order."""
-        values: dict[str, np.ndarray] = self._columns([self.prepare(row) for row in rows], self._feeds)
+        """Run rows of one shape stage by stage and return every value that crosses a stage boundary, in data-flow order.
+
+        Nothing is padded.
+        """
+        return self.trace_items([self.prepare(row) for row in rows])
+
+    def trace_items(self, items: Sequence[Item]) -> dict[str, np.ndarray]:
+        """Do what `trace` does, from items as `prepare` returns them."""
+        values: dict[str, np.ndarray] = self._columns(items, self._feeds)
+        if self.shapes is not None:
+            masks = self.shapes.feeds(items, self.shapes.own_key(items[0]))
+            values.update((name, value) for name, value in masks.items() if not isinstance(value, Rows))
         for stage, executor in self._stages_apart():
             results = executor.run({name: values[stage.inputs[name]] for name in executor.input_names})
             values.update(zip((stage.outputs[name] for name in executor.output_names), results, strict=True))
         return values
 
     def warm_up(self, items: Sequence[Item]) -> None:
-        """Run every batch size that a GPU keeps buffers for, so that no caller waits for their making; nothing to do on the CPU.
+        """Run every shape that a GPU keeps buffers for, so that no caller waits for their making; nothing to do on the CPU.
+
+        That is every bucket of batch sizes with every bucket of ragged lengths.
 
         Args:
             items: At least one, as `prepare` returns them; they are taken round to fill a batch.
@@ -260,12 +343,39 @@ class PackageRuntime:
         from .gpu import GpuExecutor
 
         executors = [(stage, executor) for stage, executor in self._chain if isinstance(executor, GpuExecutor)]
-        for size in executors[0][1].warm_up_sizes if executors else ():
-            values = dict(self.collate([items[i % len(items)] for i in range(size)]))
+        if not executors:
+            return
+        batches = self.warm_batches(items, executors[0][1].warm_up_sizes, largest_first=True)
+        for values in itertools.islice(batches, MAX_WARM_SHAPES):
             for stage, executor in executors:
                 feeds = {name: values[stage.inputs[name]] for name in executor.input_names}
                 executor.warm_up(feeds)
                 values.update(zip((stage.outputs[name] for name in executor.output_names), executor.run(feeds), strict=True))
+
+    def warm_batches(self, items: Sequence[Item], sizes: Sequence[int], *, largest_first: bool = False) -> Iterator[Feeds]:
+        """Yield a batch of every size in every bucket of ragged lengths, or just of every size when there are none.
+
+        Args:
+            items: At least one; taken round to fill a batch, and cropped where a bucket is shorter.
+            sizes: Rows of a batch.
+            largest_first: Begin with the longest bucket instead of the shortest.
+        """
+        for key, rows in self.warm_shapes(items, largest_first=largest_first):
+            for size in sizes:
+                yield self.collate([rows[i % len(rows)] for i in range(size)], key)
+
+    def warm_shapes(self, items: Sequence[Item], *, largest_first: bool = False) -> Iterator[tuple[ShapeKey | None, list[Item]]]:
+        """Yield every bucket of ragged lengths as the key of its shapes and rows for it; without buckets the first row's own shapes."""
+        shapes = self.shapes
+        if shapes is None:
+            yield None, list(items)
+            return
+        keys = shapes.bucket_keys(items[0])
+        for key in keys[::-1] if largest_first else keys:
+            yield key, [item for item in items if shapes.fits(item, key)] or [shapes.cropped(items[0], key)]
+        if not keys:
+            own = shapes.own_key(items[0])
+            yield own, [item for item in items if shapes.own_key(item) == own]
 
     def close(self) -> None:
         """Drop the sessions; running executions finish first because they hold their own reference."""
@@ -274,13 +384,26 @@ class PackageRuntime:
 
     # --- loading ----------------------------------------------------------------------------------------------------
 
+    def _plan_shapes(self, open_outputs: set[str]) -> ShapePlan | None:
+        """Find the inputs whose shape may differ from row to row."""
+        found = []
+        names = [f.name for f in self.signature.fields]
+        single = names[0] if len(names) == 1 else None
+        for feed in self._feeds:
+            if feed.field is None and feed.name in open_outputs:
+                found.append(OpenInput(feed.name, feed.place, None, single))
+            elif feed.field is not None and feed.field.kind == "tensor" and None in (feed.field.shape or []):
+                dtype = feed.field.graph_dtype
+                found.append(OpenInput(feed.name, feed.place, np.dtype("object" if dtype == "string" else dtype), feed.name))
+        return ShapePlan(self.manifest, found) if found or self.manifest.batching.ragged else None
+
     def _plan_feeds(self) -> list[_Feed]:
         """Find what the batch stages read that no batch stage makes: item-stage outputs and raw fields."""
         made = set(self.item_plan.outputs) if self.item_plan is not None else set()
         by_name = {f.name: (i, f) for i, f in enumerate(self.signature.fields)}
         by_companion = {f.companion: (i, f) for i, f in enumerate(self.signature.fields) if f.companion is not None}
         feeds: dict[str, _Feed] = {}
-        produced: set[str] = set()
+        produced: set[str] = set(self.manifest.masks)
         for stage in self._batch_stages:
             for name in stage.inputs.values():
                 if name in produced:
@@ -319,3 +442,9 @@ class PackageRuntime:
         if self._stage_executors is None:
             self._stage_executors = [(s, self._load_stage(s)) for s in self._batch_stages]
         return self._stage_executors
+
+
+def _is_open(value: onnx.ValueInfoProto) -> bool:
+    """Whether a graph leaves the shape of one of its outputs open."""
+    tensor = value.type.tensor_type
+    return not tensor.HasField("shape") or any(not dim.HasField("dim_value") for dim in tensor.shape.dim)
