@@ -2,8 +2,10 @@
 PYTHON ?= python3
 HOST ?= 127.0.0.1
 PORT ?= 8000
+TARGETS ?= 127.0.0.1:8000
+OBSERVE_PORT ?= 9090
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint format coverage bench bench-gpu models prove-dockerfile lock clean system env env-test env-build env-build-test python
+.PHONY: help serve test lint format coverage bench bench-gpu models observe prove-dockerfile lock clean system env env-test env-build env-build-test python
 
 help:  ## Show what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' Makefile
@@ -30,6 +32,10 @@ bench: system env-test models  ## Measure the server against this machine's own 
 
 bench-gpu: env-test  ## Measure the GPU executor against plain session.run on this machine's GPU; writes benchmarks/results/
 	@.venv/bin/python benchmarks/gpu.py $(BENCH)
+
+observe: env  ## Watch running services with Prometheus on 127.0.0.1:9090 (TARGETS="host:port …", OBSERVE_PORT=)
+	@scripts/system-packages prometheus
+	@exec .venv/bin/python scripts/observe.py --port $(OBSERVE_PORT) $(TARGETS)
 
 models: env env-build  ## Build the example model packages
 	@.venv-build/bin/python models/build.py
