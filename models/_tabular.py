@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from rich.console import Console
-from samegraph_transforms.draft import GoldenSample, PackageDraft
+from samegraph_transforms.draft import BaselineRows, GoldenSample, PackageDraft
 from samegraph_transforms.errors import SamegraphError
 from samegraph_transforms.golden import write_samples
 from samegraph_transforms.pack import pack
@@ -69,6 +69,20 @@ def prepare(pipeline: Any, frame: pd.DataFrame, draft: PackageDraft, unseen: pd.
         *capture(pipeline, frame, several, draft=draft, prefix="several", rows_per_request=ROWS_TOGETHER),
     ]
     return Example(draft, golden, [sample for sample in held_out if sample.body not in seen])
+
+
+def held_out_rows(pipeline: Any, frame: pd.DataFrame, X: pd.DataFrame, y: pd.Series, *, made_from: str, **facts: Any) -> BaselineRows:
+    """Return rows the training did not see, and their right answers, as what the package's baseline is made from.
+
+    Args:
+        pipeline: The fitted pipeline.
+        frame: Its training frame.
+        X: Rows of the same period and source that it was not fitted on.
+        y: Their classes.
+        made_from: Which rows, in a sentence.
+        facts: Further facts of `BaselineRows`.
+    """
+    return BaselineRows(rows_of(pipeline, frame, X), made_from=made_from, truth=y.tolist(), **facts)
 
 
 def area_under_curve(positive: np.ndarray, score: np.ndarray) -> float:

@@ -147,15 +147,36 @@ def variations(photos: Mapping[str, Path]) -> Iterator[tuple[str, bytes]]:
     names = sorted(photos)
     for number in range(N_VARIATIONS):
         name = names[number % len(names)]
-        with Image.open(photos[name]) as opened:
-            image = opened.convert("RGB")
+        image = _load_rgb(photos[name])
         image = _scaled(_cropped(image, generator), generator)
         suffix, data = _ENCODINGS[number % len(_ENCODINGS)](image, int(generator.integers(50, 97)))
         yield f"variation-{number:03d}-{Path(name).stem}-{image.width}x{image.height}{suffix}", data
 
 
-def _cropped(image: Image.Image, generator: np.random.Generator) -> Image.Image:
-    width, height = (int(generator.integers(min(48, n), n + 1)) for n in image.size)
+def everyday_images(photos: Mapping[str, Path], count: int, *, seed: int = SEED + 1) -> Iterator[tuple[str, bytes]]:
+    """Yield `count` named files that look like traffic: large crops of random photos, in random everyday sizes and encodings.
+
+    Two seeds give two samples of the same traffic.
+    """
+    generator = np.random.default_rng(seed)
+    names = sorted(photos)
+    loaded = {name: _load_rgb(photos[name]) for name in names}
+    for number in range(count):
+        name = names[int(generator.integers(len(names)))]
+        image = _cropped(loaded[name], generator, least=0.5)
+        factor = min(float(np.exp(generator.uniform(-0.7, 0.3))), 1024 / max(image.size))
+        image = image.resize((max(64, round(image.width * factor)), max(64, round(image.height * factor))), Image.Resampling.LANCZOS)
+        suffix, data = EVERYDAY_ENCODINGS[int(generator.integers(len(EVERYDAY_ENCODINGS)))](image, int(generator.integers(70, 97)))
+        yield f"everyday-{number:04d}-{Path(name).stem}-{image.width}x{image.height}{suffix}", data
+
+
+def _load_rgb(path: Path) -> Image.Image:
+    with Image.open(path) as opened:
+        return opened.convert("RGB")
+
+
+def _cropped(image: Image.Image, generator: np.random.Generator, least: float = 0.0) -> Image.Image:
+    width, height = (int(generator.integers(max(min(48, n), int(least * n)), n + 1)) for n in image.size)
     left, top = int(generator.integers(image.width - width + 1)), int(generator.integers(image.height - height + 1))
     return image.crop((left, top, left + width, top + height))
 
@@ -211,3 +232,5 @@ _ENCODINGS = (
     _webp(lossless=True),
     _jpeg("4:4:4", progressive=True),
 )
+#: Weighted by repetition: mostly JPEG with subsampled colours, as cameras and the web have it.
+EVERYDAY_ENCODINGS = (*(_jpeg("4:2:0"),) * 5, *(_jpeg("4:4:4"),) * 2, _jpeg("4:2:0", progressive=True), _png("RGB"), _webp(lossless=False))

