@@ -165,26 +165,20 @@ class Device:
         """Return the predicted seconds until all waiting rows of all lanes have run."""
         return sum(lane.pending_s() for lane in self._lanes) / self.slots
 
-    def put(self, lane: Lane, entry: Entry) -> None:
-        """Let an entry wait in its lane and see that it is run."""
-        self._before_waiting(lane)
-        lane.queue.put(entry, self._loop.time())
+    def put(self, lane: Lane, entry: Entry, now: float | None = None) -> None:
+        """Let an entry of a watched work wait in its lane and see that it is run; `now` is the time, where the caller has just read it."""
+        if len(self._lanes) > 1:
+            self._level(lane)
+        lane.queue.put(entry, self._loop.time() if now is None else now)
         if not self._woken and self._idle:
             self._woken = True
             self._loop.call_soon(self._dispatch)
 
     def prepare(self, lane: Lane, job: ItemJob) -> None:
         """Let a row wait for a slot that prepares it; the job must be quick to end when nobody wants its row any more."""
-        self._before_waiting(lane)
+        self._level(lane)
         lane.items.append(job)
         self.wake()
-
-    def _before_waiting(self, lane: Lane) -> None:
-        if not lane.attached:
-            self.add(lane)
-            self._loop.call_at(self._loop.time() + REMOVE_AGAIN_S, self.remove, lane)
-        if len(self._lanes) > 1 and lane.running == 0 and not lane.waits:
-            self._catch_up(lane)
 
     def wake(self) -> None:
         """See to it that free slots look for work in the next turn of the loop, after all requests that are already there."""
@@ -198,8 +192,10 @@ class Device:
 
     # --- choosing -----------------------------------------------------------------------------------------------------
 
-    def _catch_up(self, lane: Lane) -> None:
+    def _level(self, lane: Lane) -> None:
         """A lane that was idle starts level with the others: time it did not ask for is not owed to it."""
+        if lane.running or lane.waits:
+            return
         active = [other.served_s for other in self._lanes if other is not lane and (other.waits or other.running)]
         if active:
             lane.served_s = max(lane.served_s, min(active))
@@ -247,7 +243,7 @@ class Device:
             if not batch:
                 continue
             if self._start(lane, batch):
-                if any([other.waits for other in self._lanes]):
+                if any(other.waits for other in self._lanes):
                     self.wake()  # the loop turns once between two inline executions, so that sockets are served
                 return
 
@@ -325,13 +321,20 @@ class Device:
     # --- deadlines ----------------------------------------------------------------------------------------------------
 
     def watch(self, lane: Lane, work: Work) -> None:
-        """Drop the work with `expire` when its deadline passes while it waits. One timer serves the whole lane."""
+        """Drop the work when its deadline passes while it waits. One timer serves the whole lane."""
+        if not lane.attached:  # a call that chose the version before it was retired
+            self.add(lane)
+            self._loop.call_at(self._loop.time() + REMOVE_AGAIN_S, self.remove, lane)
         lane.live[work] = None
         if work.deadline < lane.timer_at:
             if lane.timer is not None:
                 lane.timer.cancel()
             lane.timer_at = work.deadline
             lane.timer = self._loop.call_at(work.deadline, self._expire, lane)
+
+    def works(self) -> list[Work]:
+        """Return everything that is watched and not finished."""
+        return [work for lane in self._lanes for work in lane.live]
 
     def unwatch(self, lane: Lane, work: Work) -> None:
         """Forget a finished work; the lane's timer finds out when it fires."""

@@ -22,40 +22,42 @@ STAGES = ("decode", "item", "queue", "batch", "encode")
 DURATION_BUCKETS = (
     0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
 )  # fmt: skip
+#: So many values are sorted into their buckets together.
+SORT_AT = 1024
 BATCH_BUCKETS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
 
 
 class Histogram:
     """Counts per bucket (upper bounds inclusive, as Prometheus reads them) and a sum.
 
-    Values are gathered and sorted into their buckets a thousand at a time, which takes a third of doing it one by one.
+    Values are gathered and sorted into their buckets many at a time, which takes a quarter of doing it one by one; who observes calls
+    `sort` now and then.
+
+    Attributes:
+        bounds: Upper bounds of the buckets but the last.
+        pending: Values that are not in their buckets yet.
+        observe: Counts one value.
     """
 
-    __slots__ = ("_counts", "_pending", "_total", "bounds")
+    __slots__ = ("_counts", "_total", "bounds", "observe", "pending")
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self.bounds = tuple(bounds)
         self._counts = np.zeros(len(self.bounds) + 1, dtype=np.int64)
         self._total = 0.0
-        self._pending: list[float] = []
-
-    def observe(self, value: float) -> None:
-        """Count one value."""
-        pending = self._pending
-        pending.append(value)
-        if len(pending) >= 1024:
-            self._sort()
+        self.pending: list[float] = []
+        self.observe: Callable[[float], None] = self.pending.append
 
     @property
     def counts(self) -> list[int]:
         """How many values fell into each bucket, the last being above all bounds."""
-        self._sort()
+        self.sort()
         return [int(count) for count in self._counts]
 
     @property
     def total(self) -> float:
         """The sum of all values."""
-        self._sort()
+        self.sort()
         return self._total
 
     def buckets(self) -> list[tuple[str, float]]:
@@ -66,12 +68,12 @@ class Histogram:
             pairs.append(("+Inf" if bound == float("inf") else repr(bound), float(running)))
         return pairs
 
-    def _sort(self) -> None:
-        pending = self._pending
-        if pending:
-            self._pending = []
-            self._counts += np.bincount(np.searchsorted(self.bounds, pending), minlength=len(self._counts))
-            self._total += math.fsum(pending)
+    def sort(self) -> None:
+        """Put the pending values into their buckets."""
+        if self.pending:
+            self._counts += np.bincount(np.searchsorted(self.bounds, self.pending), minlength=len(self._counts))
+            self._total += math.fsum(self.pending)
+            self.pending.clear()
 
 
 class VersionMetrics:
@@ -92,9 +94,20 @@ class VersionMetrics:
         """Count one execution (see `device.LaneObserver`)."""
         self.batch_size.observe(rows)
         self._batch.observe(seconds)
-        observe = self._queue.observe
-        for waited in queue_seconds:
-            observe(waited)
+        self._queue.pending.extend(queue_seconds)
+        if len(self._queue.pending) >= SORT_AT:
+            self.sort()
+
+    def decoded(self, seconds: float) -> None:
+        """Count the reading of one body that went no further."""
+        self.decode.observe(seconds)
+        if len(self.decode.pending) >= SORT_AT:
+            self.sort()
+
+    def sort(self) -> None:
+        """Put what was observed into buckets."""
+        for histogram in (*self.stages.values(), self.batch_size, self.duration):
+            histogram.sort()
 
     def expired(self, works: int) -> None:
         """Count works dropped from the queue because their deadline passed."""

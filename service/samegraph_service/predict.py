@@ -90,7 +90,7 @@ class Predictor:
         self._host = host
         self._deadlines = deadlines
         self._routes = routes
-        self._live: set[Work] = set()
+        self._on_finish = self._finished  # bound once
 
     def route(self, model: str, version: int | None = None, label: str | None = None) -> Served:
         """Return what answers a call; it goes on answering that call even when it is retired before.
@@ -111,11 +111,14 @@ class Predictor:
         if call.heavy:
             self._host.submit(self._decode_on_host, call, served)
         else:
-            self._decoded(call, served, *_decode(call, served))
+            started = self._loop.time()
+            decoded = _decode(call, served)
+            now = self._loop.time()
+            self._decoded(call, served, decoded, now - started, now)
 
     def fail_all(self, error: SamegraphError) -> int:
         """Answer everything unfinished with `error` (the end of a drain's grace) and return how many there were."""
-        works = list(self._live)
+        works = self._device.works()
         for work in works:
             work.fail(error)
         return len(works)
@@ -123,10 +126,13 @@ class Predictor:
     # --- decode -------------------------------------------------------------------------------------------------------
 
     def _decode_on_host(self, call: Call, served: Served) -> None:
-        self._loop.call_soon_threadsafe(self._decoded, call, served, *_decode(call, served))
+        started = self._loop.time()
+        decoded = _decode(call, served)
+        self._loop.call_soon_threadsafe(self._decoded, call, served, decoded, self._loop.time() - started, None)
 
-    def _decoded(self, call: Call, served: Served, decoded: Decoded | SamegraphError, seconds: float) -> None:
-        served.metrics.decode.observe(seconds)
+    def _decoded(self, call: Call, served: Served, decoded: Decoded | SamegraphError, seconds: float, now: float | None) -> None:
+        if now is None:
+            now = self._loop.time()
         call.body = b""
         try:
             if call.cancelled:
@@ -134,37 +140,39 @@ class Predictor:
             if isinstance(decoded, SamegraphError):
                 raise decoded
             rows = decoded.rows
+            n = len(rows)
             errors = {} if decoded.clean else _row_errors(decoded, call.on_error == "partial")
-            deadline = self._deadline(call, served)
+            deadline = call.received + (self._deadlines.default_s if call.timeout_s is None else self._timeout_s(call.timeout_s, served))
+            if deadline <= now:
+                raise DeadlineExceeded("the deadline passed before the request was read")
             if call.reservation is not None:
-                call.reservation.confirm(len(rows), call.body_bytes)
+                call.reservation.confirm(n, call.body_bytes)
         except SamegraphError as error:
+            served.metrics.decoded(seconds)
             call.release()
             call.on_done(call, Failure(error, served.model, served.version))
             return
-        Work.__init__(call, len(rows), deadline, call.on_error == "partial", errors, self._finished)
+        served.metrics.decode.observe(seconds)
+        Work.__init__(call, n, deadline, call.on_error == "partial", errors, self._on_finish)
         call.form = decoded.form
         call.running = True
-        self._live.add(call)
-        self._device.watch(served.lane, call)
-        if served.runtime.item_plan is None and not errors and len(rows) <= served.lane.policy.max_batch_size:
-            self._enqueue(call, Entry(call, 0, rows, call.body_bytes))
+        lane = served.lane
+        self._device.watch(lane, call)
+        if served.runtime.item_plan is None and not errors and n <= lane.policy.max_batch_size:
+            entry = Entry(call, 0, rows, call.body_bytes)
+            call.entries.append(entry)
+            self._device.put(lane, entry, now)
         else:
             self._run(call, rows)
 
-    def _deadline(self, call: Call, served: Served) -> float:
-        if call.timeout_s is None:
-            timeout = self._deadlines.default_s
-        else:
-            timeout = min(call.timeout_s, self._deadlines.longest_s)
-            # Not what executions take just now: refusing by that, nothing would run that could show it to be a passing moment.
-            needed = served.lane.cost.fastest_s
-            if timeout < needed:
-                raise DeadlineTooShort(f"the deadline of {timeout:g} s is shorter than any execution of this model, at best {needed:.3g} s")
-        deadline = call.received + timeout
-        if deadline <= self._loop.time():
-            raise DeadlineExceeded("the deadline passed before the request was read")
-        return deadline
+    def _timeout_s(self, asked: float, served: Served) -> float:
+        """Return the caller's own deadline in seconds, within the server's bounds."""
+        timeout = min(asked, self._deadlines.longest_s)
+        # Not what executions take just now: refusing by that, nothing would run that could show it to be a passing moment.
+        needed = served.lane.cost.fastest_s
+        if timeout < needed:
+            raise DeadlineTooShort(f"the deadline of {timeout:g} s is shorter than any execution of this model, at best {needed:.3g} s")
+        return timeout
 
     # --- run ----------------------------------------------------------------------------------------------------------
 
@@ -225,7 +233,6 @@ class Predictor:
     def _finished(self, work: Work) -> None:
         assert isinstance(work, Call)
         call, served = work, work.served
-        self._live.discard(call)
         self._device.unwatch(served.lane, call)
         call.rows = ()  # its place is given back, so what waits for a thread keeps no image of it
         if call.reservation is not None:
@@ -262,17 +269,14 @@ def _nothing() -> None:
     """Stand in for the result of an item nobody waits for."""
 
 
-def _decode(call: Call, served: Served) -> tuple[Decoded | SamegraphError, float]:
-    started = time.perf_counter()
-    result: Decoded | SamegraphError
+def _decode(call: Call, served: Served) -> Decoded | SamegraphError:
     try:
-        result = call.decode(call, served.runtime.signature)
+        return call.decode(call, served.runtime.signature)
     except SamegraphError as error:
-        result = error
+        return error
     except Exception:  # a bug in a decoder must take neither the loop nor a host thread with it
         log.exception("decode_failed", model=served.model, request=call.request_id)
-        result = Internal()
-    return result, time.perf_counter() - started
+        return Internal()
 
 
 def _row_errors(decoded: Decoded, partial: bool) -> dict[int, SamegraphError]:

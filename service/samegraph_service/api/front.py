@@ -23,7 +23,7 @@ from urllib.parse import parse_qsl
 
 from samegraph_transforms.errors import InputError, SamegraphError
 from samegraph_transforms.signature import Signature
-from samegraph_transforms.wire import Decoded
+from samegraph_transforms.wire import Decoded, decode_v1
 
 from samegraph_service.admission import Gate
 from samegraph_service.api import error_document, v1, v2
@@ -396,7 +396,12 @@ class Front:
 # --- protocols ------------------------------------------------------------------------------------------------------------
 
 
-def _decode_v1(call: Call, signature: Signature) -> Decoded:
+def _decode_json(call: Call, signature: Signature) -> Decoded:
+    assert isinstance(call, Exchange)
+    return decode_v1(signature, call.body, max_instances=call.max_instances)
+
+
+def _decode_bytes(call: Call, signature: Signature) -> Decoded:
     assert isinstance(call, Exchange)
     return v1.decode(signature, call.head.content_type, call.body, call.max_instances)
 
@@ -411,7 +416,7 @@ def _decode_v2(call: Call, signature: Signature) -> Decoded:
     return v2.decode(signature, request, call.max_instances)
 
 
-_DECODERS = {"v1": _decode_v1, "raw": _decode_v1, "multipart": _decode_v1, "v2": _decode_v2}
+_DECODERS = {"v1": _decode_json, "raw": _decode_bytes, "multipart": _decode_bytes, "v2": _decode_v2}
 
 
 def _encoded(exchange: Exchange, answer: Answer) -> tuple[bytes | SamegraphError, float]:

@@ -203,8 +203,11 @@ class PredictCycle(Exchange):
         self._front.note(self, response)
         if self._discarding:
             self.since = connection.loop.time()
+        elif self.keep_alive:
+            self.response_complete = True
+            connection.on_response_complete()
         else:
-            self._end(close=not self.keep_alive)
+            self._end(close=True)
 
     def _gone(self) -> Response:
         return self._front.failed(CallerGone("the caller hung up before his answer was ready"), self.request_id)
@@ -463,7 +466,7 @@ class PredictProtocol(HttpToolsProtocol):
         self.server_state.total_requests += 1
         self._active = None
         self._since = self.loop.time()
-        if not self.transport.is_closing():
+        if (self.pipeline or self.flow.read_paused or self._failure is not None) and not self.transport.is_closing():
             self._pump()
 
     def _pump(self) -> None:
