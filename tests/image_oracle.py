@@ -59,3 +59,45 @@ def content(rng: np.random.Generator, height: int, width: int, channels: int = 3
         return np.asarray((rows * int(rng.integers(1, 9)) + columns * int(rng.integers(1, 9)) + 60 * depth) % 256, dtype=np.uint8)
     coarse = rng.integers(0, 256, (height // 8 + 1, width // 8 + 1, channels), dtype=np.uint8)
     return np.ascontiguousarray(np.repeat(np.repeat(coarse, 8, 0), 8, 1)[:height, :width])
+
+
+def c_weights(n_in: int, n_out: int, filter_: str, box: tuple[float, float] | None = None) -> list[dict[int, int]]:
+    """Compute Pillow's integer weights as its C code does (precompute_coeffs and normalize_coeffs_8bpc, in Python's doubles).
+
+    Args:
+        n_in: Positions of the axis.
+        n_out: Positions wanted.
+        filter_: Pillow's filter of that name.
+        box: The part of the axis to resize, which the C code takes as two float32; all of it by default.
+
+    Returns:
+        For every output row, input row → weight of 22 fractional bits, zero weights left out.
+    """
+    radius = {"box": 0.5, "bilinear": 1.0, "bicubic": 2.0}[filter_]
+    start, stop = (np.float32(edge) for edge in box or (0, n_in))
+    scale = float(stop - start) / n_out
+    filter_scale = max(scale, 1.0)
+    support, inverse = radius * filter_scale, 1.0 / filter_scale
+    rows = []
+    for xx in range(n_out):
+        center = float(start) + (xx + 0.5) * scale
+        first, end = max(int(center - support + 0.5), 0), min(int(center + support + 0.5), n_in)
+        weights, total = [], 0.0
+        for x in range(end - first):
+            weights.append(_c_kernel((x + first - center + 0.5) * inverse, filter_))
+            total += weights[-1]
+        fixed = [w / total * (1 << 22) for w in weights]
+        integers = [int(-0.5 + w) if w < 0 else int(0.5 + w) for w in fixed]
+        rows.append({first + x: w for x, w in enumerate(integers) if w})
+    return rows
+
+
+def _c_kernel(x: float, filter_: str) -> float:
+    if filter_ == "box":
+        return 1.0 if -0.5 < x <= 0.5 else 0.0
+    x = abs(x)
+    if filter_ == "bilinear":
+        return 1.0 - x if x < 1.0 else 0.0
+    if x < 1.0:
+        return ((-0.5 + 2.0) * x - (-0.5 + 3.0)) * x * x + 1
+    return (((x - 5) * x + 8) * x - 4) * -0.5 if x < 2.0 else 0.0

@@ -11,7 +11,7 @@ import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from image_oracle import PILLOW_FILTERS, call_model, content, stated_array, stated_resize
+from image_oracle import PILLOW_FILTERS, c_weights, call_model, content, stated_array, stated_resize
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 from PIL import Image
@@ -129,41 +129,6 @@ def test_extreme_shrinking_stays_exact(filter_: FilterName) -> None:
                 )
 
 
-def _c_weights(n_in: int, n_out: int, filter_: FilterName) -> list[dict[int, int]]:
-    """Compute Pillow's integer weights as its C code does (precompute_coeffs and normalize_coeffs_8bpc, in Python's doubles).
-
-    Returns:
-        For every output row, input row → weight of 22 fractional bits, zero weights left out.
-    """
-    radius = {"box": 0.5, "bilinear": 1.0, "bicubic": 2.0}[filter_]
-    scale = n_in / n_out
-    filter_scale = max(scale, 1.0)
-    support, inverse = radius * filter_scale, 1.0 / filter_scale
-    rows = []
-    for xx in range(n_out):
-        center = 0.0 + (xx + 0.5) * scale
-        first, stop = max(int(center - support + 0.5), 0), min(int(center + support + 0.5), n_in)
-        weights, total = [], 0.0
-        for x in range(stop - first):
-            weights.append(_c_kernel((x + first - center + 0.5) * inverse, filter_))
-            total += weights[-1]
-        fixed = [w / total * (1 << 22) for w in weights]
-        integers = [int(-0.5 + w) if w < 0 else int(0.5 + w) for w in fixed]
-        rows.append({first + x: w for x, w in enumerate(integers) if w})
-    return rows
-
-
-def _c_kernel(x: float, filter_: FilterName) -> float:
-    if filter_ == "box":
-        return 1.0 if -0.5 < x <= 0.5 else 0.0
-    x = abs(x)
-    if filter_ == "bilinear":
-        return 1.0 - x if x < 1.0 else 0.0
-    if x < 1.0:
-        return ((-0.5 + 2.0) * x - (-0.5 + 3.0)) * x * x + 1
-    return (((x - 5) * x + 8) * x - 4) * -0.5 if x < 2.0 else 0.0
-
-
 @pytest.mark.parametrize("filter_", FILTERS)
 @pytest.mark.parametrize("evaluator", [OrtExecutor, ReferenceEvaluator], ids=["onnxruntime", "reference"])
 def test_every_weight_is_the_c_codes_integer(filter_: FilterName, evaluator: type) -> None:
@@ -182,7 +147,7 @@ def test_every_weight_is_the_c_codes_integer(filter_: FilterName, evaluator: typ
     for n_in, n_out in pairs:
         feeds = {"n_in": np.array([n_in]), "n_out": np.array([n_out])}
         rows, digits = session.run(feeds) if evaluator is OrtExecutor else session.run(None, feeds)
-        assert _weights_by_row(rows, digits)[:n_out] == _c_weights(n_in, n_out, filter_), f"{n_in} to {n_out}"
+        assert _weights_by_row(rows, digits)[:n_out] == c_weights(n_in, n_out, filter_), f"{n_in} to {n_out}"
 
 
 def _weights_by_row(rows: np.ndarray, digits: np.ndarray) -> list[dict[int, int]]:

@@ -129,6 +129,51 @@ def test_result_is_contiguous_and_owned_by_no_one_else(tmp_path: Path) -> None:
     assert not np.shares_memory(first, second)
 
 
+def _classifier(also: Sequence[tuple[str, int, list[Any]]] = (), shorter: int = 32) -> onnx.ModelProto:
+    """Resize the shorter side and keep the middle: torchvision's order."""
+    nodes = [
+        _decode_node(),
+        _ours("ToRGB", "decoded", "rgb"),
+        _ours(resize_function("bilinear", "pillow<13", shorter_side=True), "rgb", "resized", size=shorter),
+        _ours("CenterCrop_half_even", "resized", "pixels", size=[28, 28]),
+    ]
+    return _model(nodes, [("photo", UINT8, ["k"])], [("pixels", UINT8, [28, 28, 3]), *also])
+
+
+@BOTH
+@pytest.mark.parametrize("read_twice", [False, True])
+def test_resize_and_its_crop_are_one_step_where_nothing_else_reads_between(kernels: Kernels, read_twice: bool, tmp_path: Path) -> None:
+    """One kernel for both where only the crop reads the resized image, two where it is an output too; the same pixels from all ways."""
+    plan = _plan(_classifier([("resized", UINT8, ["h", "w", 3])] if read_twice else ()), tmp_path, kernels)
+    if kernels == "auto":
+        assert [len(s.nodes) for s in plan.steps] == ([1, 1, 1, 1] if read_twice else [1, 1, 2])
+        assert {s.engine for s in plan.steps[1:]} == {"kernel"}
+        assert all("48 of 48" in s.note for s in plan.steps[1:])
+    rng = np.random.default_rng(6)
+    for seed in range(30):
+        picture = noisy_picture(seed, int(rng.integers(3, 120)), int(rng.integers(3, 120)))
+        short = min(picture.size)
+        height, width = int(picture.height * 32 / short), int(picture.width * 32 / short)
+        top, left = round((height - 28) / 2), round((width - 28) / 2)
+        resized = stated_resize(picture, height, width, "bilinear", "pillow<13")
+        got = plan({"photo": encoded(picture, "PNG")})
+        np.testing.assert_array_equal(got["pixels"], np.asarray(resized.crop((left, top, left + 28, top + 28))))
+        if read_twice:
+            np.testing.assert_array_equal(got["resized"], np.asarray(resized))
+
+
+@BOTH
+def test_image_too_narrow_to_enlarge_is_refused(kernels: Kernels, tmp_path: Path) -> None:
+    """A 200-byte file whose shorter side would be resized to gigapixels is refused at once, and names the field."""
+    plan = _plan(_classifier(shorter=64), tmp_path, kernels)
+    data = encoded(Image.new("RGB", (1, 65_000)), "PNG")
+    assert len(data) < 2_000
+    with pytest.raises(InputError, match=r"field 'photo': the image would be resized to 64 × 4,160,000") as caught:
+        plan({"photo": data})
+    assert (caught.value.code, caught.value.field) == ("too_many_pixels", "photo")
+    assert plan({"photo": encoded(Image.new("RGB", (40, 2_000)), "PNG")})["pixels"].shape == (28, 28, 3)
+
+
 def _mixed() -> onnx.ModelProto:
     """Host nodes between ONNX nodes: a threshold on decoded pixels, a crop that a kernel can do, scalars on the side."""
     nodes = [

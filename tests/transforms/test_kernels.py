@@ -13,9 +13,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from image_oracle import call_model, content, stated_array, stated_resize
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from image_oracle import c_weights, call_model, content, stated_array, stated_resize
 from onnx import helper, numpy_helper
 from PIL import Image
+from pillow_images import photos
 from samegraph_transforms import kernels
 from samegraph_transforms.errors import ExecutionError, InputError
 from samegraph_transforms.executor import OrtExecutor
@@ -30,6 +33,7 @@ from samegraph_transforms.kernels import (
     native_semantics,
     prove,
     resize_image,
+    resize_window,
 )
 from samegraph_transforms.opsets import DOMAIN
 
@@ -108,6 +112,114 @@ def test_native_order_is_probed_by_behaviour(monkeypatch: pytest.MonkeyPatch) ->
             assert got.tobytes() == stated_resize(image, 20, 18, "bicubic", semantics).tobytes()
     finally:
         native_semantics.cache_clear()
+
+
+SIDE = st.one_of(st.integers(1, 9), st.integers(1, 130), st.sampled_from([16, 32, 48, 64, 96, 128]))
+
+
+@st.composite
+def _windows(draw: st.DrawFn) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int, int, int]]:
+    """Sizes before and after a resize (an axis kept now and then) and a part of the result: a pixel, a line, most or all of it."""
+    height, width = draw(SIDE), draw(SIDE)
+    to_height, to_width = draw(st.one_of(SIDE, st.just(height))), draw(st.one_of(SIDE, st.just(width)))
+    top, left = draw(st.integers(0, to_height - 1)), draw(st.integers(0, to_width - 1))
+    return (height, width), (to_height, to_width), (top, left, draw(st.integers(top + 1, to_height)), draw(st.integers(left + 1, to_width)))
+
+
+@settings(max_examples=1_000, deadline=None)
+@given(
+    case=_windows(), choice=st.sampled_from([(f, s) for f in FILTERS for s in SEMANTICS]), grey=st.booleans(), seed=st.integers(0, 2**32)
+)
+def test_any_window_of_a_resize_has_pillows_bits(
+    case: tuple[tuple[int, int], tuple[int, int], tuple[int, int, int, int]], choice: tuple[FilterName, Semantics], grey: bool, seed: int
+) -> None:
+    """Hypothesis looks for sizes, a window and a content for which resizing less than everything differs from resizing everything."""
+    (height, width), size, (top, left, bottom, right) = case
+    array = content(np.random.default_rng(seed), height, width, 3)
+    image = Image.fromarray(array[:, :, 0] if grey else array)
+    expected = stated_resize(image, size[0], size[1], *choice).crop((left, top, right, bottom))
+    got = resize_window(image, size, (top, left, bottom, right), *choice)
+    assert (got.mode, got.size, got.tobytes()) == (expected.mode, expected.size, expected.tobytes())
+
+
+@pytest.mark.parametrize("semantics", SEMANTICS)
+@pytest.mark.parametrize("filter_", FILTERS)
+def test_windows_of_photos_have_pillows_bits(filter_: FilterName, semantics: Semantics) -> None:
+    """The usual resize and centre crop of real photos, landscape, portrait, tall enough for the other order, and enlarged."""
+    for name, photo in photos().items():
+        for array in (photo, photo.transpose(1, 0, 2), photo[:, :130], photo[:60, :90]):
+            image = Image.fromarray(np.ascontiguousarray(array))
+            for shorter, side in ((256, 224), (232, 224), (96, 96), (518, 518)):
+                height, width = kernels.shorter_side_size((image.height, image.width), shorter)
+                window = kernels.center_window((height, width), (side, side), "half_even")
+                expected = stated_resize(image, height, width, filter_, semantics).crop((window[1], window[0], window[3], window[2]))
+                got = resize_window(image, (height, width), window, filter_, semantics)
+                assert got.tobytes() == expected.tobytes(), f"{name} {image.size} to {shorter}, crop {side}"
+
+
+def test_boxes_are_used_only_where_their_weights_are_the_whole_axis_weights() -> None:
+    """Pillow's C arithmetic, with its float32 box, gives the same integer weights; and of 3,000 axes a good part qualifies."""
+    rng = np.random.default_rng(8)
+    used = 0
+    for case in range(3_000):
+        n_in, n_out = int(rng.integers(1, 700)), int(rng.choice([16, 48, 224, 256, 384, int(rng.integers(1, 400))]))
+        start = int(rng.integers(0, n_out))
+        stop = int(rng.integers(start + 1, n_out + 1))
+        edges = kernels._edges(n_in, n_out, start, stop)
+        if edges is not None and n_in != n_out:
+            used += 1
+            filter_ = FILTERS[case % len(FILTERS)]
+            assert c_weights(n_in, stop - start, filter_, edges) == c_weights(n_in, n_out, filter_)[start:stop], (n_in, n_out, start, stop)
+    assert used > 500
+
+
+def test_long_narrow_images_are_not_blown_up() -> None:
+    """A shorter side of 256 would make gigabytes of a few hundred bytes: refused, whole or cropped, before anything is allocated."""
+    call = _call(resize_function("bilinear", "pillow>=13", shorter_side=True), size=256)
+    crop = _call("CenterCrop_half_even", size=[224, 224])
+    for kernel in (host_kernel(call), host_kernel(call, crop)):
+        assert kernel is not None
+        with pytest.raises(InputError, match="256 × 15,360,000 = ") as caught:
+            kernel(Pixels(array=np.zeros((60_000, 1, 3), np.uint8)))
+        assert caught.value.code == "too_many_pixels"
+
+
+PAIRS = [
+    (_call(resize_function("bilinear", "pillow>=13", shorter_side=True), size=48), _call("CenterCrop_half_even", size=[40, 40])),
+    (_call(resize_function("bicubic", "pillow<13", shorter_side=True), size=48), _call("CenterCrop_floor", size=[60, 40])),
+    (_call(resize_function("box", "pillow>=13"), size=[57, 64]), _call("CenterCropFraction_ceil", fraction=_fraction(0.6))),
+]
+
+
+@pytest.mark.parametrize(("node", "then"), PAIRS, ids=lambda n: str(n.op_type))
+def test_resize_and_crop_in_one_pass_the_battery(node: onnx.NodeProto, then: onnx.NodeProto, tmp_path: Path) -> None:
+    """The kernel for both equals the two bodies one after the other, also where the crop sticks out of the image."""
+    functions = library([node.op_type, then.op_type])
+    proof = prove(node, functions, OrtExecutor, then=then, cache_dir=tmp_path)
+    assert (proof.equal, proof.detail, proof.function) == (True, "", f"{node.op_type} + {then.op_type}")
+    assert proof.key != prove(node, functions, OrtExecutor, cache_dir=tmp_path).key
+
+
+def test_only_a_crop_after_a_resize_is_one_kernel_with_it() -> None:
+    """Any other pair is two kernels."""
+    resize, crop = PAIRS[0]
+    assert host_kernel(resize, crop) is not None
+    assert host_kernel(crop, resize) is None
+    assert host_kernel(resize, resize) is None
+    assert host_kernel(_call("ToRGB"), crop) is None
+    assert host_kernel(resize, _call("CenterCrop_half_even")) is None
+
+
+def test_wrong_body_of_the_crop_gets_no_kernel_for_both(tmp_path: Path) -> None:
+    """What is compared is the pair: a crop that rounds another way than its name says is seen."""
+    node, then = PAIRS[1]
+    functions = library([node.op_type, then.op_type])
+    renamed = onnx.FunctionProto()
+    renamed.CopyFrom(library(["CenterOffset_ceil"])[0])
+    renamed.name = "CenterOffset_floor"
+    proof = prove(node, [renamed if f.name == renamed.name else f for f in functions], OrtExecutor, then=then, cache_dir=tmp_path)
+    assert not proof.equal
+    assert "values differ" in proof.detail
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 5])

@@ -29,7 +29,7 @@ The functions, by what they are for (`{filter}` is one of `FILTERS`; `{order}` i
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from string import Template
@@ -120,6 +120,9 @@ _FILTER_BODIES: Final[dict[FilterName, _Filter]] = {
         """,
     ),
 }
+
+#: How far a filter reaches from its centre, in output pixels (input pixels when it enlarges).
+RADIUS: Final[Mapping[FilterName, float]] = {name: kernel.radius for name, kernel in _FILTER_BODIES.items()}
 
 # (n_in, n_out: int64 [1]) → rows: int64 [blocks, taps], the input rows each block reads;
 #                            digits: uint8 [blocks, 3·BLOCK, taps], the weights in base 256, most significant first, offset by 128.

@@ -4,7 +4,7 @@
 and some of it Pillow runs faster with the same result. `compile_item_plan` cuts the graph once, when a package is loaded:
 
     host      ai.onnx::ImageDecoder, run by decode.py as the manifest's `Decoder` of that node says
-    kernel    a call of one of our functions for which kernels.py has proven native code equal on this machine
+    kernel    a call of one of our functions, or a resize and the crop of it, for which kernels.py has proven native code equal here
     onnx      everything else, in runs as long as the order of the data allows, each an ONNX Runtime session of its own
 
 A call then walks a short list of prepared steps over a dictionary of values. Plans keep no state between calls and may be
@@ -29,7 +29,19 @@ from .decode import check_decoder, open_image
 from .errors import ExecutionError, InputError, ManifestInvalid
 from .executor import Executor
 from .functions import called_functions
-from .kernels import EMPTY_IMAGE, Kernel, MakeExecutor, Pixels, Proof, crop_fraction, host_kernel, prove
+from .kernels import (
+    EMPTY_IMAGE,
+    Kernel,
+    MakeExecutor,
+    Pixels,
+    Proof,
+    check_size,
+    crop_fraction,
+    host_kernel,
+    prove,
+    shorter_side,
+    shorter_side_size,
+)
 from .manifest import BINARY_KINDS, Decoder, Manifest, RawField, Stage
 from .opsets import DOMAIN, IR_VERSION
 
@@ -157,7 +169,7 @@ class _Compiler:
         self.constants: dict[str, onnx.NodeProto | onnx.TensorProto] = {t.name: t for t in self.graph.initializer}
         self.constants.update({n.output[0]: n for n in self.graph.node if n.op_type == "Constant" and n.domain in _ONNX_DOMAINS})
         self.decoders = {d.node: d for d in manifest.decoders}
-        self.notes: dict[str, Proof] = {}
+        self.proofs: dict[tuple[str, ...], Proof] = {}  # by the outputs of the nodes
 
     def compile(self) -> ItemPlan:
         inputs = [self._input(i) for i in self.graph.input if i.name not in self.constants]
@@ -203,14 +215,30 @@ class _Compiler:
         """Take out of `pending` the nodes the host can run now, and compile them."""
         steps: list[_Compiled] = []
         for node in list(pending):
-            if not available.issuperset(_reads(node)):
-                continue
-            step = self._decoder_step(node) if _is_decoder(node) else self._kernel_step(node)
-            if step is not None:
+            found = self._host_step(node, pending) if node in pending and available.issuperset(_reads(node)) else None
+            if found is not None:
+                step, nodes = found
                 steps.append(step)
-                pending.remove(node)
-                available.update(node.output)
+                for done in nodes:
+                    pending.remove(done)
+                    available.update(done.output)
         return steps
+
+    def _host_step(self, node: onnx.NodeProto, pending: Sequence[onnx.NodeProto]) -> tuple[_Compiled, list[onnx.NodeProto]] | None:
+        """Compile what the host can do from `node` on: the step and the nodes it does, or None."""
+        if _is_decoder(node):
+            return self._decoder_step(node), [node]
+        then = self._only_reader(node, pending)
+        for nodes in ([node, then], [node]) if then is not None else ([node],):
+            step = self._kernel_step(nodes)
+            if step is not None:
+                return step, nodes
+        return None
+
+    def _only_reader(self, node: onnx.NodeProto, pending: Sequence[onnx.NodeProto]) -> onnx.NodeProto | None:
+        """Return the node that reads the result of `node`, if nothing else does."""
+        readers = [other for other in pending if node.output[0] in _reads(other)]
+        return readers[0] if len(readers) == 1 and node.output[0] not in self.stage.outputs else None
 
     def _decoder_step(self, node: onnx.NodeProto) -> _Compiled:
         decoder = self.decoders.get(node.name)
@@ -228,18 +256,21 @@ class _Compiler:
         step = Step((_label(node),), "host", f"Pillow {PIL.__version__}", note)
         return _Compiled(step, partial(_decode, node.input[0], node.output[0], decoder, field.max_pixels, field.name))
 
-    def _kernel_step(self, node: onnx.NodeProto) -> _Compiled | None:
-        """Compile `node` as a host kernel if there is one and it is proven equal here."""
-        kernel = host_kernel(node) if self.kernels == "auto" and node.op_type in self.functions else None
-        if kernel is None or len(node.input) != 1 or node.input[0] in self.constants:
+    def _kernel_step(self, nodes: Sequence[onnx.NodeProto]) -> _Compiled | None:
+        """Compile `nodes`, one or two, as a host kernel if there is one and it is proven equal here."""
+        first, last = nodes[0], nodes[-1]
+        kernel = host_kernel(*nodes) if self.kernels == "auto" and all(n.op_type in self.functions for n in nodes) else None
+        if kernel is None or any(len(n.input) != 1 for n in nodes) or first.input[0] in self.constants:
             return None
-        functions = self._closure([node])
-        proof = self.notes.get(node.output[0]) or prove(node, functions, self.make_executor, cache_dir=self.cache_dir)
-        self.notes[node.output[0]] = proof
+        place = tuple(n.output[0] for n in nodes)
+        if place not in self.proofs:
+            then = last if len(nodes) > 1 else None
+            self.proofs[place] = prove(first, self._closure(nodes), self.make_executor, then=then, cache_dir=self.cache_dir)
+        proof = self.proofs[place]
         if not proof.equal:
             return None
-        step = Step((_label(node),), "kernel", f"Pillow {PIL.__version__}", _verdict(proof))
-        return _Compiled(step, partial(_run_kernel, node.input[0], node.output[0], kernel, self._fields_behind(node)))
+        step = Step(tuple(map(_label, nodes)), "kernel", f"Pillow {PIL.__version__}", _verdict(proof))
+        return _Compiled(step, partial(_run_kernel, first.input[0], last.output[0], kernel, self._fields_behind(first)))
 
     # -- ONNX steps
 
@@ -248,7 +279,7 @@ class _Compiler:
         made: set[str] = set()
         run: list[onnx.NodeProto] = []
         for node in pending:
-            if not _is_decoder(node) and (available | made).issuperset(_reads(node)) and self._kernel_step(node) is None:
+            if not _is_decoder(node) and (available | made).issuperset(_reads(node)) and self._host_step(node, pending) is None:
                 run.append(node)
                 made.update(node.output)
         if not run:
@@ -259,7 +290,7 @@ class _Compiler:
         later = {name for node in pending for name in _reads(node)} | set(outputs)
         model = self._submodel(run, [name for node in run for name in node.output if name in later])
         step = Step(tuple(_label(n) for n in run), "onnx", f"ONNX Runtime {ort.__version__}", self._refused(run))
-        return [_Compiled(step, partial(_run_onnx, self.make_executor(model), _crop_guards(run), self._fields_behind(*run)))]
+        return [_Compiled(step, partial(_run_onnx, self.make_executor(model), _guards(run), self._fields_behind(*run)))]
 
     def _submodel(self, nodes: list[onnx.NodeProto], outputs: list[str]) -> onnx.ModelProto:
         """Make a model of its own out of `nodes`, with the constants and functions they use."""
@@ -299,7 +330,7 @@ class _Compiler:
 
     def _refused(self, nodes: Sequence[onnx.NodeProto]) -> str:
         """Say which nodes of an ONNX step a host kernel was refused for, and why."""
-        proofs = [(n, self.notes[n.output[0]]) for n in nodes if n.output[0] in self.notes]
+        proofs = [(n, self.proofs[n.output[0],]) for n in nodes if (n.output[0],) in self.proofs]
         return "; ".join(f"{_label(n)}: {_verdict(p)}" for n, p in proofs if not p.equal)
 
     def _fields_behind(self, *nodes: onnx.NodeProto) -> str | None:
@@ -353,13 +384,14 @@ def _run_kernel(source: str, target: str, kernel: Kernel, field: str | None, env
         raise _at_field(error, field) from error
 
 
-def _run_onnx(executor: Executor, guards: Sequence[tuple[str, float]], field: str | None, env: Values) -> None:
+def _run_onnx(executor: Executor, guards: Sequence[_Guard], field: str | None, env: Values) -> None:
     feeds = {name: _as_array(env[name]) for name in executor.input_names}
-    for name, fraction in guards:
-        if int(fraction * min(feeds[name].shape[:2])) < 1:
-            raise _at_field(InputError(EMPTY_IMAGE, code="wrong_shape"), field)
     try:
+        for name, check in guards:
+            check(feeds[name].shape[:2])
         results = executor.run(feeds)
+    except InputError as error:
+        raise _at_field(error, field) from error
     except ExecutionError as error:
         raise _at_field(InputError(f"preprocessing failed: {error}", code="execution_failed"), field) from error
     env.update(zip(executor.output_names, results, strict=True))
@@ -379,20 +411,40 @@ def _is_decoder(node: onnx.NodeProto) -> bool:
     return node.op_type == "ImageDecoder" and node.domain in _ONNX_DOMAINS
 
 
-def _crop_guards(nodes: Sequence[onnx.NodeProto]) -> list[tuple[str, float]]:
-    """Find the inputs of an ONNX step that are cropped to a fraction: (name, fraction).
+#: An input of an ONNX step, and what its (height, width) must pass before the step runs.
+_Guard = tuple[str, Callable[[Sequence[int]], None]]
 
-    A crop of a one-pixel image can leave nothing. A graph cannot say so, and the resize after it would fail without telling why.
+
+def _guards(nodes: Sequence[onnx.NodeProto]) -> list[_Guard]:
+    """Find the inputs of an ONNX step whose size decides whether it can run; kernels check the same by themselves.
+
+    A crop of a one-pixel image can leave nothing, which makes the resize after it fail without telling why. A resize by the shorter side
+    makes a long and narrow image enormous.
     """
     sources: dict[str, str] = {}
-    guards: list[tuple[str, float]] = []
+    guards: list[_Guard] = []
     for node in nodes:
         if node.domain == DOMAIN and node.op_type == "ToRGB":
             sources[node.output[0]] = sources.get(node.input[0], node.input[0])
-        if node.domain == DOMAIN and node.op_type.startswith("CenterCropFraction_"):
-            guards += [(sources.get(node.input[0], node.input[0]), fraction) for fraction in [crop_fraction(node)] if fraction is not None]
+        fraction = crop_fraction(node) if node.domain == DOMAIN and node.op_type.startswith("CenterCropFraction_") else None
+        if fraction is not None:
+            guards.append((sources.get(node.input[0], node.input[0]), partial(_check_crop, fraction)))
+        shorter = shorter_side(node)
+        if shorter is not None:
+            guards.append((sources.get(node.input[0], node.input[0]), partial(_check_shorter_side, shorter)))
     made = {name for node in nodes for name in node.output}
-    return [(name, fraction) for name, fraction in guards if name not in made]
+    return [guard for guard in guards if guard[0] not in made]
+
+
+def _check_crop(fraction: float, size: Sequence[int]) -> None:
+    if int(fraction * min(size)) < 1:
+        raise InputError(EMPTY_IMAGE, code="wrong_shape")
+
+
+def _check_shorter_side(shorter: int, size: Sequence[int]) -> None:
+    height, width = size
+    if min(height, width) > 0:
+        check_size(shorter_side_size((height, width), shorter))
 
 
 def _label(node: onnx.NodeProto) -> str:
