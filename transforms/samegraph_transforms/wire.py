@@ -70,11 +70,13 @@ def decode_v1(signature: Signature, body: bytes, *, max_instances: int = 1_000_0
     Raises:
         InputError: The body is not JSON, too much of it, or its outer shape is wrong. Faults of single instances are in the result.
     """
-    _check_values(body)
+    if len(body) > MAX_JSON_VALUES:
+        _check_values(body)
     rows = signature.decode_rows(body)
     if rows is None:
         return _decode_v1_slowly(signature, body, max_instances)
-    _check_count(len(rows), max_instances)
+    if not 0 < len(rows) <= max_instances:
+        _check_count(len(rows), max_instances)
     return Decoded(rows, "rows", True)
 
 

@@ -13,7 +13,6 @@ import itertools
 import math
 import os
 import re
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -166,15 +165,22 @@ class Response:
     __slots__ = ("_headers", "_request_id", "_static", "answer", "body", "error", "status")
 
     def __init__(
-        self, status: int, body: bytes, *, request_id: bytes = b"", static: Static | None = None, headers: Headers | None = None
+        self,
+        status: int,
+        body: bytes,
+        headers: Headers | None = None,
+        error: SamegraphError | None = None,
+        answer: Answer | None = None,
+        static: Static | None = None,
+        request_id: bytes = b"",
     ) -> None:
         self.status = status
         self.body = body
-        self.error: SamegraphError | None = None
-        self.answer: Answer | None = None
-        self._request_id = request_id
-        self._static = static
+        self.error = error
+        self.answer = answer
         self._headers = headers
+        self._static = static
+        self._request_id = request_id
 
     def pairs(self) -> Headers:
         """Return the headers for ASGI."""
@@ -188,7 +194,7 @@ class Response:
             (b"samegraph-prediction-id", self._request_id),
         ]
 
-    def http1(self, *, close: bool, with_body: bool = True) -> bytes:
+    def http1(self, close: bool, with_body: bool = True) -> bytes:
         """Return the whole HTTP/1.1 response, or its head only (the answer to HEAD)."""
         end = b"connection: close\r\n\r\n" if close else b"\r\n"
         if self._static is not None and not self._headers and with_body:
@@ -328,21 +334,26 @@ class Front:
         elif outcome.n * exchange.served.values_per_row > ENCODE_ON_HOST_VALUES:
             self._host.submit(self._encode_on_host, exchange, outcome)
         else:
-            self._respond(exchange, outcome, *_encoded(exchange, outcome))
+            started = self.now()
+            self._respond(exchange, outcome, _encoded(exchange, outcome), self.now() - started)
 
     def _encode_on_host(self, exchange: Exchange, answer: Answer) -> None:
-        self._loop.call_soon_threadsafe(self._respond, exchange, answer, *_encoded(exchange, answer))
+        started = self.now()
+        body = _encoded(exchange, answer)
+        self._loop.call_soon_threadsafe(self._respond, exchange, answer, body, self.now() - started)
 
     def _respond(self, exchange: Exchange, answer: Answer, body: bytes | SamegraphError, seconds: float) -> None:
         exchange.served.metrics.encode.observe(seconds)
-        exchange.respond(self.failed(body, exchange.request_id) if isinstance(body, SamegraphError) else _answered(answer, body))
+        if isinstance(body, SamegraphError):
+            exchange.respond(self.failed(body, exchange.request_id))
+            return
+        headers = [(b"samegraph-failed-instances", b"%d" % len(answer.errors))] if answer.errors else None
+        exchange.respond(Response(200, body, headers, None, answer, _static(answer.origin), answer.request_id.encode()))
 
     def failed(self, error: SamegraphError, request_id: str) -> Response:
         """Return the response to a request that failed."""
         status, headers, body = error_document.response(error, request_id)
-        response = Response(status, body, headers=headers)
-        response.error = error
-        return response
+        return Response(status, body, headers, error)
 
     def crashed(self, exchange: Exchange, error: Exception) -> Response:
         """Log an exception nobody expected and return a response that does not tell it."""
@@ -357,10 +368,12 @@ class Front:
         seconds = self.now() - exchange.received
         head, answer = exchange.head, response.answer
         if answer is not None:
-            model, version, code = answer.origin.model, answer.origin.version, ""
+            origin = answer.origin
+            model, version, code = origin.model, origin.version, ""
             exchange.served.metrics.duration.observe(seconds)
-            for failure in answer.errors.values():
-                self._metrics.error(model, error_document.mapping_of(failure).code)
+            if answer.errors:
+                for failure in answer.errors.values():
+                    self._metrics.error(model, error_document.mapping_of(failure).code)
         else:
             version = 0
             model, code = self._count_failure(head, response)
@@ -419,29 +432,18 @@ def _decode_v2(call: Call, signature: Signature) -> Decoded:
 _DECODERS = {"v1": _decode_json, "raw": _decode_bytes, "multipart": _decode_bytes, "v2": _decode_v2}
 
 
-def _encoded(exchange: Exchange, answer: Answer) -> tuple[bytes | SamegraphError, float]:
-    """Write an answer and take the time."""
-    started = time.perf_counter()
-    body: bytes | SamegraphError
+def _encoded(exchange: Exchange, answer: Answer) -> bytes | SamegraphError:
+    """Write an answer, or say why it cannot be."""
     try:
         if exchange.v2 is None:
-            body = v1.encode(answer, _static(answer.origin).v1)
-        else:
-            v2.check_outputs(answer.origin.outputs, exchange.v2)
-            body = v2.encode(answer, exchange.v2)
+            return v1.encode(answer, _static(answer.origin).v1)
+        v2.check_outputs(answer.origin.outputs, exchange.v2)
+        return v2.encode(answer, exchange.v2)
     except SamegraphError as error:
-        body = error
+        return error
     except Exception as error:
         log.error("encode_failed", exc_info=error, model=answer.origin.model, version=answer.origin.version)
-        body = Internal()
-    return body, time.perf_counter() - started
-
-
-def _answered(answer: Answer, body: bytes) -> Response:
-    headers = [(b"samegraph-failed-instances", b"%d" % len(answer.errors))] if answer.errors else None
-    response = Response(200, body, request_id=answer.request_id.encode(), static=_static(answer.origin), headers=headers)
-    response.answer = answer
-    return response
+        return Internal()
 
 
 def _static(origin: Origin) -> Static:

@@ -165,11 +165,17 @@ class PredictCycle(Exchange):
             self.release()
             self._front.note(self, self._front.failed(CallerGone("the caller hung up before the body was complete"), self.request_id))
 
-    def whole(self, body: bytes) -> None:
-        """Take in a body that arrived with its head."""
-        self._chunks.append(body)
-        self._size = len(body)
-        self.complete = True
+    def start_whole(self, body: bytes) -> None:
+        """Begin with a body that arrived with its head."""
+        self.started = self.complete = True
+        try:
+            self._front.admit(self)
+        except SamegraphError as error:
+            self._refuse(error)
+        except Exception as error:  # noqa: BLE001 - as in `start`
+            self.respond(self._front.crashed(self, error))
+        else:
+            self._front.run(self, body)
 
     # --- answering ----------------------------------------------------------------------------------------------------
 
@@ -199,7 +205,7 @@ class PredictCycle(Exchange):
             return
         if self._front.draining:
             self.keep_alive = False
-        connection.transport.write(response.http1(close=not self.keep_alive, with_body=self.head.method != "HEAD"))
+        connection.transport.write(response.http1(not self.keep_alive, self.head.method != "HEAD"))
         self._front.note(self, response)
         if self._discarding:
             self.since = connection.loop.time()
@@ -331,10 +337,9 @@ class PredictProtocol(HttpToolsProtocol):
     def _serve(self, front: Front, head: Head, body: bytes) -> None:
         """Answer a request that came in one piece and whose head is known; the parser has not seen it and need not."""
         cycle = PredictCycle(self, front, head, keep_alive=True, expects=False)
-        cycle.whole(body)
         self.cycle = cycle  # type: ignore[assignment]
         self._active = cycle
-        cycle.start()
+        cycle.start_whole(body)
 
     def _feed_on(self, rest: memoryview) -> None:
         """Go on after the head of a request that asks for an upgrade, where the parser stops.
@@ -501,7 +506,7 @@ class PredictProtocol(HttpToolsProtocol):
             self._active.lost()
         front = self._front
         status, headers, body = error_document.response(self._failure, "" if front is None else front.fresh_id())
-        self.transport.write(Response(status, body, headers=headers).http1(close=True))
+        self.transport.write(Response(status, body, headers).http1(close=True))
         self.transport.close()
 
     def _look_at_the_clock(self) -> None:
