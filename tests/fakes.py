@@ -91,6 +91,8 @@ class ManualPool(Executor):
 class Doubler:
     """A model that doubles numbers; records its batches and fails on the values in `poison`."""
 
+    shapes = None
+
     def __init__(self, poison: Sequence[float] = (), lose_a_row: bool = False) -> None:
         self.batches: list[list[float]] = []
         self.poison = set(poison)
@@ -114,9 +116,21 @@ class Recorder:
     def __init__(self) -> None:
         self.executions: list[tuple[int, list[float]]] = []
         self.expired_works = 0
+        self.backlog: list[tuple[int, int]] = []
+        self.elements: list[tuple[int, int]] = []
+        self.refused = 0
 
     def executed(self, rows: int, seconds: float, queue_seconds: Sequence[float]) -> None:
         self.executions.append((rows, list(queue_seconds)))
 
     def expired(self, works: int) -> None:
         self.expired_works += works
+
+    def backlogged(self, rows: int, wanted: int) -> None:
+        self.backlog.append((rows, wanted))
+
+    def padded(self, elements: int, padding: int) -> None:
+        self.elements.append((elements, padding))
+
+    def refused_poison(self) -> None:
+        self.refused += 1

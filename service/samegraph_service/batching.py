@@ -1,14 +1,18 @@
 """Queues and batch forming: which rows run together. Knows callbacks and a clock; no HTTP, no ONNX.
 
-A *work* is one request's rows on one version. It is cut into *entries* (rows that stay together), which wait in the
-version's queue. A batch is one or more whole entries. Entries of finished works (answered, expired, cancelled) leave
-before a batch is formed and stop counting at once.
+A *work* is one request's rows on one version. It is cut into *entries* (consecutive rows), which wait in the version's queue. A batch
+is one or more entries; the last of them may be split, its rest stays in front. Entries of finished works (answered, expired,
+cancelled) leave before a batch is formed and stop counting at once.
+
+Where rows differ in shape there is a line for each shape, and a batch comes from the line whose first entry has waited longest.
 """
 
 from __future__ import annotations
 
+import heapq
+import itertools
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -157,16 +161,19 @@ class Work:
 
 
 class Entry:
-    """Consecutive rows of one work that run together.
+    """Consecutive rows of one work that wait together.
 
     Attributes:
         start: First row in its request.
         items: The rows after the item stage.
         bytes: What they weigh in the queue.
         queued_at: Loop time of joining the queue.
+        key: What its rows share with those they may run with; only set where rows differ in shape.
     """
 
-    __slots__ = ("bytes", "items", "queue", "queued_at", "start", "work")
+    __slots__ = ("bytes", "items", "key", "queue", "queued_at", "start", "work")
+
+    key: Hashable
 
     def __init__(self, work: Work, start: int, items: Sequence[Any], size_bytes: int = 0) -> None:
         self.work = work
@@ -181,6 +188,19 @@ class Entry:
         if self.queue is not None:
             self.queue.discount(self)
             self.items = ()
+
+    def part(self, first: int, last: int) -> Entry:
+        """Return the rows from place `first` up to `last` as an entry of their own."""
+        return Entry(self.work, self.start + first, self.items[first:last], self.bytes * (last - first) // len(self.items))
+
+    def split(self, rows: int) -> Entry:
+        """Return the first `rows` as an entry of their own and keep the rest."""
+        head = self.part(0, rows)
+        head.queued_at = self.queued_at
+        self.start += rows
+        self.items = self.items[rows:]
+        self.bytes -= head.bytes
+        return head
 
 
 class EntryQueue:
@@ -211,7 +231,10 @@ class EntryQueue:
         self.bytes -= entry.bytes
 
     def pick(self, max_rows: int) -> list[Entry]:
-        """Take entries from the front while they fit into `max_rows`; the first living one always fits."""
+        """Take up to `max_rows` from the front; an entry that does not fit is split if that fills a tenth of the batch or more.
+
+        Below that a batch is as good as full, and pieces of one request cost more than they save.
+        """
         picked: list[Entry] = []
         room = max_rows
         entries = self._entries
@@ -220,7 +243,9 @@ class EntryQueue:
             if entry.queue is not self:
                 entries.popleft()
                 continue
-            if picked and len(entry.items) > room:
+            if len(entry.items) > room:
+                if room * 10 >= max_rows:
+                    picked.append(self._split(entry, room))
                 break
             entries.popleft()
             self.discount(entry)
@@ -229,6 +254,13 @@ class EntryQueue:
             if room <= 0:
                 break
         return picked
+
+    def _split(self, entry: Entry, rows: int) -> Entry:
+        """Take the first rows of a waiting entry out of the line and the counts."""
+        head = entry.split(rows)
+        self.rows -= rows
+        self.bytes -= head.bytes
+        return head
 
     def oldest(self) -> float | None:
         """Return when the entry at the front joined, or None when nothing waits."""
@@ -243,6 +275,89 @@ class EntryQueue:
         for entry in alive:
             self.discount(entry)
         return alive
+
+
+class ShapedQueue:
+    """A line for every shape: put, pick from the line whose first entry has waited longest, drop.
+
+    Attributes:
+        rows: Rows waiting in all lines.
+        bytes: Their weight.
+        lines: Shape key → its line; lines that are empty may linger until they come up.
+    """
+
+    def __init__(self) -> None:
+        self.lines: dict[Hashable, _Line] = {}
+        self.rows = 0
+        self.bytes = 0
+        # (when the first entry of a line joined, or an earlier one that is gone; tie breaker; key), one for each line
+        self._order: list[tuple[float, int, Hashable]] = []
+        self._ties = itertools.count()
+
+    def put(self, entry: Entry, now: float) -> None:
+        """Add an entry, whose `key` is set, at the end of its line."""
+        line = self.lines.get(entry.key)
+        if line is None:
+            line = self.lines[entry.key] = _Line(self)
+            heapq.heappush(self._order, (now, next(self._ties), entry.key))
+        line.put(entry, now)
+
+    def front(self) -> tuple[Hashable, EntryQueue] | None:
+        """Return the line that is next and its key, or None when nothing waits."""
+        order = self._order
+        while order:
+            known, tie, key = order[0]
+            line = self.lines[key]
+            oldest = line.oldest()
+            if oldest is None:
+                heapq.heappop(order)
+                del self.lines[key]
+            elif oldest > known:
+                heapq.heapreplace(order, (oldest, tie, key))
+            else:
+                return key, line
+        return None
+
+    def pick(self, max_rows: int) -> list[Entry]:
+        """Take up to `max_rows` from the line that is next (see `EntryQueue.pick`)."""
+        front = self.front()
+        return [] if front is None else front[1].pick(max_rows)
+
+    def oldest(self) -> float | None:
+        """Return when the entry that waits longest joined, or None when nothing waits."""
+        front = self.front()
+        return None if front is None else front[1].oldest()
+
+    def drop_all(self) -> list[Entry]:
+        """Empty the queue and return the living entries."""
+        alive = [entry for line in self.lines.values() for entry in line.drop_all()]
+        self.lines.clear()
+        self._order.clear()
+        return alive
+
+
+class _Line(EntryQueue):
+    """One line of a `ShapedQueue`, which also counts what waits in it."""
+
+    def __init__(self, whole: ShapedQueue) -> None:
+        super().__init__()
+        self._whole = whole
+
+    def put(self, entry: Entry, now: float) -> None:
+        super().put(entry, now)
+        self._whole.rows += len(entry.items)
+        self._whole.bytes += entry.bytes
+
+    def discount(self, entry: Entry) -> None:
+        super().discount(entry)
+        self._whole.rows -= len(entry.items)
+        self._whole.bytes -= entry.bytes
+
+    def _split(self, entry: Entry, rows: int) -> Entry:
+        head = super()._split(entry, rows)
+        self._whole.rows -= rows
+        self._whole.bytes -= head.bytes
+        return head
 
 
 @dataclass(frozen=True, slots=True)

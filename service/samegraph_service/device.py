@@ -7,38 +7,55 @@ than `inline_below_s` runs on the event loop itself, where a hop to a thread wou
 On a CPU the item stage (decoding, resizing) runs in the same slots: threads of its own beside them would only take turns with
 them on the same cores, prepare rows long before they can run, and make callers finish in an order nobody chose. A slot runs a
 batch when enough rows wait to make one that pays, or when nothing is left to prepare; otherwise it prepares the next row.
+
+Where rows differ in shape (`Runner.shapes`), a batch holds rows of one shape key. An instance that made executions fail twice is refused
+when it comes again (poison.py). Lanes whose rows all have one shape and that nothing was lost on pay for neither.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor as ThreadPool
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import groupby, islice
 from typing import Any, Protocol
 
 import numpy as np
-from samegraph_transforms.errors import ExecutionError
+from samegraph_transforms.errors import ExecutionError, InputError, SamegraphError
+from samegraph_transforms.ragged import ShapePlan
 
-from .batching import BatchPolicy, Entry, EntryQueue, Outputs, Work
+from .batching import BatchPolicy, Entry, EntryQueue, Outputs, ShapedQueue, Work
 from .clock import Loop, Timer
-from .cost import CostModel
-from .errors import DeadlineExceeded, ExecutionFailed
+from .cost import BucketCost, CostModel, ShapedCost
+from .errors import DeadlineExceeded, ExecutionFailed, PoisonInstance
 from .logs import get_logger
+from .poison import REMEMBERED_S, Quarantine
 
 log = get_logger("samegraph.device")
 
 #: Seconds between two looks whether a retired lane is empty.
 REMOVE_AGAIN_S = 0.5
+#: Lines of different shapes whose work is predicted one by one.
+LINES_LOOKED_AT = 64
 
 
 class Runner(Protocol):
-    """What runs a batch: `samegraph_transforms.runtime.PackageRuntime`, or a stand-in."""
+    """What runs a batch: `samegraph_transforms.runtime.PackageRuntime`, or a stand-in.
+
+    Attributes:
+        shapes: How rows of different shapes run together; None when every row has the same.
+    """
+
+    @property
+    def shapes(self) -> ShapePlan | None:
+        """See the class."""
+        ...
 
     def collate(self, items: Sequence[Any]) -> dict[str, np.ndarray]:
-        """Stack items into batch inputs."""
+        """Stack items, all of one shape key, into batch inputs."""
         ...
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
@@ -48,12 +65,13 @@ class Runner(Protocol):
 
 @dataclass(slots=True)
 class Segment:
-    """Outcome of consecutive rows of a batch: their arrays, or the error of a single row."""
+    """Outcome of consecutive rows of a batch: their arrays, or the error of a single row and whether it is to blame itself."""
 
     start: int
     stop: int
     arrays: Sequence[np.ndarray] | None
-    error: Exception | None
+    error: BaseException | None
+    blamed: bool = False
 
 
 #: Prepares one row on a slot's thread and returns what to call on the event loop with the result.
@@ -71,6 +89,18 @@ class LaneObserver(Protocol):
         """So many works were dropped because their deadline passed while they waited."""
         ...
 
+    def backlogged(self, rows: int, wanted: int) -> None:
+        """An execution of `rows` rows started with others left waiting, where the policy wanted `wanted`."""
+        ...
+
+    def padded(self, elements: int, padding: int) -> None:
+        """An execution read `elements` elements in inputs of varying shape, `padding` of which were padding."""
+        ...
+
+    def refused_poison(self) -> None:
+        """An instance was refused because executions failed on it before."""
+        ...
+
 
 class Lane:
     """One version's queue on the device, with its deadline timer.
@@ -79,17 +109,28 @@ class Lane:
         name: For logs.
         runner: Runs its batches.
         policy: How its batches are formed.
-        cost: Its execution-time model.
+        cost: Its execution-time model; a `ShapedCost` where rows differ in shape.
         observer: Told of every execution.
+        canary: An instance known to be good, which tells a broken model from a bad instance; None takes the first that runs after a
+            failure.
+
+    Attributes:
+        shapes: How rows of different shapes run together; None when every row has the same.
+        quarantine: The instances that made executions fail; None while there are none.
+        plain: Whether rows go into the queue as they come, unlooked at.
     """
 
-    def __init__(self, name: str, runner: Runner, policy: BatchPolicy, cost: CostModel, observer: LaneObserver) -> None:
+    def __init__(self, name: str, runner: Runner, policy: BatchPolicy, cost: CostModel, observer: LaneObserver, canary: Any = None) -> None:
         self.name = name
         self.runner = runner
         self.policy = policy
         self.cost = cost
         self.observer = observer
-        self.queue = EntryQueue()
+        self.canary = canary
+        self.shapes = runner.shapes
+        self.queue: EntryQueue | ShapedQueue = EntryQueue() if self.shapes is None else ShapedQueue()
+        self.quarantine: Quarantine | None = None
+        self.plain = self.shapes is None
         self.items: deque[ItemJob] = deque()
         self.item_s = 0.0
         self.attached = False
@@ -101,13 +142,37 @@ class Lane:
 
     def pending_s(self) -> float:
         """Return the predicted seconds of work of everything that waits."""
-        rows = self.queue.rows + len(self.items)
-        if rows == 0:
-            return 0.0
-        size = self.policy.max_batch_size
-        full, rest = divmod(rows, size)
-        batches = full * self.cost.predict_s(size) + (self.cost.predict_s(rest) if rest else 0.0)
-        return batches + len(self.items) * self.item_s
+        items = len(self.items)
+        if isinstance(self.queue, ShapedQueue):
+            return self._shaped_pending_s(self.queue) + self._batches_s(items, self.cost) + items * self.item_s
+        return self._batches_s(self.queue.rows + items, self.cost) + items * self.item_s
+
+    def _batches_s(self, rows: int, cost: CostModel) -> float:
+        full, rest = divmod(rows, self.policy.max_batch_size)
+        return full * cost.predict_s(self.policy.max_batch_size) + (cost.predict_s(rest) if rest else 0.0)
+
+    def _shaped_pending_s(self, queue: ShapedQueue) -> float:
+        """Return the predicted seconds of what waits in the lines; beyond the first `LINES_LOOKED_AT` the rest is taken to be like them."""
+        looked_at, seconds = 0, 0.0
+        assert isinstance(self.cost, ShapedCost)
+        for key, line in islice(queue.lines.items(), LINES_LOOKED_AT):
+            looked_at += line.rows
+            seconds += self._batches_s(line.rows, self.cost.of(key))
+        return seconds * queue.rows / looked_at if looked_at else 0.0
+
+    def cost_of(self, entry: Entry) -> CostModel:
+        """Return the execution-time model of an entry's rows."""
+        return self.cost.of(entry.key) if isinstance(self.cost, ShapedCost) else self.cost
+
+    def front(self) -> tuple[int, CostModel]:
+        """Return how many rows the next execution could hold, and its execution-time model."""
+        if not isinstance(self.queue, ShapedQueue):
+            return self.queue.rows, self.cost
+        front = self.queue.front()
+        if front is None:
+            return 0, self.cost
+        key, line = front
+        return line.rows, self.cost.of(key) if isinstance(self.cost, ShapedCost) else self.cost
 
     @property
     def waits(self) -> bool:
@@ -118,7 +183,10 @@ class Lane:
         """Whether a free slot should run a batch rather than prepare one more row."""
         if not self.items:
             return True
-        return self.queue.rows >= min(self.policy.max_batch_size, self.cost.efficient_size(self.policy.max_batch_size))
+        rows, cost = self.front()
+        largest = self.policy.max_batch_size
+        # Rows of a rare shape do not wait for company for ever: as soon as a whole batch waits, whatever its shapes, the oldest go.
+        return rows >= min(largest, cost.efficient_size(largest)) or self.queue.rows >= largest
 
 
 class Device:
@@ -169,10 +237,27 @@ class Device:
         """Let an entry of a watched work wait in its lane and see that it is run; `now` is the time, where the caller has just read it."""
         if len(self._lanes) > 1:
             self._level(lane)
-        lane.queue.put(entry, self._loop.time() if now is None else now)
+        if lane.plain:
+            lane.queue.put(entry, self._loop.time() if now is None else now)
+        else:
+            self._put_looked_at(lane, entry)
         if not self._woken and self._idle:
             self._woken = True
             self._loop.call_soon(self._dispatch)
+
+    def _put_looked_at(self, lane: Lane, entry: Entry) -> None:
+        """Put an entry's rows into the lines of their shapes; those that cannot run or are refused fail here."""
+        now = self._loop.time()
+        work, runs = entry.work, list(_runs(entry, _keys(lane, entry, now)))
+        for key, part in runs:
+            if isinstance(key, SamegraphError):
+                work.waiting -= 1
+                work.fail_row(part.start, key)
+        for key, part in runs:
+            if not work.finished and not isinstance(key, SamegraphError):
+                part.key = key
+                work.entries.append(part)
+                lane.queue.put(part, now)
 
     def prepare(self, lane: Lane, job: ItemJob) -> None:
         """Let a row wait for a slot that prepares it; the job must be quick to end when nobody wants its row any more."""
@@ -239,24 +324,34 @@ class Device:
             if not lane.batch_is_due():
                 self._start_item(lane)
                 continue
-            batch = lane.queue.pick(self._target(lane))
+            wanted, inline = self._plan(lane)
+            batch = lane.queue.pick(wanted)
             if not batch:
                 continue
-            if self._start(lane, batch):
+            if self._start(lane, batch, wanted, inline):
                 if any(other.waits for other in self._lanes):
                     self.wake()  # the loop turns once between two inline executions, so that sockets are served
                 return
 
     # --- running ------------------------------------------------------------------------------------------------------
 
-    def _target(self, lane: Lane) -> int:
-        """Return how many rows to take: everything that waits when it is cheap enough to run here and now, else a slot's share."""
-        rows = min(lane.queue.rows, lane.policy.max_batch_size)
-        if lane.cost.known and lane.cost.predict_s(rows) < self._inline_below_s:
-            return rows
-        return lane.policy.target(lane.queue.rows, self._idle, lane.cost.efficient_size(lane.policy.max_batch_size))
+    def _plan(self, lane: Lane) -> tuple[int, bool]:
+        """Return how many rows to take, and whether to run them here and now: all that wait when that is cheap, else a slot's share."""
+        if lane.shapes is None:
+            waiting = lane.queue.rows
+            cost = lane.cost
+        else:
+            waiting, cost = lane.front()
+        largest = lane.policy.max_batch_size
+        rows = min(waiting, largest)
+        if cost.known and cost.predict_s(rows) < self._inline_below_s:
+            return rows, True
+        share = lane.policy.target(lane.queue.rows, self._idle, cost.efficient_size(largest))
+        if lane.shapes is not None:
+            share = min(share, rows)
+        return cost.without_waste(share) if isinstance(cost, BucketCost) else share, False
 
-    def _start(self, lane: Lane, batch: list[Entry]) -> bool:
+    def _start(self, lane: Lane, batch: list[Entry], wanted: int, inline: bool) -> bool:
         """Start one execution; return whether it ran inline and is already over."""
         items = batch[0].items if len(batch) == 1 else [item for entry in batch for item in entry.items]
         now = self._loop.time()
@@ -264,14 +359,24 @@ class Device:
         for entry in batch:
             entry.work.waiting -= len(entry.items)
         lane.running += 1
-        if lane.cost.known and lane.cost.predict_s(len(items)) < self._inline_below_s:
-            segments, seconds = _timed(lane.runner, items)
+        if not inline:
+            cost = lane.cost_of(batch[0])
+            inline = cost.known and cost.predict_s(len(items)) < self._inline_below_s
+        if lane.queue.rows and (inline or self._idle == 1):  # what waits on waits for this execution
+            lane.observer.backlogged(len(items), wanted if lane.shapes is None else self._full(lane, lane.cost_of(batch[0])))
+        if inline:
+            segments, seconds = _timed(lane.runner, items, lane.canary)
             lane.served_s += seconds
             self._finish(lane, batch, queued, segments, seconds)
             return True
         self._idle -= 1
         self._pool.submit(self._run_in_thread, lane, batch, queued, items)
         return False
+
+    def _full(self, lane: Lane, cost: CostModel) -> int:
+        """Return how many rows an execution would have if all that waits were of its shape."""
+        rows = min(lane.queue.rows + 1, lane.policy.max_batch_size)
+        return rows if cost.predict_s(rows) < self._inline_below_s else min(rows, max(1, cost.efficient_size(rows)))
 
     def _start_item(self, lane: Lane) -> None:
         lane.running += 1
@@ -280,7 +385,11 @@ class Device:
 
     def _run_item(self, lane: Lane, job: ItemJob) -> None:
         started = time.perf_counter()
-        result = job()
+        try:
+            result = job()
+        except BaseException:  # the slot must come back; the row's caller is told by his deadline
+            log.exception("item_job_crashed", lane=lane.name)
+            result = _nothing
         self._loop.call_soon_threadsafe(self._item_done, lane, result, time.perf_counter() - started)
 
     def _item_done(self, lane: Lane, result: Callable[[], None], seconds: float) -> None:
@@ -292,7 +401,7 @@ class Device:
         self._dispatch()
 
     def _run_in_thread(self, lane: Lane, batch: list[Entry], queued: list[float], items: Sequence[Any]) -> None:
-        segments, seconds = _timed(lane.runner, items)
+        segments, seconds = _timed(lane.runner, items, lane.canary)
         self._loop.call_soon_threadsafe(self._finish_threaded, lane, batch, queued, segments, seconds)
 
     def _finish_threaded(self, lane: Lane, batch: list[Entry], queued: list[float], segments: list[Segment], seconds: float) -> None:
@@ -304,19 +413,47 @@ class Device:
     def _finish(self, lane: Lane, batch: list[Entry], queued: list[float], segments: list[Segment], seconds: float) -> None:
         lane.running -= 1
         rows = segments[-1].stop
-        whole = segments[0].arrays if len(segments) == 1 else None
-        if whole is not None:
-            lane.cost.observe(rows, seconds)
+        if lane.shapes is None:
+            whole = segments[0].arrays if len(segments) == 1 else None
+            if whole is not None:
+                lane.cost.observe(rows, seconds)
+        else:
+            whole = None
+            self._count_shape(lane, lane.shapes, batch, segments, seconds)
         lane.observer.executed(rows, seconds, queued)
-        offset = 0
-        outputs = None if whole is None else Outputs(whole)
-        for entry in batch:
-            count = len(entry.items)
-            if outputs is not None:
+        if whole is not None:
+            outputs = Outputs(whole)
+            offset = 0
+            for entry in batch:
+                count = len(entry.items)
                 entry.work.answer(entry.start, count, outputs, offset)
-            else:
-                _deliver(entry, offset, count, segments, lane.name)
-            offset += count
+                offset += count
+        else:
+            self._note_losses(lane, batch, segments)
+            _deliver(batch, segments, lane.name)
+
+    @staticmethod
+    def _count_shape(lane: Lane, shapes: ShapePlan, batch: list[Entry], segments: list[Segment], seconds: float) -> None:
+        key: Any = batch[0].key
+        rows = segments[-1].stop
+        if all(segment.error is None for segment in segments) and isinstance(lane.cost, ShapedCost):
+            lane.cost.observe_shape(key, rows, seconds)
+        elements = rows * shapes.elements(key)
+        lane.observer.padded(elements, elements - sum([shapes.own_elements(item) for entry in batch for item in entry.items]))
+
+    def _note_losses(self, lane: Lane, batch: list[Entry], segments: list[Segment]) -> None:
+        """Remember the instances that made the execution fail although the model works."""
+        if all(segment.error is None for segment in segments):
+            if lane.canary is None and lane.quarantine is not None:
+                lane.canary = batch[0].items[0]
+            return
+        if lane.quarantine is None:
+            lane.quarantine = Quarantine()
+        items = [item for entry in batch for item in entry.items]
+        for segment in segments:
+            if segment.blamed:
+                lane.quarantine.lost(items[segment.start], self._loop.time())
+        lane.plain = lane.shapes is None and not lane.quarantine.refusing
 
     # --- deadlines ----------------------------------------------------------------------------------------------------
 
@@ -358,10 +495,64 @@ def _deadline_passed() -> DeadlineExceeded:
     return DeadlineExceeded("the deadline passed while the request waited; nothing was computed for it")
 
 
-def _timed(runner: Runner, items: Sequence[Any]) -> tuple[list[Segment], float]:
+def _remembered(lane: Lane, now: float) -> Quarantine | None:
+    """Return the lane's quarantine if it refuses anything still; when it does not, rows need not be looked at any more."""
+    quarantine = lane.quarantine
+    if quarantine is None:
+        return None
+    quarantine.forget(now)
+    if quarantine.refusing:
+        return quarantine
+    lane.plain = lane.shapes is None
+    return None
+
+
+def _keys(lane: Lane, entry: Entry, now: float) -> Iterator[Hashable]:
+    """Yield for every row its shape key, or the error it is refused with."""
+    quarantine = _remembered(lane, now)
+    for row, item in enumerate(entry.items, entry.start):
+        if quarantine is not None and quarantine.refuses(item):
+            lane.observer.refused_poison()
+            yield PoisonInstance(row, REMEMBERED_S)
+            continue
+        try:
+            yield None if lane.shapes is None else lane.shapes.key(item)
+        except InputError as error:
+            yield error.at(row)
+        except Exception as error:  # whatever a value makes NumPy raise belongs to this row
+            log.exception("shape_failed", lane=lane.name, instance=row)
+            failed = ExecutionFailed(row)
+            failed.__cause__ = error
+            yield failed
+
+
+def _runs(entry: Entry, keys: Iterable[Hashable]) -> Iterator[tuple[Hashable, Entry]]:
+    """Yield the consecutive rows of an entry that have equal keys."""
+    start = 0
+    for key, run in groupby(keys):
+        stop = start + len(list(run))
+        yield key, entry.part(start, stop)
+        start = stop
+
+
+def _nothing() -> None:
+    """Stand in for the result of an item job that has none."""
+
+
+def _timed(runner: Runner, items: Sequence[Any], canary: Any) -> tuple[list[Segment], float]:
+    """Run items as `execute` does and find out who is to blame for failures; never raises."""
     started = time.perf_counter()
     segments = execute(runner, items)
-    return segments, time.perf_counter() - started
+    seconds = time.perf_counter() - started
+    if len(segments) > 1 or segments[0].error is not None:
+        works = any(s.error is None for s in segments) or (canary is not None and _runs_alone(runner, canary))
+        for segment in segments:
+            segment.blamed = works and segment.error is not None
+    return segments, seconds
+
+
+def _runs_alone(runner: Runner, item: Any) -> bool:
+    return execute(runner, [item])[0].error is None
 
 
 def execute(runner: Runner, items: Sequence[Any], offset: int = 0) -> list[Segment]:
@@ -381,24 +572,39 @@ def execute(runner: Runner, items: Sequence[Any], offset: int = 0) -> list[Segme
         for array in arrays:
             if len(array) != n:
                 raise ExecutionError(f"{len(array)} rows came out of a batch of {n}")
-        return [Segment(offset, offset + n, arrays, None)]
-    except Exception as error:  # noqa: BLE001 - whatever a graph or its inputs raise belongs to these rows, not to the server
+        if runner.shapes is None or not runner.shapes.cuts:
+            return [Segment(offset, offset + n, arrays, None)]
+        return _cut(runner.shapes, arrays, items, offset)
+    except BaseException as error:  # noqa: BLE001 - whatever a graph or its inputs raise belongs to these rows, not to the server
         if n == 1:
             return [Segment(offset, offset + 1, None, error)]
     middle = n // 2
     return execute(runner, items[:middle], offset) + execute(runner, items[middle:], offset + middle)
 
 
-def _deliver(entry: Entry, offset: int, count: int, segments: list[Segment], lane: str) -> None:
-    """Hand an entry its rows of the batch."""
-    work = entry.work
-    for segment in segments:
-        start, stop = max(offset, segment.start), min(offset + count, segment.stop)
-        if start >= stop:
-            continue
-        row = entry.start + start - offset
-        if segment.error is not None:
-            log.error("execution_failed", exc_info=segment.error, lane=lane, instance=row, request=getattr(work, "request_id", ""))
-            work.fail_row(row, ExecutionFailed(row))
-        elif segment.arrays is not None:
-            work.answer(row, stop - start, Outputs(segment.arrays), start - segment.start)
+def _cut(shapes: ShapePlan, arrays: Sequence[np.ndarray], items: Sequence[Any], offset: int) -> list[Segment]:
+    """Return the rows' outputs without padding."""
+    segments = []
+    for count, piece in shapes.cut(arrays, items):
+        segments.append(Segment(offset, offset + count, piece, None))
+        offset += count
+    return segments
+
+
+def _deliver(batch: Sequence[Entry], segments: Sequence[Segment], lane: str) -> None:
+    """Hand every entry its rows of the batch."""
+    outputs = [None if s.arrays is None else Outputs(s.arrays) for s in segments]
+    number = offset = 0
+    for entry in batch:
+        stop = offset + len(entry.items)
+        while offset < stop:
+            segment, given = segments[number], outputs[number]
+            row, last = entry.start + len(entry.items) - (stop - offset), min(stop, segment.stop)
+            if given is not None:
+                entry.work.answer(row, last - offset, given, offset - segment.start)
+            else:
+                request = getattr(entry.work, "request_id", "")
+                log.error("execution_failed", exc_info=segment.error, lane=lane, instance=row, request=request)
+                entry.work.fail_row(row, ExecutionFailed(row))
+            offset = last
+            number += offset == segment.stop

@@ -19,6 +19,7 @@
         ├── BodyTooLarge                  the body is over the server's limit
         ├── BodyTooSlow                   the body did not arrive in time
         ├── ExecutionFailed               the model's graph failed on this instance
+        ├── PoisonInstance                executions failed on this very instance before
         ├── CallerGone                    the caller hung up or cancelled
         ├── Unauthorized                  an admin route needs a token
         └── Internal                      a bug of ours; the log has the traceback, the answer does not
@@ -141,6 +142,21 @@ class ExecutionFailed(ServiceError):
 
     def __init__(self, instance: int | None) -> None:
         super().__init__("the model failed on this instance; the server's log has the reason under this request id")
+        self.instance = instance
+
+
+class PoisonInstance(ServiceError):
+    """Raised when an instance comes again on which executions failed twice while the model worked for others; it is not run.
+
+    Attributes:
+        instance: Zero-based index of the instance in its request.
+    """
+
+    def __init__(self, instance: int, remembered_s: float) -> None:
+        super().__init__(
+            "the model failed twice on an instance of exactly this content, so it is not run again; change it, or try when "
+            f"{remembered_s:g} s have passed since the last failure"
+        )
         self.instance = instance
 
 

@@ -5,6 +5,7 @@ Runs in a thread of its own, beside the serving of everything else.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,11 +19,12 @@ from samegraph_transforms.errors import ExecutionError, InputError, NotExact
 from samegraph_transforms.gpu import GpuOptions
 from samegraph_transforms.manifest import BINARY_KINDS
 from samegraph_transforms.package import Package, open_version
+from samegraph_transforms.ragged import ShapeKey
 from samegraph_transforms.runtime import Item, PackageRuntime
 from samegraph_transforms.signature import Row
 from samegraph_transforms.wire import decode_request
 
-from .cost import CostModel
+from .cost import CostModel, ShapedCost, cost_model
 from .errors import NotReady
 
 #: Longest time spent on measuring execution times at load, in seconds.
@@ -71,6 +73,7 @@ class Loaded:
         examples: The first small ones of them.
         max_ulp: Largest distance from the training code among them.
         seconds: How long all this took.
+        canary: An instance that is known to run, after the item stage; None when there was none to try.
     """
 
     package: Package
@@ -82,6 +85,7 @@ class Loaded:
     examples: Sequence[GoldenSample]
     max_ulp: int
     seconds: float
+    canary: Item | None = None
 
 
 def load_version(repository: Path, name: str, version: int, options: LoadOptions, budget_left: int) -> Loaded:
@@ -106,9 +110,9 @@ def load_version(repository: Path, name: str, version: int, options: LoadOptions
     max_batch_size = min(package.manifest.batching.max_batch_size, options.max_batch_size or package.manifest.batching.max_batch_size)
     runtime, max_ulp = _proven_runtime(package, samples, options, max_batch_size)
     examples = [s for s in samples if len(s.body) <= SHOWN_EXAMPLE_BYTES][:SHOWN_EXAMPLES]
-    cost = CostModel()
-    _warm_up(runtime, _rows(runtime, samples), max_batch_size, cost)
-    return Loaded(package, runtime, cost, max_batch_size, size, len(samples), examples, max_ulp, time.perf_counter() - started)
+    cost = cost_model(runtime.batch_sizes, None if runtime.shapes is None else runtime.shapes.elements)
+    canary = _warm_up(runtime, _rows(runtime, samples), max_batch_size, cost)
+    return Loaded(package, runtime, cost, max_batch_size, size, len(samples), examples, max_ulp, time.perf_counter() - started, canary)
 
 
 def _bounded(package: Package, options: LoadOptions) -> Package:
@@ -193,29 +197,50 @@ def _zero_rows(runtime: PackageRuntime) -> list[Row]:
     return [tuple(values)]
 
 
-def _warm_up(runtime: PackageRuntime, rows: Sequence[Row], max_batch_size: int, cost: CostModel) -> None:
+def _warm_up(runtime: PackageRuntime, rows: Sequence[Row], max_batch_size: int, cost: CostModel) -> Item | None:
     """Run batches of growing size until time is up, so that the first caller meets warm memory and a known cost.
 
-    What a GPU keeps buffers for is run whole before, however long that takes: TensorRT compiles then.
+    What a GPU keeps buffers for is run whole before, however long that takes: TensorRT compiles then. So is every bucket of ragged
+    lengths, with one row and with the largest batch.
+
+    Returns:
+        An instance that ran, or None when there was none to try.
     """
     if not rows:
-        return
+        return None
     items: list[Item] = [runtime.prepare(row) for row in rows[:max_batch_size]]
     runtime.warm_up(items)
+    shapes = list(runtime.warm_shapes(items))
+    for key, fitting in shapes if len(shapes) > 1 else ():
+        for size in sorted({1, max_batch_size}):
+            _measure(runtime, key, fitting, size, cost, runs=2)
     until = time.perf_counter() + WARM_UP_S
     size = 1
     while True:
-        batch = [items[i % len(items)] for i in range(size)]
-        runtime.run(runtime.collate(batch))
-        for _ in range(3):
-            started = time.perf_counter()
-            runtime.run(runtime.collate(batch))
-            cost.observe(size, time.perf_counter() - started)
-            if time.perf_counter() > until:
-                return
+        for key, fitting in shapes:
+            if not _measure(runtime, key, fitting, size, cost, runs=4, until=until):
+                return items[0]
         if size >= max_batch_size:
-            return
+            return items[0]
         size = min(size * 4, max_batch_size)
+
+
+def _measure(
+    runtime: PackageRuntime, key: ShapeKey | None, items: Sequence[Item], size: int, cost: CostModel, *, runs: int, until: float = math.inf
+) -> bool:
+    """Run a batch a few times and take in how long all but the first took; return whether there is time left."""
+    batch = [items[i % len(items)] for i in range(size)]
+    for run in range(runs):
+        started = time.perf_counter()
+        runtime.run(runtime.collate(batch, key))
+        seconds = time.perf_counter() - started
+        if run > 0 and isinstance(cost, ShapedCost):
+            cost.observe_shape(key, size, seconds)
+        elif run > 0:
+            cost.observe(size, seconds)
+        if run > 0 and time.perf_counter() > until:
+            return False
+    return True
 
 
 def _weight_bytes(package: Package) -> int:

@@ -27,6 +27,16 @@ SORT_AT = 1024
 BATCH_BUCKETS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
 
 
+#: Name, help and attribute of `VersionMetrics` of what is counted about batches.
+_BATCHING_COUNTERS = (
+    ("samegraph_backlog_rows", "Rows of executions that started with others left waiting.", "backlog_rows"),
+    ("samegraph_backlog_wanted_rows", "Rows the batch policy wanted in those executions.", "backlog_wanted_rows"),
+    ("samegraph_input_elements", "Elements that executions read in inputs of varying shape, padding included.", "input_elements"),
+    ("samegraph_padding_elements", "How many of those were padding.", "padding_elements"),
+    ("samegraph_poison_refused_instances", "Instances refused because executions failed on them twice.", "poison_refused"),
+)
+
+
 class Histogram:
     """Counts per bucket (upper bounds inclusive, as Prometheus reads them) and a sum.
 
@@ -88,6 +98,9 @@ class VersionMetrics:
         self.instances = 0
         self.failed_instances = 0
         self.expired_works = 0
+        self.backlog_rows = self.backlog_wanted_rows = 0
+        self.input_elements = self.padding_elements = 0
+        self.poison_refused = 0
         self.decode, self.item, self._queue, self._batch, self.encode = (self.stages[stage] for stage in STAGES)
 
     def executed(self, rows: int, seconds: float, queue_seconds: Sequence[float]) -> None:
@@ -112,6 +125,20 @@ class VersionMetrics:
     def expired(self, works: int) -> None:
         """Count works dropped from the queue because their deadline passed."""
         self.expired_works += works
+
+    def backlogged(self, rows: int, wanted: int) -> None:
+        """Count an execution that left others waiting (see `device.LaneObserver`)."""
+        self.backlog_rows += rows
+        self.backlog_wanted_rows += wanted
+
+    def padded(self, elements: int, padding: int) -> None:
+        """Count the elements of an execution in inputs of varying shape (see `device.LaneObserver`)."""
+        self.input_elements += elements
+        self.padding_elements += padding
+
+    def refused_poison(self) -> None:
+        """Count an instance that was refused because executions failed on it before."""
+        self.poison_refused += 1
 
 
 @dataclass
@@ -241,8 +268,11 @@ def _timing_families(versions: Sequence[VersionMetrics]) -> Iterable[Metric]:
     expired = CounterMetricFamily(
         "samegraph_expired_requests", "Requests dropped because their deadline passed while they waited.", labels=labels
     )
+    counted = [(_counter(name, text, labels, ()), attribute) for name, text, attribute in _BATCHING_COUNTERS]
     for v in versions:
         key = (v.model, v.version)
+        for family, attribute in counted:
+            family.add_metric(key, getattr(v, attribute))
         for name, histogram in v.stages.items():
             stage.add_metric((*key, name), histogram.buckets(), histogram.total)
         whole.add_metric(key, v.duration.buckets(), v.duration.total)
@@ -250,7 +280,7 @@ def _timing_families(versions: Sequence[VersionMetrics]) -> Iterable[Metric]:
         instances.add_metric(key, v.instances)
         failed.add_metric(key, v.failed_instances)
         expired.add_metric(key, v.expired_works)
-    return (stage, whole, size, instances, failed, expired)
+    return (stage, whole, size, instances, failed, expired, *(family for family, _ in counted))
 
 
 def _counter(name: str, text: str, labels: Sequence[str], rows: Iterable[tuple[tuple[Any, ...], int]]) -> CounterMetricFamily:

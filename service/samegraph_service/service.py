@@ -167,7 +167,7 @@ class Service:
         manifest = loaded.package.manifest
         metrics = VersionMetrics(manifest.name, manifest.version)
         policy = BatchPolicy(loaded.max_batch_size, manifest.batching.max_queue_delay_s)
-        lane = Lane(f"{manifest.name}/{manifest.version}", loaded.runtime, policy, loaded.cost, metrics)
+        lane = Lane(f"{manifest.name}/{manifest.version}", loaded.runtime, policy, loaded.cost, metrics, loaded.canary)
         self.device.add(lane)
         return served_version(loaded.runtime, lane, metrics)
 

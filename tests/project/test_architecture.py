@@ -32,12 +32,12 @@ SERVICE_ORDER = (
     "loading predict",
     "call device",
     "batching admission routing clock",
-    "cost metrics logs settings example_image drift.statistics",
+    "cost poison metrics logs settings example_image drift.statistics",
     "drift.distributions",
     "errors",
 )
 #: The path of a prediction: knows callbacks and a clock, but neither HTTP nor settings nor files.
-CORE = ("call", "predict", "device", "batching", "admission", "routing", "cost", "errors")
+CORE = ("call", "predict", "device", "batching", "admission", "routing", "cost", "poison", "errors")
 WEB = {"fastapi", "starlette", "uvicorn", "httptools", "python_multipart", "httpx2", "httpx"}
 TRAINING = {"sklearn", "pandas", "scipy", "torch", "skl2onnx"}
 UNPICKLERS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}

@@ -31,12 +31,15 @@ def test_a_batch_takes_whole_entries_from_the_front_while_they_fit() -> None:
     assert (queue.rows, queue.bytes) == (2, 20)
 
 
-def test_an_entry_larger_than_the_batch_is_taken_alone() -> None:
-    """An entry can never block the queue."""
+def test_an_entry_larger_than_the_batch_is_split_and_its_rest_stays_in_front() -> None:
+    """A large request runs in as many executions as the policy wants, and those behind it wait for no more than that."""
     queue = EntryQueue()
-    work, _ = make_work(8)
-    big = put(queue, work, 0, 8)
-    assert queue.pick(4) == [big]
+    work, _ = make_work(9)
+    put(queue, work, 0, 8)
+    put(queue, work, 8, 1)
+    taken = [[(e.start, len(e.items)) for e in queue.pick(3)] for _ in range(3)]
+    assert taken == [[(0, 3)], [(3, 3)], [(6, 2), (8, 1)]]
+    assert (queue.rows, queue.bytes) == (0, 0)
 
 
 def test_a_cancelled_work_leaves_the_counts_at_once_and_the_line_when_it_comes_up() -> None:

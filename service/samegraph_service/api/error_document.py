@@ -43,6 +43,7 @@ _BY_CLASS: dict[type[SamegraphError], Mapping] = {
     errors.BodyTooLarge: Mapping(413, "body_too_large", False),
     errors.BodyTooSlow: Mapping(408, "body_too_slow", True),
     errors.ExecutionFailed: Mapping(500, "execution_failed", False),
+    errors.PoisonInstance: Mapping(422, "poison_instance", False),
     errors.CallerGone: Mapping(499, "caller_gone", False),
     errors.Unauthorized: Mapping(401, "unauthorized", False),
     errors.Internal: _INTERNAL,
