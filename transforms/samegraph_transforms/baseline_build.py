@@ -23,7 +23,7 @@ from .errors import AuthoringError, ExecutionError, InputError
 from .manifest import Manifest, Output, RawField
 from .package import Package
 from .packing import names_read
-from .runtime import PackageRuntime
+from .runtime import Item, PackageRuntime
 from .signature import Row
 
 #: Rows that go through the package together; fixed, so that the same rows give the same baseline on any machine alike.
@@ -48,7 +48,13 @@ def build_baseline(package: Package, given: BaselineRows, progress: Callable[[in
         together = min(ROWS_TOGETHER, package.manifest.batching.max_batch_size)
         for start in range(0, len(rows), together):
             chunk = rows[start : start + together]
-            builder.add(chunk, *_answers(runtime, chunk, start))
+            items = _prepared(runtime, chunk, start)
+            values = {name: [item[place] for item in items] for name, place in runtime.item_places.items()}
+            if runtime.shapes is None:
+                builder.add(chunk, _named(runtime, runtime.run(runtime.collate(items))), values)
+            else:
+                for i, outputs in enumerate(runtime.predict_each(items)):
+                    builder.add(chunk[i : i + 1], outputs, {name: column[i : i + 1] for name, column in values.items()})
             if progress is not None:
                 progress(start + len(chunk), len(rows))
     return builder.finish()
@@ -66,19 +72,18 @@ def _checked(runtime: PackageRuntime, instances: Sequence[object]) -> list[Row]:
     return rows
 
 
-def _answers(
-    runtime: PackageRuntime, rows: Sequence[Row], start: int
-) -> tuple[dict[str, np.ndarray], dict[str, Sequence[np.ndarray | None]]]:
-    """Return the answers to some rows and, per item-stage value, what the item stage made of each row."""
+def _prepared(runtime: PackageRuntime, rows: Sequence[Row], start: int) -> list[Item]:
     items = []
     for i, row in enumerate(rows, start):
         try:
             items.append(runtime.prepare(row))
         except (InputError, ExecutionError) as error:
             raise AuthoringError(f"{runtime.manifest.name}: baseline row {i} cannot be prepared: {error}") from error
-    outputs = runtime.run(runtime.collate(items))
-    values: dict[str, Sequence[np.ndarray | None]] = {name: [item[place] for item in items] for name, place in runtime.item_places.items()}
-    return dict(zip((o.name for o in runtime.manifest.outputs), outputs, strict=True)), values
+    return items
+
+
+def _named(runtime: PackageRuntime, arrays: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    return dict(zip((o.name for o in runtime.manifest.outputs), arrays, strict=True))
 
 
 @dataclass(frozen=True)
