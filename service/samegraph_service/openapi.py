@@ -731,6 +731,10 @@ _ERRORS: dict[int, tuple[str, Json]] = {
         "The model does not take this media type.",
         {"error": "this model does not take text/html; it takes application/json", "code": "unsupported_media_type"},
     ),
+    422: (
+        "The model failed twice on an instance of exactly this content; it is not run again for a while.",
+        {"error": "the model failed twice on an instance of exactly this content", "code": "poison_instance", "instance": 0},
+    ),
     429: (
         "Too much to do: send it again after the hint.",
         {"error": "the queue is full; come back in 120 ms", "code": "overloaded", "retryable": True},

@@ -28,6 +28,7 @@ from samegraph_service.errors import (
     Internal,
     NotReady,
     Overloaded,
+    PoisonInstance,
     Unauthorized,
     UnknownModel,
 )
@@ -246,7 +247,7 @@ def test_every_failure_is_described_by_the_one_error_document() -> None:
     """Each status of the contract has the error document, with an example; those to be repeated say when."""
     doc = doc_of(tabular())
     responses = doc["paths"]["/v1/models/m:predict"]["post"]["responses"]
-    assert set(responses) == {"200", "400", "404", "408", "413", "415", "429", "500", "503", "504"}
+    assert set(responses) == {"200", "400", "404", "408", "413", "415", "422", "429", "500", "503", "504"}
     for status in sorted(set(responses) - {"200"}):
         response = doc["components"]["responses"][responses[status]["$ref"].rsplit("/", 1)[-1]]
         content = response["content"]["application/json"]
@@ -614,5 +615,6 @@ def every_error() -> Iterator[SamegraphError]:
         Internal(),
         NotReady("x"),
         DeadlineExceeded("x"),
+        PoisonInstance(0, 600),
     )
     yield Overloaded("x", reason="rows", retry_after_s=1.0)
