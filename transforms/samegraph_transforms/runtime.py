@@ -88,6 +88,7 @@ class PackageRuntime:
         self._feeds = self._plan_feeds()
         self._chain, groups = self._load_chain(make_merged, merge)
         self.merged: bool = len(self._chain) == 1
+        self._whole = self._only_executor()
         self._stage_executors: list[tuple[Stage, Executor]] | None = None
         places = {feed.name: feed.place for feed in self._feeds}
         packed = {f.name for group in groups for f in group.fields}
@@ -254,18 +255,36 @@ class PackageRuntime:
         Raises:
             ExecutionError: The runtime failed, or returned another number of rows than it was given.
         """
+        n = len(next(iter(feeds.values())))
+        whole = self._whole
+        if whole is None:
+            outputs = self._run_chain(feeds)
+        else:
+            names = whole.input_names
+            outputs = whole.run(feeds if len(feeds) == len(names) else {name: feeds[name] for name in names})
+        for i, array in enumerate(outputs):
+            if array.ndim == 0 or array.shape[0] != n:
+                raise ExecutionError(
+                    f"output {self._output_names[i]!r} has shape {list(array.shape)} for a batch of {n}; "
+                    "its first dimension must be the batch"
+                )
+        return outputs
+
+    def _run_chain(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """Run the stages one after another, each with the names it knows."""
         values: dict[str, np.ndarray] = dict(feeds)
-        n = len(next(iter(values.values())))
         for stage, executor in self._chain:
             results = executor.run({name: values[stage.inputs[name]] for name in executor.input_names})
             values.update(zip((stage.outputs[name] for name in executor.output_names), results, strict=True))
-        outputs = [values[name] for name in self._output_names]
-        for name, array in zip(self._output_names, outputs, strict=True):
-            if array.ndim == 0 or array.shape[0] != n:
-                raise ExecutionError(
-                    f"output {name!r} has shape {list(array.shape)} for a batch of {n}; its first dimension must be the batch"
-                )
-        return outputs
+        return [values[name] for name in self._output_names]
+
+    def _only_executor(self) -> Executor | None:
+        """Return what runs everything under the names of the feeds and the outputs, or None when more than one thing or name is in play."""
+        if len(self._chain) != 1:
+            return None
+        stage, executor = self._chain[0]
+        same = all(stage.inputs[name] == name for name in executor.input_names)
+        return executor if same and [stage.outputs[name] for name in executor.output_names] == self._output_names else None
 
     def predict(self, rows: Sequence[Row]) -> dict[str, np.ndarray]:
         """Run rows through all stages, as one batch where their shapes allow it, and return each output, [n, *shape].
@@ -380,6 +399,7 @@ class PackageRuntime:
     def close(self) -> None:
         """Drop the sessions; running executions finish first because they hold their own reference."""
         self._chain = []
+        self._whole = None
         self._stage_executors = None
 
     # --- loading ----------------------------------------------------------------------------------------------------
