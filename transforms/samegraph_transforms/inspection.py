@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import platform
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import onnx
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from . import external
 from .bare import ELEMENT_TYPES
-from .errors import SamegraphError
+from .baseline import Baseline, Expected, Variable
+from .baseline_view import sparkline, words
+from .errors import BaselineInvalid, SamegraphError
 from .itemplan import Step
 from .manifest import Manifest, RawField, Stage
 from .pack import describe_tolerance
@@ -80,12 +82,16 @@ class Inspection:
         stages: Its graphs.
         steps: What runs each step of the item stage on this machine; None when there is no such stage or it does not load here.
         steps_error: Why it does not load here.
+        baseline: Statistics of held-out training rows; None when the package has none, or one that cannot be read.
+        baseline_error: Why it cannot be read.
     """
 
     package: Package
     stages: tuple[StageView, ...]
     steps: tuple[Step, ...] | None
     steps_error: str = ""
+    baseline: Baseline | None = None
+    baseline_error: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the page as JSON values: the manifest, and what was found by looking at the graphs."""
@@ -98,6 +104,8 @@ class Inspection:
             "stages": [asdict(stage) for stage in self.stages],
             "item_steps": None if self.steps is None else [asdict(step) for step in self.steps],
             "item_steps_error": self.steps_error or None,
+            "baseline": None if self.baseline is None else self.baseline.model_dump(mode="json"),
+            "baseline_error": self.baseline_error or None,
         }
 
     def render(self, console: Console) -> None:
@@ -109,6 +117,7 @@ class Inspection:
         sections: list[tuple[str, RenderableType]] = [
             ("Raw inputs", _fields(manifest)),
             ("Outputs", _outputs(manifest)),
+            ("Baseline", _baseline(self.baseline, self.baseline_error)),
             ("Stages", _stages(self.stages)),
         ]
         if self.steps is not None or self.steps_error:
@@ -127,13 +136,24 @@ def inspect(package: Package) -> Inspection:
         PackageError: A graph is no ONNX model.
     """
     stages = tuple(_stage_view(package, stage) for stage in package.manifest.stages)
+    return Inspection(package, stages, *_item_steps(package), *_read_baseline(package))
+
+
+def _item_steps(package: Package) -> tuple[tuple[Step, ...] | None, str]:
     if package.manifest.stage("preprocess.item") is None:
-        return Inspection(package, stages, steps=None)
+        return None, ""
     try:
         with closing(PackageRuntime.load(package)) as runtime:
-            return Inspection(package, stages, steps=runtime.item_plan.steps if runtime.item_plan is not None else None)
+            return (runtime.item_plan.steps if runtime.item_plan is not None else None), ""
     except SamegraphError as error:
-        return Inspection(package, stages, steps=None, steps_error=str(error))
+        return None, str(error)
+
+
+def _read_baseline(package: Package) -> tuple[Baseline | None, str]:
+    try:
+        return package.baseline(), ""
+    except BaselineInvalid as error:
+        return None, str(error)
 
 
 def total_bytes(manifest: Manifest) -> int:
@@ -271,6 +291,49 @@ def _outputs(manifest: Manifest) -> Table:
         facts += [f"chosen from {output.decided_by}"] if output.decided_by else []
         table.add_row(Text(output.name, "bold"), _described("; ".join(facts), output.description))
     return table
+
+
+class _Histograms:
+    """Variables, a line each: name, histogram, facts. The histograms get the width the terminal can spare."""
+
+    def __init__(self, variables: Sequence[Variable]) -> None:
+        self._variables = variables
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        width = 24 if options.max_width >= 100 else 12 if options.max_width >= 60 else 8
+        table = Table.grid(padding=(0, 2))
+        table.add_column(overflow="fold")
+        table.add_column(width=width, no_wrap=True, overflow="crop")
+        table.add_column(overflow="fold")
+        for variable in self._variables:
+            table.add_row(Text(variable.name, "bold"), Text(sparkline(variable, width), "green"), Text(words(variable)))
+        yield table
+
+
+def _baseline(baseline: Baseline | None, error: str) -> RenderableType:
+    if error:
+        return Text(error, "yellow")
+    if baseline is None:
+        return Text("none; pack with held-out training rows to have drift measured against them", "dim")
+    parts: list[RenderableType] = [Text(baseline_words(baseline)), _Histograms([v for _, v in baseline.inputs()])]
+    if off := [field.name for field in baseline.fields if field.monitored == "off"]:
+        parts.append(Text(f"not monitored: {_some(off)}", "dim"))
+    parts += [Text("\nanswers to these rows:"), _Histograms([v for _, v in baseline.answers()])]
+    parts += [Text(expected_words(o.name, o.expected)) for o in baseline.outputs if o.expected is not None]
+    return Group(*parts)
+
+
+def baseline_words(baseline: Baseline) -> str:
+    """Return which rows a baseline was made from, in a line."""
+    period = " to ".join(part for part in (baseline.sampled_from, baseline.sampled_to) if part)
+    facts = [f"{baseline.rows:,} rows", baseline.made_from, period, f"replaces {baseline.replaces}" if baseline.replaces else ""]
+    return "; ".join(fact for fact in facts if fact)
+
+
+def expected_words(output: str, expected: Expected) -> str:
+    """Return what the probabilities of `output` say about accuracy, beside what was measured."""
+    measured = "" if expected.measured_accuracy is None else f"; measured {expected.measured_accuracy:.4f}"
+    return f"accuracy that {output} expects of itself: {expected.accuracy:.4f}{measured}"
 
 
 def _stages(stages: Sequence[StageView]) -> RenderableType:
