@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from . import __version__
 from .api import error_document
+from .api.drift import drift_router
 from .api.meta import meta_router
 from .errors import Internal, MethodNotAllowed, NoSuchRoute, NotReady
 from .logs import LogOutput, get_logger
@@ -72,6 +73,7 @@ class Application:
             lifespan=self._lifespan,
         )
         app.include_router(meta_router(self.running))
+        app.include_router(drift_router(self.running))
         base: dict[str, Any] = {}
 
         def document() -> dict[str, Any]:

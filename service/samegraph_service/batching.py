@@ -84,7 +84,12 @@ class Work:
         errors: Row → error.
         failure: The error of the whole work, if it has one.
         waiting: Rows that are neither answered nor in an execution.
+        counted: Whether its rows are traffic, for statistics of the inputs.
+        rows: Its raw rows, where an item stage makes something else of them.
     """
+
+    counted = True
+    rows: Sequence[Any] = ()
 
     __slots__ = (
         "deadline",

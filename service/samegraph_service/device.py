@@ -102,6 +102,18 @@ class LaneObserver(Protocol):
         ...
 
 
+class LaneTap(Protocol):
+    """Given the rows of every execution of a lane and their answers, on the event loop; must neither block nor raise."""
+
+    def executed(self, batch: Sequence[Entry], segments: Sequence[Segment]) -> None:
+        """`batch` ran with this outcome; its works have not been told yet."""
+        ...
+
+    def refused(self, errors: Iterable[SamegraphError]) -> None:
+        """Requests or instances failed with these."""
+        ...
+
+
 class Lane:
     """One version's queue on the device, with its deadline timer.
 
@@ -118,6 +130,7 @@ class Lane:
         shapes: How rows of different shapes run together; None when every row has the same.
         quarantine: The instances that made executions fail; None while there are none.
         plain: Whether rows go into the queue as they come, unlooked at.
+        tap: Where its rows are handed on to be counted; None for nowhere.
     """
 
     def __init__(self, name: str, runner: Runner, policy: BatchPolicy, cost: CostModel, observer: LaneObserver, canary: Any = None) -> None:
@@ -139,6 +152,7 @@ class Lane:
         self.live: dict[Work, None] = {}
         self.timer: Timer | None = None
         self.timer_at = float("inf")
+        self.tap: LaneTap | None = None
 
     def pending_s(self) -> float:
         """Return the predicted seconds of work of everything that waits."""
@@ -421,6 +435,8 @@ class Device:
             whole = None
             self._count_shape(lane, lane.shapes, batch, segments, seconds)
         lane.observer.executed(rows, seconds, queued)
+        if lane.tap is not None:
+            lane.tap.executed(batch, segments)
         if whole is not None:
             outputs = Outputs(whole)
             offset = 0

@@ -8,6 +8,7 @@
         ├── MethodNotAllowed              the path exists, the method does not
         ├── UnknownModel                  no model of that name is in the repository
         ├── UnknownVersion                the model has no such version or label
+        ├── NoBaseline                    the version has nothing its rows could be compared with
         ├── NotReady                      the model or version is known but cannot answer now
         ├── Overloaded                    admission refused: come back after the hint
         ├── Draining                      the server is shutting down
@@ -74,6 +75,10 @@ class UnknownModel(ServiceError):
 
 class UnknownVersion(ServiceError):
     """Raised when the model has no such version or label."""
+
+
+class NoBaseline(ServiceError):
+    """Raised when a version has no baseline, or none is watched."""
 
 
 class NotReady(ServiceError):

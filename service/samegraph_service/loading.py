@@ -14,6 +14,7 @@ from typing import Literal
 
 import numpy as np
 from samegraph_transforms import golden
+from samegraph_transforms.baseline import Baseline
 from samegraph_transforms.draft import GoldenSample
 from samegraph_transforms.errors import ExecutionError, InputError, NotExact
 from samegraph_transforms.gpu import GpuOptions
@@ -74,6 +75,7 @@ class Loaded:
         max_ulp: Largest distance from the training code among them.
         seconds: How long all this took.
         canary: An instance that is known to run, after the item stage; None when there was none to try.
+        baseline: Statistics of its training rows; None when its package has none.
     """
 
     package: Package
@@ -86,6 +88,7 @@ class Loaded:
     max_ulp: int
     seconds: float
     canary: Item | None = None
+    baseline: Baseline | None = None
 
 
 def load_version(repository: Path, name: str, version: int, options: LoadOptions, budget_left: int) -> Loaded:
@@ -112,7 +115,19 @@ def load_version(repository: Path, name: str, version: int, options: LoadOptions
     examples = [s for s in samples if len(s.body) <= SHOWN_EXAMPLE_BYTES][:SHOWN_EXAMPLES]
     cost = cost_model(runtime.batch_sizes, None if runtime.shapes is None else runtime.shapes.elements)
     canary = _warm_up(runtime, _rows(runtime, samples), max_batch_size, cost)
-    return Loaded(package, runtime, cost, max_batch_size, size, len(samples), examples, max_ulp, time.perf_counter() - started, canary)
+    return Loaded(
+        package,
+        runtime,
+        cost,
+        max_batch_size,
+        size,
+        len(samples),
+        examples,
+        max_ulp,
+        time.perf_counter() - started,
+        canary,
+        package.baseline(),
+    )
 
 
 def _bounded(package: Package, options: LoadOptions) -> Package:

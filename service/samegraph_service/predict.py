@@ -149,6 +149,8 @@ class Predictor:
                 call.reservation.confirm(n, call.body_bytes)
         except SamegraphError as error:
             served.metrics.decoded(seconds)
+            if served.lane.tap is not None:
+                served.lane.tap.refused((error,))
             call.release()
             call.on_done(call, Failure(error, served.model, served.version))
             return
@@ -242,6 +244,8 @@ class Predictor:
         failure = call.failure
         if failed:
             served.metrics.failed_instances += failed
+            if served.lane.tap is not None:
+                served.lane.tap.refused(call.errors.values())
             if failure is None and not call.parts:
                 failure = call.errors[min(call.errors)]
         parts = call.in_order()

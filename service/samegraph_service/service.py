@@ -8,6 +8,7 @@ import gc
 import json
 from collections.abc import Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,11 @@ from .api.front import Front, HttpLimits
 from .batching import BatchPolicy
 from .clock import PreciseLoop
 from .device import Device, Lane
+from .drift.exposition import DriftExposition
+from .drift.monitor import DriftMonitor, DriftOptions
+from .drift.statistics import AlarmRule
+from .drift.tap import QueueLimits
+from .drift.window_sizes import parse_windows
 from .errors import Draining
 from .loading import Loaded, LoadOptions
 from .logs import AccessLog, LogOutput, get_logger
@@ -62,6 +68,8 @@ class Service:
             retire=self._retire,
         )
         self.metrics = Metrics()
+        self.drift = DriftMonitor(_drift_options(settings))
+        self.drift_exposition = DriftExposition(self.drift, settings.drift.max_series)
         self.registry = self._registry()
         self.access_log = _access_log(settings, log_output)
         self.predictor = Predictor(
@@ -103,6 +111,7 @@ class Service:
         """Start the access log and the watch over the repository; returns before anything is loaded."""
         if self.access_log is not None:
             self.access_log.start()
+        self.drift.start()
         self.background(self._watch())
 
     def background(self, work: Coroutine[Any, Any, None]) -> None:
@@ -141,7 +150,8 @@ class Service:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         loop = asyncio.get_running_loop()
-        for closing in (self.repository.close, self.device.close, lambda: self.host.shutdown(wait=True, cancel_futures=True)):
+        stop_host = partial(self.host.shutdown, wait=True, cancel_futures=True)
+        for closing in (self.repository.close, self.device.close, stop_host, self.drift.stop):
             await loop.run_in_executor(None, closing)
         if self.access_log is not None:
             await loop.run_in_executor(None, self.access_log.stop)
@@ -169,11 +179,17 @@ class Service:
         policy = BatchPolicy(loaded.max_batch_size, manifest.batching.max_queue_delay_s)
         lane = Lane(f"{manifest.name}/{manifest.version}", loaded.runtime, policy, loaded.cost, metrics, loaded.canary)
         self.device.add(lane)
-        return served_version(loaded.runtime, lane, metrics)
+        served = served_version(loaded.runtime, lane, metrics)
+        if loaded.baseline is not None and self.settings.drift.enabled:
+            package, places = loaded.package, loaded.runtime.item_places
+            row_bytes = 8 * served.values_per_row
+            lane.tap = self.drift.add(manifest, package.digest, loaded.baseline, item_places=places, row_bytes=row_bytes)
+        return served
 
     def _retire(self, served: Served) -> None:
         # Works that chose this version keep it alive until they are answered.
         self.device.remove(served.lane)
+        self.drift.remove(served.lane.tap)
 
     # --- readings -----------------------------------------------------------------------------------------------------
 
@@ -314,6 +330,16 @@ def _load_options(settings: Settings, providers: Sequence[str], run_slots: int) 
         max_image_bytes=limits.max_image_bytes,
         max_pixels=limits.max_image_pixels,
         gpu=None if tuple(providers) == CPU else gpu_options(settings, run_slots),
+    )
+
+
+def _drift_options(settings: Settings) -> DriftOptions:
+    drift = settings.drift
+    return DriftOptions(
+        rule=AlarmRule(drift.least_psi, drift.alpha, drift.min_rows),
+        windows=parse_windows(drift.windows),
+        cpu_ratio=drift.cpu_ratio,
+        queue=QueueLimits(drift.max_queued_rows, drift.max_queued_bytes),
     )
 
 

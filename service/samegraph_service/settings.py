@@ -10,8 +10,10 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from .drift.window_sizes import parse_windows
 
 MIB = 1 << 20
 
@@ -113,6 +115,40 @@ class GpuSettings(_Group):
     )
 
 
+class DriftSettings(_Group):
+    """How rows are compared with the training baseline; without a baseline in the package nothing here matters."""
+
+    enabled: bool = Field(default=True, description="Whether rows are counted and compared with the baseline.")
+    windows: str = Field(
+        default="1h,24h", description="Durations that are looked at, one to four, up to 7d; `m`, `h` and `d` are minutes, hours and days."
+    )
+    least_psi: float = Field(default=0.1, ge=0, le=10, description="Drift that is tolerated: an alarm says that the true PSI is larger.")
+    alpha: float = Field(
+        default=0.001,
+        ge=0.0001,
+        le=0.5,
+        description="Chance that a look at a version's window says anything about fields that did not change.",
+    )
+    min_rows: int = Field(default=200, ge=1, description="Rows of a window below which nothing is said.")
+    cpu_ratio: float = Field(
+        default=0.03,
+        ge=0.001,
+        le=1,
+        description="Most of one CPU that counting takes; rows beyond that are sampled, and counted as dropped.",
+    )
+    max_queued_rows: int = Field(default=100_000, ge=1, description="Most rows of a version that wait to be counted.")
+    max_queued_bytes: int = Field(default=64 * MIB, ge=1024, description="Most bytes of a version's rows that wait to be counted, about.")
+    max_series: int = Field(
+        default=5000, ge=0, description="Most series about drift in the metrics; beyond it the least important fields are left out."
+    )
+
+    @field_validator("windows")
+    @classmethod
+    def _windows_are_durations(cls, windows: str) -> str:
+        parse_windows(windows)
+        return windows
+
+
 class ShutdownSettings(_Group):
     """What happens after SIGTERM."""
 
@@ -155,6 +191,7 @@ class Settings(BaseSettings):
     limits: LimitSettings = Field(default_factory=LimitSettings)
     execution: ExecutionSettings = Field(default_factory=ExecutionSettings)
     gpu: GpuSettings = Field(default_factory=GpuSettings)
+    drift: DriftSettings = Field(default_factory=DriftSettings)
     shutdown: ShutdownSettings = Field(default_factory=ShutdownSettings)
     log: LogSettings = Field(default_factory=LogSettings)
     admin: AdminSettings = Field(default_factory=AdminSettings)

@@ -11,13 +11,14 @@ from typing import Any, Literal, get_args, get_origin
 import annotated_types as bounds
 import pytest
 from live_server import LiveServer, live_server
-from package_builders import draft, samples
+from package_builders import ROWS, draft, samples
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from samegraph_service.api import error_document
 from samegraph_service.errors import ServiceError
 from samegraph_service.settings import Settings
+from samegraph_transforms.draft import BaselineRows
 from samegraph_transforms.errors import InputError, SamegraphError
 from samegraph_transforms.pack import pack
 
@@ -102,7 +103,7 @@ def test_every_variable_named_anywhere_exists() -> None:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     models = tmp_path_factory.mktemp("models")
-    pack(draft(), samples(), models)
+    pack(draft(baseline=BaselineRows(rows=list(ROWS))), samples(), models)
     with live_server(models) as live:
         assert live.predict("plants", {"instances": [{"size": 1.5, "kind": "moss"}]}).status == 200
         assert live.predict("plants", {"instances": []}).status == 400

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -63,7 +64,13 @@ def _metrics(router: APIRouter, service: Callable[[], Service]) -> None:
     @router.get("/metrics", tags=["health"], summary="Prometheus metrics", response_class=Response)
     async def metrics(request: Request) -> Response:
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
-        return Response(encode(service().registry), media_type=content_type)
+        running = service()
+        openmetrics = content_type.startswith("application/openmetrics-text")
+        text = [encode(running.registry).decode().removesuffix("# EOF\n")]
+        for family in running.drift_exposition.write(openmetrics=openmetrics):
+            text.append(family)
+            await asyncio.sleep(0)  # there may be thousands of series: predictions go on between two families
+        return Response("".join([*text, "# EOF\n" if openmetrics else ""]), media_type=content_type)
 
 
 # --- V1 -----------------------------------------------------------------------------------------------------------------
