@@ -39,6 +39,7 @@ from .signature import Signature
 from .wire import decode_request
 
 if TYPE_CHECKING:
+    from .ragged import ShapeKey, ShapePlan
     from .runtime import PackageRuntime
 
 __all__ = [
@@ -260,7 +261,7 @@ class SampleResult:
         comparisons: One a tensor, in the order the data flows (intermediates before outputs).
         error: Why the sample could not be run at all.
         merged: Whether this ran the stages as one graph; otherwise one by one.
-        padded: What every instance was padded to, to prove a bucket of `batching.ragged`; empty where each ran as the server runs it.
+        padded: What its first padded instance was padded to, in words; empty when nothing was padded.
     """
 
     sample: str
@@ -368,13 +369,14 @@ class _Way:
     Attributes:
         run: Instances of one group → the values of each, [1, ...].
         group: What instances must have in common to share an execution.
+        padding: What an instance is padded to, in words; empty when it is not.
     """
 
     run: Callable[[Sequence[_Instance]], list[_Values]]
     outputs_only: bool
     merged: bool
     group: Callable[[_Instance], Hashable] = lambda _: None
-    padded: str = ""
+    padding: Callable[[_Instance], str] = lambda _: ""
 
 
 def _ways(runtime: PackageRuntime, intermediates: bool) -> list[_Way]:
@@ -383,7 +385,7 @@ def _ways(runtime: PackageRuntime, intermediates: bool) -> list[_Way]:
         served = _Way(lambda rows: _apart(runtime.predict(rows), len(rows)), outputs_only=True, merged=runtime.merged)
         traced = _Way(lambda rows: _apart(runtime.trace(rows), len(rows)), outputs_only=False, merged=False)
     else:
-        served = _Way(runtime.predict_each, outputs_only=True, merged=runtime.merged, group=shapes.key)
+        served = _Way(runtime.predict_each, outputs_only=True, merged=runtime.merged, group=shapes.key, padding=partial(_padding, shapes))
         traced = _Way(lambda items: _apart(runtime.trace_items(items), len(items)), outputs_only=False, merged=False, group=shapes.own_key)
     return [traced, served] if intermediates else [served]
 
@@ -394,8 +396,15 @@ def _bucket_proofs(runtime: PackageRuntime, ready: _Ready) -> Iterator[tuple[_Wa
     if shapes is None or not ready:
         return
     for key in shapes.bucket_keys(ready[0][1][0]):
-        way = _Way(partial(runtime.predict_each, key=key), outputs_only=True, merged=runtime.merged, padded=shapes.describe(key))
+        way = _Way(
+            partial(runtime.predict_each, key=key), outputs_only=True, merged=runtime.merged, padding=partial(_padding, shapes, key=key)
+        )
         yield way, [(sample, items) for sample, items in ready if all(shapes.fits(item, key) for item in items)]
+
+
+def _padding(shapes: ShapePlan, item: _Instance, key: ShapeKey | None = None) -> str:
+    key = key or shapes.key(item)
+    return shapes.describe(key) if shapes.is_padded(item, key) else ""
 
 
 def unproven_buckets(runtime: PackageRuntime, samples: Sequence[GoldenSample]) -> list[str]:
@@ -467,13 +476,14 @@ def _run(way: _Way, plan: _Ready, size: int, checker: _Checker) -> Iterator[tupl
     stream = _batched(way, [row for _, rows in plan for row in rows], size)
     for sample, rows in plan:
         outcomes = [next(stream) for _ in rows]
+        padded = next(filter(None, map(way.padding, rows)), "")
         error = next((o for o in outcomes if isinstance(o, str)), None)
         if error is not None:
-            yield SampleResult(sample.name, size, error=error, merged=way.merged, padded=way.padded), len(rows)
+            yield SampleResult(sample.name, size, error=error, merged=way.merged, padded=padded), len(rows)
             continue
         values = [o for o in outcomes if not isinstance(o, str)]
         compared = checker.compare(sample, values, way.outputs_only)
-        yield SampleResult(sample.name, size, compared, merged=way.merged, padded=way.padded), len(rows)
+        yield SampleResult(sample.name, size, compared, merged=way.merged, padded=padded), len(rows)
 
 
 def _batched(way: _Way, rows: Sequence[_Instance], size: int) -> Iterator[_Values | str]:

@@ -173,7 +173,7 @@ class ShapePlan:
         if len(values) > 1:
             raise ExecutionError(f"batching.ragged gives {one.name!r} several pad values: {', '.join(map(repr, values))}")
         value = values.pop()
-        if one.dtype is not None and not one.dtype.hasobject and one.dtype.type(value) != value:
+        if one.dtype is not None and one.dtype.kind in "iub" and not _holds(one.dtype, value):
             raise ExecutionError(f"batching.ragged pads {one.name!r} with {value!r}, which {one.dtype} cannot hold")
         return value
 
@@ -303,6 +303,13 @@ def grouped(keys: Iterable[ShapeKey]) -> dict[ShapeKey, list[int]]:
     for place, key in enumerate(keys):
         groups.setdefault(key, []).append(place)
     return groups
+
+
+def _holds(dtype: np.dtype[Any], value: Any) -> bool:
+    try:
+        return bool(dtype.type(value) == value)
+    except OverflowError:
+        return False
 
 
 def _named(one: OpenInput) -> str:
