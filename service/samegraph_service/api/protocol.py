@@ -485,7 +485,11 @@ class PredictProtocol(HttpToolsProtocol):
                 self._start_asgi_task(cycle, app)
         finally:
             self._pumping = False
-        if self._active is not None or not self._writable or self.transport.is_closing():
+        if not self._writable or self.transport.is_closing():
+            return
+        if self._active is not None:
+            if isinstance(self._active, PredictCycle) and not self._active.complete:
+                self.flow.resume_reading()  # its body is on its way, or it would not have been held up
             return
         if self._failure is not None:
             self._write_failure()
