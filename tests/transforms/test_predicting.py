@@ -11,10 +11,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import ragged_models
 from package_builders import ROWS, draft, reference, samples
 from samegraph_transforms.errors import AuthoringError, InputError, RemoteError
 from samegraph_transforms.manifest import Missing, RawField
+from samegraph_transforms.pack import pack
 from samegraph_transforms.package import Package, write_package
 from samegraph_transforms.predicting import Item, PackagePredictor, Result, ServerPredictor, read_items
 from samegraph_transforms.runtime import PackageRuntime
@@ -187,6 +190,18 @@ class TestPackage:
             results = list(predictor.predict(json_items(*rows)))
         assert [r.prediction["label"] for r in results] == reference(rows)["label"].tolist()
         assert [r.item for r in results] == [f"item {i}" for i in range(30)]
+
+    def test_items_of_different_lengths_get_their_own_answers(self, tmp_path: Path) -> None:
+        """Sentences are padded to run together, and their token scores have no padding; one that is too long is an error of its own."""
+        package = pack(ragged_models.draft(tokens=True), ragged_models.samples(tokens=True), tmp_path)
+        sentences = [ragged_models.sentence(n) for n in (3, 9, 40, 1, 3, 16)]
+        with closing(PackagePredictor(package)) as predictor:
+            results = list(predictor.predict(json_items(*({"ids": ids} for ids in sentences))))
+        assert [r.code for r in results] == [None, None, "wrong_shape", None, None, None]
+        for ids, result in zip(sentences, results, strict=True):
+            if result.error is None:
+                np.testing.assert_allclose(result.prediction["scores"], ragged_models.scores(ids), rtol=1e-4, atol=1e-6)
+                np.testing.assert_allclose(result.prediction["each"], ragged_models.each(ids), rtol=1e-4, atol=1e-6)
 
     def test_failing_items_do_not_stop_the_others(self, package: Package) -> None:
         """Every item has a result in its own place, with code and field where it failed."""

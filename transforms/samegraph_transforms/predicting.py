@@ -304,7 +304,12 @@ class PackagePredictor:
             return item.error
         try:
             row = self._row(item)
-            return row if isinstance(row, InputError) else self._runtime.prepare(row)
+            if isinstance(row, InputError):
+                return row
+            prepared = self._runtime.prepare(row)
+            if self._runtime.shapes is not None:
+                self._runtime.shapes.key(prepared)  # a length the package does not take is this item's error alone
+            return prepared
         except InputError as error:
             return error
         except ExecutionError as error:
@@ -318,7 +323,10 @@ class PackagePredictor:
     def _run(self, prepared: Sequence[Any]) -> list[Any]:
         if not prepared:
             return []
-        return [_jsonable(p) for p in predictions(self._outputs, self._runtime.run(self._runtime.collate(prepared)))]
+        if self._runtime.shapes is None:
+            return [_jsonable(p) for p in predictions(self._outputs, self._runtime.run(self._runtime.collate(prepared)))]
+        rows = self._runtime.predict_each(prepared)
+        return [_jsonable(predictions(self._outputs, [row[name] for name in self.output_names])[0]) for row in rows]
 
     def _run_alone(self, prepared: Any) -> Any:
         try:
