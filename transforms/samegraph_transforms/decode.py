@@ -7,7 +7,8 @@ is handed over in. Whatever is not listed is refused. With the default table, de
 
 Format plug-ins are called directly instead of through `Image.open`, because `Image.open` warns about large images (a warning
 filter is process-wide, so it cannot be silenced from one thread) and tries formats one after another. Sizes are read from
-the header and checked before a pixel is decoded or a canvas allocated. No global state of Pillow is changed.
+the header and checked before a pixel is decoded or a canvas allocated, and files that only keep Pillow's parser busy are refused
+before it starts (filebounds.py). No global state of Pillow is changed.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from PIL import (
 )
 
 from .errors import AuthoringError, EnvironmentUnfit, InputError
+from .filebounds import check_file, gif_first_frame, png_chunks
 from .manifest import Decoder
 
 #: Formats accepted unless an author says otherwise.
@@ -66,10 +68,6 @@ HANDOVER_MODES: Final = ("L", "LA", "RGB", "RGBA")
 
 #: Above this many pixels Pillow itself refuses to open a file (twice the number it warns at), so training never saw one.
 PILLOW_MAX_PIXELS: Final = 2 * 89_478_485
-
-#: Most scans of a JPEG. Encoders write a dozen at most; each is a pass over all pixels for as little as 75 bytes of file, so
-#: that without a bound a small file keeps a thread busy for hours.
-MAX_JPEG_SCANS: Final = 100
 
 ExifOrientation = Literal["ignore", "apply"]
 
@@ -217,13 +215,12 @@ def open_image(data: bytes, decoder: Decoder, *, max_pixels: int | None, field: 
     data = bytes(data)
     limit = PILLOW_MAX_PIXELS if max_pixels is None else max_pixels
     format_ = _choose_format(data, decoder, field)
+    check_file(format_, data, field)
     _check_pixels(_early_size(format_, data), limit, field)
     with _quiet() if format_ == "TIFF" else nullcontext():
         image: Image.Image = _read_header(data, format_, field)
         _check_pixels(image.size, limit, field)
         _check_mode(image.mode, format_, decoder, field)
-        if format_ == "JPEG":
-            _check_scans(data, field)
         try:
             image.load()
             if decoder.exif_orientation == "apply":
@@ -329,34 +326,6 @@ def _check_pixels(size: tuple[int, int] | None, max_pixels: int, field: str) -> 
     )
 
 
-def _check_scans(data: bytes, field: str) -> None:
-    """Refuse a JPEG of more scans than any encoder writes, before they are decoded."""
-    if data.count(b"\xff\xda") <= MAX_JPEG_SCANS:
-        return  # the usual case: no scan begins without these bytes, though thumbnails and appended files hold them too
-    if _scans(data, MAX_JPEG_SCANS + 1) > MAX_JPEG_SCANS:
-        raise InputError(
-            f"field {field!r}: the JPEG file has more than {MAX_JPEG_SCANS} scans, which no encoder writes; save the image again",
-            code="undecodable",
-            field=field,
-        )
-
-
-def _scans(data: bytes, most: int) -> int:
-    """Count the scans of a JPEG up to its end-of-image marker, and no further than `most`."""
-    at, scans = 2, 0
-    while scans < most and (marker := _JPEG_MARKER.search(data, at)) is not None:
-        kind = data[marker.end() - 1]
-        if kind == 0xD9:
-            break
-        scans += kind == 0xDA
-        at = marker.end() + (0 if kind in (0x01, 0xD8) else int.from_bytes(data[marker.end() : marker.end() + 2], "big"))
-    return scans
-
-
-#: A marker that is not part of a scan's data: neither a stuffed byte nor a restart.
-_JPEG_MARKER: Final = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]", re.DOTALL)
-
-
 def _check_mode(mode: str, format_: str, decoder: Decoder, field: str) -> None:
     if mode not in decoder.modes:
         raise InputError(
@@ -393,7 +362,7 @@ def _ends_early(format_: str, data: bytes) -> bool:
     if format_ == "BMP":
         return len(data) < 26 or len(data) < int.from_bytes(data[2:6], "little")
     if format_ == "PNG":
-        return not any(kind == b"IEND" for kind, _, _ in _png_chunks(data))
+        return not any(kind == b"IEND" for kind, _, _ in png_chunks(data))
     if format_ == "JPEG":
         return b"\xff\xd9" not in data[-1024:]
     if format_ == "GIF":
@@ -429,39 +398,18 @@ def _gif_size(data: bytes) -> tuple[int, int] | None:
     if len(data) < 13:
         return None
     width, height = struct.unpack_from("<HH", data, 6)
-    at = 13 + (3 << ((data[10] & 7) + 1) if data[10] & 128 else 0)
-    while at < len(data):
-        if data[at] == 0x2C and at + 9 <= len(data):
-            left, top, frame_width, frame_height = struct.unpack_from("<HHHH", data, at + 1)
-            return max(width, left + frame_width), max(height, top + frame_height)
-        at = _after_gif_extension(data, at) if data[at] == 0x21 else at + 1
-    return width, height
-
-
-def _after_gif_extension(data: bytes, at: int) -> int:
-    """Return the place after the extension that starts at `at`: a label byte, then blocks up to an empty one."""
-    at += 2
-    while at < len(data) and data[at]:
-        at += data[at] + 1
-    return at + 1
-
-
-def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Yield (type, start, stop) of every complete PNG chunk."""
-    at = 8
-    while at + 12 <= len(data):
-        stop = at + 12 + int.from_bytes(data[at : at + 4], "big")
-        if stop > len(data):
-            return
-        yield data[at + 4 : at + 8], at, stop
-        at = stop
+    at = gif_first_frame(data)
+    if at is None or at + 9 > len(data):
+        return width, height
+    left, top, frame_width, frame_height = struct.unpack_from("<HHHH", data, at + 1)
+    return max(width, left + frame_width), max(height, top + frame_height)
 
 
 def _without_bad_animation(data: bytes) -> bytes:
     """Drop the animation header of a PNG when it is invalid: Pillow then shows the still picture too, but warns."""
     if b"acTL" not in data:
         return data
-    headers = [(start, stop) for kind, start, stop in _png_chunks(data) if kind == b"acTL"]
+    headers = [(start, stop) for kind, start, stop in png_chunks(data) if kind == b"acTL"]
     counts = [int.from_bytes(data[start + 8 : start + 12], "big") for start, _ in headers]
     if len(headers) == 1 and 0 < counts[0] <= 0x80000000:
         return data
