@@ -35,21 +35,30 @@ def columns(variable: Variable, n: int, counts: Sequence[int] | None = None) -> 
     total = sum(counts) or 1
     shares = [0.0] * (n if variable.bounds else 0)
     for (low, high), count in zip(_spans(variable), counts, strict=False):
-        for column in range(math.floor(low * n), min(math.ceil(high * n), n)):
-            shares[column] += count / total * max(0.0, min(high * n, column + 1) - max(low * n, column)) / ((high - low) * n)
+        for column, part in _parts(low * n, high * n, n):
+            shares[column] += count / total * part
     return shares
+
+
+def _parts(low: float, high: float, n: int) -> list[tuple[int, float]]:
+    """Return the columns that the stretch from `low` to `high` reaches, with the part of it in each."""
+    reached = range(min(math.floor(low), n - 1), max(min(math.ceil(high), n), min(math.floor(low), n - 1) + 1))
+    overlaps = [max(min(high, column + 1) - max(low, column), 0.0) for column in reached]
+    whole = sum(overlaps)
+    if not whole:  # too narrow for a float to tell its ends apart
+        return [(reached[0], 1.0)]
+    return [(column, overlap / whole) for column, overlap in zip(reached, overlaps, strict=True)]
 
 
 def _spans(variable: Variable) -> list[tuple[float, float]]:
     """Return where each bin lies on an axis from 0 to 1."""
     at: Callable[[float], float] = math.log if is_log(variable) else float
     bounds = [(at(low) / 2, at(high) / 2) for low, high in variable.bounds]  # halved, or the range of the largest floats is infinite
-    if bounds and bounds[-1][0] == bounds[-1][1]:
+    if len(bounds) < 2:
+        return [(0.0, 1.0) for _ in bounds]
+    if bounds[-1][0] == bounds[-1][1]:
         # The last bin is one number. It gets a width like the others, or it would stand like a needle beside them.
-        width = median(high - low for low, high in bounds[:-1]) if len(bounds) > 1 else 1.0
-        bounds[-1] = (bounds[-1][0], bounds[-1][0] + width)
-    if not bounds:
-        return []
+        bounds[-1] = (bounds[-1][0], bounds[-1][0] + median(high - low for low, high in bounds[:-1]))
     start, whole = bounds[0][0], bounds[-1][1] - bounds[0][0]
     return [((low - start) / whole, (high - start) / whole) for low, high in bounds]
 

@@ -195,22 +195,31 @@ Examples:
   samegraph inspect models/penguins/1
   samegraph inspect models/penguins                    its latest version
   samegraph inspect models/imagenet/1 --json | jq .manifest.fields
+  samegraph inspect models/flights --html flights.html   one page with every histogram, to open or pass on
 
 Exit codes: 0 shown, 1 not a package or not intact, 2 wrong usage.
 """),
 )
 @click.argument("path", type=click.Path(exists=True, path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a page.")
-def inspect(path: Path, as_json: bool) -> None:
-    """Show what the package in PATH is: inputs, outputs, stages, what runs them, promises, files, provenance.
+@click.option("--html", "html", type=click.Path(dir_okay=False, path_type=Path), help="Write an HTML page to this file instead.")
+def inspect(path: Path, as_json: bool, html: Path | None) -> None:
+    """Show what the package in PATH is: inputs, outputs, baseline, stages, what runs them, promises, files, provenance.
 
     Every file is checked against its digest on the way.
     """
     from .inspection import inspect as look
     from .package import read_latest
 
+    if as_json and html is not None:
+        raise click.UsageError("give --json or --html, not both")
     page = look(read_latest(path))
-    if as_json:
+    if html is not None:
+        from .inspection_html import render
+
+        html.write_text(render(page), encoding="utf-8")
+        click.echo(f"{page.package}  {html}")
+    elif as_json:
         click.echo(json.dumps(page.to_json(), indent=2, ensure_ascii=False))
     else:
         page.render(_stdout())

@@ -22,7 +22,7 @@ from .baseline import Baseline, Expected, Variable
 from .baseline_view import sparkline, words
 from .errors import BaselineInvalid, SamegraphError
 from .itemplan import Step
-from .manifest import Manifest, RawField, Stage
+from .manifest import Decoder, Manifest, Output, RawField, Stage
 from .pack import describe_tolerance
 from .package import Package, graph_names, parse_model
 from .runtime import PackageRuntime
@@ -207,7 +207,7 @@ def _port(info: onnx.ValueInfoProto, value: str) -> Port:
 def _head(package: Package) -> RenderableType:
     manifest = package.manifest
     text = Text.assemble((f"{manifest.name} ", "bold"), f"version {manifest.version}")
-    size = f"{_size(total_bytes(manifest))} in {len(manifest.files)} files"
+    size = f"{size_words(total_bytes(manifest))} in {len(manifest.files)} files"
     text.append(f"\ndigest {package.digest}\n{size}, format {manifest.format}\n{package.path}")
     if manifest.description:
         text.append(f"\n{manifest.description}", "italic")
@@ -235,9 +235,14 @@ def add_row(table: Table, *cells: RenderableType) -> None:
 def _fields(manifest: Manifest) -> Table:
     table = Table.grid(padding=(0, 2))
     for field in manifest.fields:
-        facts = [_kind(field), _needed(field), f"null becomes {_missing(field)}", _accepted(field)]
-        table.add_row(Text(field.name, "bold"), _described("; ".join(f for f in facts if f), field.description))
+        table.add_row(Text(field.name, "bold"), _described(field_facts(field), field.description))
     return table
+
+
+def field_facts(field: RawField) -> str:
+    """Return what a raw field takes, in a line: kind, whether it is needed, what null becomes, what is accepted."""
+    facts = [_kind(field), _needed(field), f"null becomes {_missing(field)}", _accepted(field)]
+    return "; ".join(f for f in facts if f)
 
 
 def _described(facts: str, description: str) -> Text:
@@ -262,9 +267,9 @@ def _missing(field: RawField) -> str:
 def _accepted(field: RawField) -> str:
     parts = []
     if field.allowed is not None:
-        parts.append(f"one of {_some(field.allowed)}")
+        parts.append(f"one of {some(field.allowed)}")
     if field.known is not None:
-        parts.append(f"known: {_some(field.known)}")
+        parts.append(f"known: {some(field.known)}")
     if field.minimum is not None or field.maximum is not None:
         parts.append(
             f"{'-∞' if field.minimum is None else f'{field.minimum:g}'} to {'∞' if field.maximum is None else f'{field.maximum:g}'}"
@@ -272,13 +277,14 @@ def _accepted(field: RawField) -> str:
     if field.max_length is not None:
         parts.append(f"up to {field.max_length:,} characters")
     if field.max_bytes is not None:
-        parts.append(f"up to {_size(field.max_bytes)}")
+        parts.append(f"up to {size_words(field.max_bytes)}")
     if field.max_pixels is not None:
         parts.append(f"up to {field.max_pixels / 1e6:g} megapixels")
     return "; ".join(parts)
 
 
-def _some(values: Sequence[object]) -> str:
+def some(values: Sequence[object]) -> str:
+    """Return the first values and how many more there are."""
     shown = ", ".join(str(v) for v in values[:SHOWN_VALUES])
     return shown + (f" and {len(values) - SHOWN_VALUES} more" if len(values) > SHOWN_VALUES else "")
 
@@ -286,11 +292,16 @@ def _some(values: Sequence[object]) -> str:
 def _outputs(manifest: Manifest) -> Table:
     table = Table.grid(padding=(0, 2))
     for output in manifest.outputs:
-        facts = [f"{output.dtype} {_brackets(output.shape)}" if output.shape else output.dtype]
-        facts += [f"places: {_some(output.element_names)}"] if output.element_names else []
-        facts += [f"chosen from {output.decided_by}"] if output.decided_by else []
-        table.add_row(Text(output.name, "bold"), _described("; ".join(facts), output.description))
+        table.add_row(Text(output.name, "bold"), _described(output_facts(output), output.description))
     return table
+
+
+def output_facts(output: Output) -> str:
+    """Return what an output is, in a line: type and shape, what its places mean, what it is chosen from."""
+    facts = [f"{output.dtype} {_brackets(output.shape)}" if output.shape else output.dtype]
+    facts += [f"places: {some(output.element_names)}"] if output.element_names else []
+    facts += [f"chosen from {output.decided_by}"] if output.decided_by else []
+    return "; ".join(facts)
 
 
 class _Histograms:
@@ -317,7 +328,7 @@ def _baseline(baseline: Baseline | None, error: str) -> RenderableType:
         return Text("none; pack with held-out training rows to have drift measured against them", "dim")
     parts: list[RenderableType] = [Text(baseline_words(baseline)), _Histograms([v for _, v in baseline.inputs()])]
     if off := [field.name for field in baseline.fields if field.monitored == "off"]:
-        parts.append(Text(f"not monitored: {_some(off)}", "dim"))
+        parts.append(Text(f"not monitored: {some(off)}", "dim"))
     parts += [Text("\nanswers to these rows:"), _Histograms([v for _, v in baseline.answers()])]
     parts += [Text(expected_words(o.name, o.expected)) for o in baseline.outputs if o.expected is not None]
     return Group(*parts)
@@ -339,20 +350,26 @@ def expected_words(output: str, expected: Expected) -> str:
 def _stages(stages: Sequence[StageView]) -> RenderableType:
     parts: list[RenderableType] = []
     for stage in stages:
-        title = Text.assemble(
-            (stage.name, "bold"), f"  {stage.file}, {_size(stage.bytes)}, {stage.nodes} nodes, {stage.parameters:,} parameters"
-        )
+        title, rows = stage_facts(stage)
         table = Table.grid(padding=(0, 2))
-        add_row(table, "in", Text(", ".join(_shown_port(p) for p in stage.inputs)))
-        add_row(table, "out", Text(", ".join(_shown_port(p) for p in stage.outputs)))
-        add_row(table, "operators", Text(", ".join(f"{name} ×{n}" if n > 1 else name for name, n in stage.operators.items())))
-        if stage.functions:
-            add_row(table, "functions", Text(", ".join(f"{name} ({n} nodes)" for name, n in stage.functions.items())))
-        if stage.host_nodes:
-            add_row(table, "host nodes", Text(", ".join(stage.host_nodes)))
-        add_row(table, "opsets", Text(", ".join(f"{domain} {version}" for domain, version in stage.opsets.items())))
-        parts += [title, Padding(table, (0, 0, 0, 2))]
+        for label, value in rows:
+            add_row(table, label, value)
+        parts += [Text.assemble((stage.name, "bold"), f"  {title}"), Padding(table, (0, 0, 0, 2))]
     return Group(*parts)
+
+
+def stage_facts(stage: StageView) -> tuple[str, list[tuple[str, str]]]:
+    """Return a stage's title without its name, and its facts as label and value."""
+    rows = [
+        ("in", ", ".join(_shown_port(p) for p in stage.inputs)),
+        ("out", ", ".join(_shown_port(p) for p in stage.outputs)),
+        ("operators", ", ".join(f"{name} ×{n}" if n > 1 else name for name, n in stage.operators.items())),
+        ("functions", ", ".join(f"{name} ({n} nodes)" for name, n in stage.functions.items())),
+        ("host nodes", ", ".join(stage.host_nodes)),
+        ("opsets", ", ".join(f"{domain} {version}" for domain, version in stage.opsets.items())),
+    ]
+    title = f"{stage.file}, {size_words(stage.bytes)}, {stage.nodes} nodes, {stage.parameters:,} parameters"
+    return title, [(label, value) for label, value in rows if value]
 
 
 def _shown_port(port: Port) -> str:
@@ -366,25 +383,30 @@ def _steps(steps: Sequence[Step], error: str) -> RenderableType:
     table = _grid("step", "nodes", "engine", "library", "note", right=("step",))
     styles = {"kernel": "green", "host": "cyan"}
     for i, step in enumerate(steps, 1):
-        add_row(table, str(i), Text(_some(step.nodes)), Text(step.engine, styles.get(step.engine, "")), Text(step.library), Text(step.note))
+        add_row(table, str(i), some(step.nodes), Text(step.engine, styles.get(step.engine, "")), step.library, step.note)
     return table
 
 
 def _decoders(manifest: Manifest) -> RenderableType:
     parts: list[RenderableType] = []
-    for d in manifest.decoders:
+    for decoder in manifest.decoders:
         table = Table.grid(padding=(0, 2))
-        add_row(
-            table,
-            "trained with",
-            Text(", ".join([f"{d.library} {d.library_version}", *(f"{name} {version}" for name, version in d.codecs.items())])),
-        )
-        add_row(table, "formats", Text(", ".join(d.formats)))
-        add_row(table, "modes", Text(", ".join(mode if mode == to else f"{mode}→{to}" for mode, to in d.modes.items())))
-        add_row(table, "EXIF", f"orientation: {d.exif_orientation}")
-        add_row(table, "cut short", d.truncated)
-        parts += [Text(d.node, "bold"), Padding(table, (0, 0, 0, 2))]
+        for label, value in decoder_facts(decoder):
+            add_row(table, label, value)
+        parts += [Text(decoder.node, "bold"), Padding(table, (0, 0, 0, 2))]
     return Group(*parts)
+
+
+def decoder_facts(decoder: Decoder) -> list[tuple[str, str]]:
+    """Return what a decoder accepts and hands over, as label and value."""
+    libraries = [f"{decoder.library} {decoder.library_version}", *(f"{name} {version}" for name, version in decoder.codecs.items())]
+    return [
+        ("trained with", ", ".join(libraries)),
+        ("formats", ", ".join(decoder.formats)),
+        ("modes", ", ".join(mode if mode == to else f"{mode}→{to}" for mode, to in decoder.modes.items())),
+        ("EXIF", f"orientation: {decoder.exif_orientation}"),
+        ("cut short", decoder.truncated),
+    ]
 
 
 def _exactness(package: Package) -> RenderableType:
@@ -407,37 +429,52 @@ def _exactness(package: Package) -> RenderableType:
 
 
 def _files(manifest: Manifest) -> Table:
-    """One line a file; request bodies, of which there may be hundreds, share one."""
     table = _grid("file", "size", "sha256", right=("size",))
-    blobs = [entry for name, entry in manifest.files.items() if name.startswith("golden/blobs/")]
-    for name, entry in sorted(manifest.files.items()):
-        if not name.startswith("golden/blobs/"):
-            add_row(table, Text(name), _size(entry.bytes), entry.sha256[:12])
-    if blobs:
-        add_row(table, f"golden/blobs/ ({len(blobs)} files)", _size(sum(e.bytes for e in blobs)), "")
+    for row in file_rows(manifest):
+        add_row(table, *row)
     return table
+
+
+def file_rows(manifest: Manifest) -> list[tuple[str, str, str]]:
+    """Return name, size and start of the digest, a row a file; request bodies, of which there may be hundreds, share one."""
+    blobs = [entry for name, entry in manifest.files.items() if name.startswith("golden/blobs/")]
+    rows = [
+        (name, size_words(entry.bytes), entry.sha256[:12])
+        for name, entry in sorted(manifest.files.items())
+        if not name.startswith("golden/blobs/")
+    ]
+    return [*rows, (f"golden/blobs/ ({len(blobs)} files)", size_words(sum(e.bytes for e in blobs)), "")] if blobs else rows
 
 
 def _provenance(manifest: Manifest) -> Table:
-    facts = manifest.provenance
     table = Table.grid(padding=(0, 2))
-    libraries = ", ".join(f"{name} {version}" for name, version in facts.libraries.items())
-    rows = {
-        "trainer": facts.trainer, "framework": facts.framework, "libraries": libraries, "python": facts.python, "proven on": facts.machine,
-        "data": facts.data, "license": facts.license, "notes": facts.notes,
-    }  # fmt: skip
-    for label, value in rows.items():
-        if value:
-            add_row(table, label, Text(value))
-    add_row(table, "here", Text(f"Python {platform.python_version()}, {platform.machine()}"))
+    for label, value in provenance_rows(manifest):
+        add_row(table, label, value)
     return table
+
+
+def provenance_rows(manifest: Manifest) -> list[tuple[str, str]]:
+    """Return where a package came from, as label and value."""
+    facts = manifest.provenance
+    rows = [
+        ("trainer", facts.trainer),
+        ("framework", facts.framework),
+        ("libraries", ", ".join(f"{name} {version}" for name, version in facts.libraries.items())),
+        ("python", facts.python),
+        ("proven on", facts.machine),
+        ("data", facts.data),
+        ("license", facts.license),
+        ("notes", facts.notes),
+        ("here", f"Python {platform.python_version()}, {platform.machine()}"),
+    ]
+    return [(label, value) for label, value in rows if value]
 
 
 def _brackets(shape: Sequence[int | None]) -> str:
     return f"[{', '.join('any' if d is None else str(d) for d in shape)}]"
 
 
-def _size(n: int) -> str:
+def size_words(n: int) -> str:
     """Return a size in bytes as people write it."""
     value = float(n)
     for unit in ("B", "kB", "MB"):
