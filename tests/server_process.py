@@ -44,7 +44,8 @@ class ServerProcess:
         self._announced = announced
         self._answers: queue.Queue[str] = queue.Queue()
         assert self.process.stderr is not None
-        threading.Thread(target=self._read, args=(self.process.stderr,), daemon=True).start()
+        self._reader = threading.Thread(target=self._read, args=(self.process.stderr,), daemon=True)
+        self._reader.start()
         self.url = self._answers.get(timeout=START_S)
 
     def _read(self, stream: IO[str]) -> None:
@@ -63,9 +64,11 @@ class ServerProcess:
             return error.code, error.read()
 
     def terminate(self) -> int:
-        """Send SIGTERM and return the exit status."""
+        """Send SIGTERM and return the exit status, with everything it wrote in `lines`."""
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(60)
+        status = self.process.wait(60)
+        self._reader.join(60)
+        return status
 
     def close(self) -> None:
         if self.process.poll() is None:

@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from . import __version__
 from .api import error_document
+from .api.access import CODE
 from .api.drift import drift_router
 from .api.meta import meta_router
 from .errors import Internal, MethodNotAllowed, NoSuchRoute, NotReady
@@ -116,36 +117,36 @@ def _allowed(request: Request) -> list[str]:
 def _handle_errors(app: FastAPI, fresh_id: Callable[[], str]) -> None:
     """Answer every failure of the other routes with the one error document."""
 
-    def answer(error: SamegraphError) -> Response:
+    def answer(request: Request, error: SamegraphError) -> Response:
+        request.scope[CODE] = error_document.mapping_of(error).code
         status, headers, body = error_document.response(error, fresh_id())
         return Response(body, status_code=status, headers={k.decode(): v.decode() for k, v in headers})
 
     @app.exception_handler(SamegraphError)
-    async def ours(_: Request, error: SamegraphError) -> Response:
-        return answer(error)
+    async def ours(request: Request, error: SamegraphError) -> Response:
+        return answer(request, error)
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
         if error.status_code == 405 and ":" in request.url.path.rpartition("/")[2]:
-            return answer(NoSuchRoute(f"nothing answers {request.url.path[:200]}; a model's one verb is `:predict`"))
+            return answer(request, NoSuchRoute(f"nothing answers {request.url.path[:200]}; a model's one verb is `:predict`"))
         if error.status_code == 405:
             allowed = _allowed(request)
-            return answer(
-                MethodNotAllowed(f"{request.url.path[:200]} does not take {request.method}; it takes {', '.join(allowed)}", allowed=allowed)
-            )
+            text = f"{request.url.path[:200]} does not take {request.method}; it takes {', '.join(allowed)}"
+            return answer(request, MethodNotAllowed(text, allowed=allowed))
         if error.status_code == 404:
-            return answer(NoSuchRoute(f"nothing answers {request.url.path[:200]}; see /docs for what does"))
-        return answer(InputError(str(error.detail), code="bad_body"))
+            return answer(request, NoSuchRoute(f"nothing answers {request.url.path[:200]}; see /docs for what does"))
+        return answer(request, InputError(str(error.detail), code="bad_body"))
 
     @app.exception_handler(RequestValidationError)
-    async def validation(_: Request, error: RequestValidationError) -> Response:
+    async def validation(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         if first["type"] == "json_invalid":
-            return answer(InputError("the body is not valid JSON", code="malformed_json"))
+            return answer(request, InputError("the body is not valid JSON", code="malformed_json"))
         field = ".".join(str(part) for part in first["loc"][1:])
-        return answer(InputError(f"{field or 'the body'}: {first['msg']}", code="wrong_type", field=field or None))
+        return answer(request, InputError(f"{field or 'the body'}: {first['msg']}", code="wrong_type", field=field or None))
 
     @app.exception_handler(Exception)
     async def crashed(request: Request, error: Exception) -> Response:
         log.error("request_crashed", exc_info=error, path=request.url.path)
-        return answer(Internal())
+        return answer(request, Internal())

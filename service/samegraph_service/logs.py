@@ -9,8 +9,8 @@ Everything goes through the standard library's logging, so uvicorn, asyncio and 
 stream and shape. Two looks exist: `json` (one object a line, ASCII only, so no client can smuggle a line break or a
 terminal escape into the log) and `console` for people.
 
-The access log is apart: formatting a line costs some ten microseconds and writing may block on a full pipe, so
-`AccessLog.record` only appends a tuple to a bounded queue, and a thread of its own formats and writes in batches.
+Nobody waits for the stream: lines go through the one thread of `log_writer.py`. The access log is apart only in that its lines are
+made there too: `AccessLog.record` appends a tuple to a bounded queue.
 """
 
 from __future__ import annotations
@@ -25,11 +25,14 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
+from json.encoder import encode_basestring_ascii as _quoted
 from typing import Any, Literal, TextIO, TypeAlias
+
+from .log_writer import LINES_AT_ONCE, PATIENCE_S, LogWriter
 
 LogFormat: TypeAlias = Literal["json", "console", "auto"]
 Event: TypeAlias = dict[str, Any]
@@ -221,29 +224,22 @@ def console_line(event: Event, *, colour: bool = False) -> str:
     return line + "\n"
 
 
-class LogOutput:
+class LogOutput(LogWriter):
     """Where lines go and how they look; shared by the log handler and the access log, so that lines never mix.
 
-    Attributes:
-        failures: How many writes the stream refused (a closed pipe, a full disk); those lines are lost.
+    Args:
+        stream: Where lines go.
+        render: How an event looks.
+        **bounds: Those of `LogWriter`.
     """
 
-    def __init__(self, stream: TextIO, render: Callable[[Event], str]) -> None:
-        self._stream = stream
-        self._lock = threading.Lock()
+    def __init__(self, stream: TextIO, render: Callable[[Event], str], **bounds: float) -> None:
+        super().__init__(stream, self._drops_line, **bounds)  # type: ignore[arg-type]
         self.render = render
-        self.failures = 0
 
-    def write(self, text: str) -> bool:
-        """Write `text`, one or more whole lines, and flush; return False if the stream refused it."""
-        with self._lock:
-            try:
-                self._stream.write(text)
-                self._stream.flush()
-            except (OSError, ValueError):  # ValueError: the stream was closed
-                self.failures += 1
-                return False
-        return True
+    def _drops_line(self, kind: str, lines: int, total: int) -> str:
+        event = {"time": rfc3339(time.time()), "level": "warning", "event": f"{kind}_dropped", "logger": "samegraph.logs"}
+        return self.render({**event, "records": lines, "total": total})
 
 
 class _EventHandler(logging.Handler):
@@ -253,9 +249,21 @@ class _EventHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            self._output.write(self._output.render(event_of(record)))
-        except Exception:  # noqa: BLE001 - for example a third party's format string that does not fit its arguments
-            self.handleError(record)
+            self._output.put(self._output.render(event_of(record)))
+        except Exception as error:  # noqa: BLE001 - for example a third party's format string that does not fit its arguments
+            self._output.put(self._output.render(_unreadable(record, error)))
+
+
+def _unreadable(record: logging.LogRecord, error: Exception) -> Event:
+    """Tell of a record that cannot be written; the library's own way is a traceback straight to standard error, whoever waits for it."""
+    return {
+        "time": rfc3339(record.created),
+        "level": "error",
+        "event": "log_record_unreadable",
+        "logger": record.name,
+        "message": _text_of(record.msg),
+        "reason": f"{type(error).__name__}: {_text_of(error)}",
+    }
 
 
 def _renderer(log_format: LogFormat, stream: TextIO) -> Callable[[Event], str]:
@@ -314,18 +322,41 @@ def remove_logging() -> None:
         logging.getLogger("uvicorn.access").disabled = False
 
 
+@contextmanager
+def report_crashes() -> Iterator[None]:
+    """While the block runs, log what nobody caught in a thread or a finalizer.
+
+    Python would write it to standard error itself, on the thread it happened on, and wait there for whoever reads.
+    """
+    log = get_logger("samegraph.crash")
+    before = threading.excepthook, sys.unraisablehook
+
+    def in_thread(crash: threading.ExceptHookArgs) -> None:
+        if crash.exc_type is not SystemExit:
+            log.error("thread_crashed", exc_info=crash.exc_value, thread=crash.thread.name if crash.thread else "")
+
+    def in_finalizer(crash: sys.UnraisableHookArgs) -> None:
+        log.error("exception_ignored", exc_info=crash.exc_value, where=_text_of(crash.object), reason=crash.err_msg or "")
+
+    threading.excepthook, sys.unraisablehook = in_thread, in_finalizer
+    try:
+        yield
+    finally:
+        threading.excepthook, sys.unraisablehook = before
+
+
 # --- the access log ------------------------------------------------------------------------------------------------
 
 _Record: TypeAlias = tuple[float, str, str, int, float, str, str, int, int, str, int, int, str]
+#: Everything of a record but its time, duration and request id.
+_Facts: TypeAlias = tuple[str, str, int, str, int, int, str, int, int, str]
 
 
 class AccessLog:
-    """One line per answered request, written by a thread of its own.
+    """One line per answered request, made and written by the thread of its output.
 
-    `record` appends a tuple and returns: no formatting, no lock on the usual path, no system call beyond reading the
-    clock and, when the writer sleeps, waking it. The writer wakes by event, waits `linger_s` so that a busy server costs it
-    at most 1 / `linger_s` wake-ups a second, then formats in slices small enough that the event loop never waits long
-    for the interpreter lock. When nothing happens it sleeps without a timer.
+    `record` appends a tuple and returns: no formatting, no lock, no system call beyond reading the clock and, when the writer
+    sleeps, waking it (0.2 µs). Formatting goes in slices, between which the event loop gets the interpreter.
 
     The queue is bounded: when it is full the *new* record is dropped, counted in `dropped`, and the count is reported in
     the log itself. The bound may be exceeded by one record per recording thread.
@@ -335,14 +366,14 @@ class AccessLog:
         written: Records written so far.
     """
 
+    name = "access_log"
+
     def __init__(
         self,
         output: LogOutput,
         *,
         capacity: int = 65_536,
         sample_ratio: float = 1.0,
-        linger_s: float = 0.05,
-        report_every_s: float = 10.0,
         clock: Callable[[], float] = time.time,
         rng: Callable[[], float] = random.random,
     ) -> None:
@@ -352,8 +383,6 @@ class AccessLog:
             output: Where lines go; the one `configure_logging` returned.
             capacity: Most records waiting to be written, >= 1.
             sample_ratio: Share of answers below status 500 that is logged, 0 to 1; answers of 500 and above always are.
-            linger_s: How long the writer gathers records after the first one, in seconds.
-            report_every_s: Least time between two reports of dropped records, in seconds.
             clock: Seconds since the epoch.
             rng: Uniform numbers in [0, 1), for sampling.
 
@@ -366,23 +395,17 @@ class AccessLog:
             raise ValueError(f"sample_ratio must be between 0 and 1; got {sample_ratio}")
         self._output = output
         self._capacity = capacity
-        self._hurry_at = capacity // 2
+        self._room = 0  # the capacity while running
         self._sample_ratio = sample_ratio
-        self._linger_s = linger_s
-        self._report_every_s = report_every_s
+        self._samples = sample_ratio < 1.0
         self._clock = clock
         self._rng = rng
         self._queue: deque[_Record] = deque()
-        self._wake = threading.Event()
-        self._asleep = False
-        self._running = False
-        self._stopping = False
-        self._thread: threading.Thread | None = None
+        self._lines = _AccessLines(sample_ratio) if output.render is json_line else None
+        self._started_output = False
         self._drop_lock = threading.Lock()
         self.dropped = 0
         self.written = 0
-        self._reported = 0
-        self._next_report = 0.0
 
     def record(
         self,
@@ -415,118 +438,145 @@ class AccessLog:
             instances: Instances in the request; 0 for other routes.
             code: Error code of the answer; empty for a success.
         """
-        if status < 500 and self._sample_ratio < 1.0 and self._rng() >= self._sample_ratio:
+        if self._samples and status < 500 and self._rng() >= self._sample_ratio:
             return
-        waiting = len(self._queue)
-        if waiting >= self._capacity or not self._running:
+        queue = self._queue
+        if len(queue) >= self._room:
             self._drop(1)
             return
-        extra = (request_id, client, request_bytes, response_bytes, model, version, instances, code)
-        self._queue.append((self._clock(), method, path, status, duration_s, *extra))
-        if self._asleep or waiting == self._hurry_at:
-            self._asleep = False
-            self._wake.set()
+        queue.append(
+            (
+                self._clock(), method, path, status, duration_s, request_id, client, request_bytes, response_bytes, model, version,
+                instances, code,
+            )
+        )  # fmt: skip
+        if self._output.asleep:
+            self._output.wake()
 
     def start(self) -> None:
-        """Start the writer; records made before are dropped. Raises RuntimeError when it is running already."""
-        if self._running or self._thread is not None:
+        """Start logging; records made before are dropped. Raises RuntimeError when it is running already."""
+        if self._room:
             raise RuntimeError("the access log is running already")
-        self._stopping = False
-        self._asleep = True
-        self._wake.clear()
-        self._thread = threading.Thread(target=self._write_until_stopped, name="samegraph-access-log", daemon=True)
-        self._thread.start()
-        self._running = True
+        self._output.attach(self)
+        self._started_output = self._output.start()
+        self._room = self._capacity
 
-    def stop(self, timeout_s: float = 5.0) -> bool:
-        """Write what was recorded and stop; harmless when not running.
+    def stop(self, timeout_s: float = PATIENCE_S) -> bool:
+        """See to it that what was recorded is written, and stop; harmless when not running.
 
         Returns:
             True when every record is written or counted as dropped; False when the stream blocked for `timeout_s`
             seconds, in which case the records still waiting are counted as dropped.
         """
-        thread, self._thread = self._thread, None
-        if thread is None:
+        if not self._room:
             return True
-        self._running = False
-        self._stopping = True
-        self._wake.set()
-        thread.join(timeout_s)
-        if thread.is_alive():
-            self._drop(len(self._queue))
-            self._queue.clear()
-            return False
-        self._write_batch()  # what another thread appended while this one was stopping
-        self._report(force=True)
-        return True
+        self._room = 0
+        flowed = self._output.flush(timeout_s)
+        if self._started_output:
+            flowed = self._output.stop(timeout_s if flowed else 0.0)
+        self._output.detach(self)
+        self._drop(len(self._queue))
+        self._queue.clear()
+        return flowed
 
     def _drop(self, records: int) -> None:
         with self._drop_lock:
             self.dropped += records
 
-    def _write_until_stopped(self) -> None:
-        while not self._stopping:
-            self._wake.wait(self._report_due_in())
-            self._asleep = False
-            self._wake.clear()
-            if not self._stopping:
-                self._wake.wait(self._linger_s)  # gather a batch; a filling queue and stop() cut it short
-                self._wake.clear()
-            self._write_batch()
-            self._report()
-            self._asleep = True
-            if self._queue or self._stopping:  # came in before the flag was up, and so woke nobody
-                self._wake.set()
+    # --- for the writing thread (`log_writer.LineSource`) -------------------------------------------------------------
 
-    def _report_due_in(self) -> float | None:
-        if self.dropped == self._reported:
-            return None
-        return max(0.0, self._next_report - time.monotonic())
+    def waiting(self) -> bool:
+        """Whether anything was recorded that is not written."""
+        return bool(self._queue)
 
-    def _write_batch(self) -> None:
+    def slices(self) -> Iterator[tuple[str, int]]:
+        """Yield what was recorded as text, a slice at a time."""
+        lines = self._lines
         while records := self._take():
-            text = "".join(self._output.render(_access_event(r, self._sample_ratio)) for r in records)
-            if self._output.write(text):
-                self.written += len(records)
+            if lines is not None:
+                yield lines.text(records), len(records)
             else:
-                self._drop(len(records))
-            time.sleep(0)  # hand the interpreter lock to the event loop between slices
+                yield "".join(self._output.render(_access_event(r, self._sample_ratio)) for r in records), len(records)
+
+    def settled(self, lines: int, *, written: bool) -> None:
+        """Count a slice."""
+        if written:
+            self.written += lines
+        else:
+            self._drop(lines)
 
     def _take(self) -> list[_Record]:
         records: list[_Record] = []
         try:
-            while len(records) < _SLICE:
+            while len(records) < LINES_AT_ONCE:
                 records.append(self._queue.popleft())
         except IndexError:  # asked for forgiveness, since stop() may empty the queue of a writer that hangs
             pass
         return records
 
-    def _report(self, *, force: bool = False) -> None:
-        dropped = self.dropped
-        if dropped == self._reported or not (force or time.monotonic() >= self._next_report):
-            return
-        event: Event = {
-            "time": rfc3339(self._clock()),
-            "level": "warning",
-            "event": "access_log_dropped",
-            "logger": "samegraph.access",
-            "records": dropped - self._reported,
-            "total": dropped,
-        }
-        self._output.write(self._output.render(event))
-        self._reported = dropped
-        self._next_report = time.monotonic() + self._report_every_s
+
+class _AccessLines:
+    """Writes records as `json_line` would, in a sixteenth of the time (0.4 µs against 6.4).
+
+    Most of a line is the same from request to request: it is made once per set of facts and kept, within bounds. What is left
+    are the time (made once a millisecond), the duration and the request id.
+
+    Args:
+        sample_ratio: Share of answers that is logged, told in the lines when below 1.
+    """
+
+    KEPT = 4096
+    LONGEST_PATH = 200
+
+    def __init__(self, sample_ratio: float) -> None:
+        self._sample_ratio = sample_ratio
+        self._parts: dict[_Facts, tuple[str, str]] = {}
+        self._micros = [f"{i:06d}" for i in range(10_000)]
+
+    def text(self, records: Iterable[_Record]) -> str:
+        """Write records, a line each."""
+        lines: list[str] = []
+        parts_of, short = self._parts.get, self._micros
+        since = until = 0.0
+        clock = ""
+        for record in records:
+            time_s, method, path, status, duration_s, request_id, client, received, sent, model, version, instances, code = record
+            facts = (method, path, status, client, received, sent, model, version, instances, code)
+            parts = parts_of(facts)
+            if parts is None or not request_id or not 0.0 <= duration_s < 0.999:
+                lines.append(self._slow_line(record, facts))
+                continue
+            if not since <= time_s < until:
+                millis = int(time_s * 1000)
+                since, until = millis / 1000, (millis + 1) / 1000
+                clock = f'{{"time":"{_whole_second(millis // 1000)}.{millis % 1000:03d}000Z'
+            micros = int(duration_s * 1e6 + 0.5)
+            shown = short[micros] if micros < 10_000 else f"{micros:06d}"
+            lines.append(f'{clock}{parts[0]}{shown},"request_id":{_quoted(request_id)}{parts[1]}')
+        return "".join(lines)
+
+    def _slow_line(self, record: _Record, facts: _Facts) -> str:
+        """Write any record, and keep what the next one like it will share."""
+        if len(facts[1]) <= self.LONGEST_PATH:
+            if len(self._parts) >= self.KEPT:
+                self._parts.clear()
+            self._parts[facts] = self._shared(record)
+        return json_line(_access_event(record, self._sample_ratio))
+
+    def _shared(self, record: _Record) -> tuple[str, str]:
+        """Return what stands between time and duration, and what stands behind the request id."""
+        line = json_line(_access_event((0.0, *record[1:4], 0.0, "?", *record[6:]), self._sample_ratio))
+        before, behind = line.split('"request_id":"?"')
+        return before.removeprefix(f'{{"time":"{rfc3339(0.0)}').removesuffix("0.0,") + "0.", behind
 
 
-#: Records formatted at a stretch: about half a millisecond of interpreter time.
-_SLICE = 50
 _OPTIONAL = ("request_id", "client", "request_bytes", "response_bytes", "model", "version", "instances", "code")
 
 
 def _access_event(record: _Record, sample_ratio: float) -> Event:
     time_s, method, path, status, duration_s, *optional = record
     event: Event = {
-        "time": rfc3339(time_s),
+        "time": rfc3339(int(time_s * 1000) / 1000),
         "level": "error" if status >= 500 else "info",
         "event": "request",
         "logger": "samegraph.access",

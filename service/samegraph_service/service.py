@@ -19,6 +19,7 @@ from samegraph_transforms.wire import predictions
 from starlette.types import ASGIApp
 
 from .admission import Gate, Limits
+from .api.access import AccessLogged
 from .api.asgi import PredictGateway
 from .api.front import Front, HttpLimits
 from .batching import BatchPolicy
@@ -34,6 +35,7 @@ from .loading import Loaded, LoadOptions
 from .logs import AccessLog, LogOutput, get_logger
 from .metrics import Metrics, Reading, VersionMetrics, VersionReading
 from .openapi import ExampleRequest, ModelDoc
+from .operation import OperationMetrics
 from .pages import ModelEntry, VersionEntry
 from .predict import Deadlines, Predictor, Served, served_version
 from .repository import Repository
@@ -70,7 +72,7 @@ class Service:
         self.metrics = Metrics()
         self.drift = DriftMonitor(_drift_options(settings))
         self.drift_exposition = DriftExposition(self.drift, settings.drift.max_series)
-        self.registry = self._registry()
+        self.registry = self._registry(log_output)
         self.access_log = _access_log(settings, log_output)
         self.predictor = Predictor(
             loop,
@@ -90,7 +92,8 @@ class Service:
             host=self.host,
             limits=HttpLimits(limits.max_body_bytes, limits.max_instances, limits.body_timeout_s),
         )
-        self.gateway = PredictGateway(fallback, self.front)
+        others = fallback if self.access_log is None else AccessLogged(fallback, self.access_log, loop.time)
+        self.gateway = PredictGateway(others, self.front)
         self.stopping = False
         self.loaded = asyncio.Event()  # set once everything in the repository was tried
         self._look = asyncio.Event()
@@ -237,7 +240,7 @@ class Service:
             entries.append(ModelEntry(name, "" if described is None else described.runtime.manifest.description, versions))
         return entries
 
-    def _registry(self) -> CollectorRegistry:
+    def _registry(self, log_output: LogOutput | None) -> CollectorRegistry:
         registry = CollectorRegistry(auto_describe=False)
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=registry)
@@ -249,6 +252,7 @@ class Service:
             loads=lambda: self.repository.loads,
         )
         registry.register(self.metrics)
+        registry.register(OperationMetrics(dropped_events=lambda: 0 if log_output is None else log_output.dropped))
         return registry
 
     def _gauges(self) -> Iterable[tuple[str, str, float]]:
@@ -346,7 +350,7 @@ def _drift_options(settings: Settings) -> DriftOptions:
 def _access_log(settings: Settings, output: LogOutput | None) -> AccessLog | None:
     if output is None or not settings.log.access:
         return None
-    return AccessLog(output, sample_ratio=settings.log.access_sample_ratio)
+    return AccessLog(output, capacity=settings.log.access_queue, sample_ratio=settings.log.access_sample_ratio)
 
 
 def _examples(loaded: Loaded) -> list[ExampleRequest]:

@@ -171,6 +171,12 @@ class LogSettings(_Group):
     level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least severe event that is written.")
     access: bool = Field(default=True, description="Whether every answered request gets a line.")
     access_sample_ratio: float = Field(default=1.0, ge=0, le=1, description="Share of answers below status 500 that gets a line.")
+    access_queue: int = Field(
+        default=65_536,
+        ge=100,
+        le=10_000_000,
+        description="Most access-log lines that wait for a slow reader of standard error; further ones are dropped and counted.",
+    )
 
 
 class AdminSettings(_Group):

@@ -19,6 +19,7 @@ PACKAGES = {
 #: The service from top to bottom; a module imports only from lines below its own. docs/architecture.md gives the reasons.
 SERVICE_ORDER = (
     "commands",
+    "launch",
     "server",
     "app",
     "api.meta api.drift",
@@ -27,7 +28,7 @@ SERVICE_ORDER = (
     "api.asgi api.protocol",
     "api.front",
     "api.v1 api.v2",
-    "api.error_document api.multipart api.paths",
+    "api.access api.error_document api.multipart api.paths",
     "repository",
     "loading predict",
     "drift.document drift.exposition",
@@ -37,8 +38,8 @@ SERVICE_ORDER = (
     "drift.counting drift.tap",
     "call device",
     "batching admission routing clock",
-    "cost poison metrics logs settings example_image drift.statistics",
-    "drift.distributions drift.window_sizes",
+    "cost poison metrics logs operation settings example_image drift.statistics",
+    "drift.distributions drift.window_sizes log_writer",
     "errors",
 )
 #: The path of a prediction: knows callbacks and a clock, but neither HTTP nor settings nor files.
@@ -139,7 +140,7 @@ def test_the_core_knows_no_web_and_no_settings(name: str) -> None:
 def test_only_the_top_reads_settings() -> None:
     """Everything below gets values, not the settings object."""
     readers = {name for name, owns in dependencies("samegraph_service").items() if "settings" in owns}
-    assert readers == {"commands", "server", "app", "service"}
+    assert readers == {"launch", "server", "app", "service"}
 
 
 def test_only_the_runtime_of_packages_runs_graphs() -> None:

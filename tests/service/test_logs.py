@@ -278,7 +278,17 @@ def test_a_closed_stream_costs_lines_but_raises_nothing() -> None:
         get_logger("samegraph.test").info("lost")
     finally:
         remove_logging()
-    assert output.failures == 1
+    assert (output.written, output.dropped) == (0, 1)
+
+
+def test_a_record_that_cannot_be_written_is_an_event_of_its_own(stream: io.StringIO) -> None:
+    """A library's format string that does not fit its arguments costs its sentence, not its mention."""
+    record = logging.LogRecord("vendor", logging.ERROR, __file__, 1, "%d apples", ("many",), None)
+    (ours,) = (handler for handler in logging.getLogger().handlers if type(handler).__module__ == "samegraph_service.logs")
+    ours.handle(record)
+    event = only(stream)
+    assert (event["event"], event["logger"], event["message"]) == ("log_record_unreadable", "vendor", "%d apples")
+    assert "TypeError" in event["reason"]
 
 
 # --- the console -------------------------------------------------------------------------------------------------
@@ -325,7 +335,7 @@ def test_the_console_shows_a_traceback_below_its_event() -> None:
 def sink() -> tuple[io.StringIO, LogOutput]:
     """A stream and a JSON output that writes to it."""
     stream = io.StringIO()
-    return stream, LogOutput(stream, json_line)
+    return stream, LogOutput(stream, json_line, linger_s=0.0)
 
 
 def test_a_record_becomes_one_line_with_every_fact(sink: tuple[io.StringIO, LogOutput]) -> None:
@@ -340,6 +350,33 @@ def test_a_record_becomes_one_line_with_every_fact(sink: tuple[io.StringIO, LogO
         "method": "POST", "path": "/v1/models/m:predict", "status": 400, "duration_s": 0.001235, "request_id": "r-1",
         "client": "10.0.0.9", "request_bytes": 120, "response_bytes": 80, "model": "m", "version": 2, "instances": 3, "code": "wrong_type",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        pytest.param(("POST", "/v1/models/m:predict", 200, 0.00123, "r-1", "10.0.0.9", 120, 80, "m", 2, 3, ""), id="prediction"),
+        pytest.param(("GET", "/livez", 200, 0.0), id="health check"),
+        pytest.param(("GET", '/"request_id":"?"/\u2028\x1b', 404, 0.5, 'a"b\\\n', "::1", 0, 9, "", 0, 0, "no_such_route"), id="hostile"),
+        pytest.param(("POST", "/x", 503, 12.5, "r", "", 1), id="slow failure"),
+        pytest.param(("POST", "/x", 200, 0.9999999, "r"), id="almost a second"),
+        pytest.param(("POST", "/x", 200, -0.001, "r"), id="a clock that went back"),
+        pytest.param(("POST", "/" + "x" * 5000, 200, 0.01, "r"), id="long path"),
+    ],
+)
+@pytest.mark.parametrize("ratio", [1.0, 0.5])
+def test_a_line_made_from_kept_parts_is_the_line_made_whole(sink: tuple[io.StringIO, LogOutput], record: Any, ratio: float) -> None:
+    """Most of a line is kept from the last one like it; nobody can tell by reading."""
+    stream, output = sink
+    log = AccessLog(output, sample_ratio=ratio, rng=lambda: 0.0, clock=lambda: 1_700_000_000.0009)
+    log.start()
+    for _ in range(3):
+        log.record(*record)
+    assert log.stop()
+    first, *others = stream.getvalue().splitlines()
+    assert len(others) == 2
+    assert [json.loads(line) for line in others] == [json.loads(first)] * 2
+    assert first.isascii()
 
 
 def test_facts_that_do_not_apply_are_left_out(sink: tuple[io.StringIO, LogOutput]) -> None:
@@ -358,7 +395,7 @@ def test_facts_that_do_not_apply_are_left_out(sink: tuple[io.StringIO, LogOutput
 def test_no_record_is_lost_on_a_clean_stop(sink: tuple[io.StringIO, LogOutput]) -> None:
     """Records of several threads, made while the writer works, are all written, each thread's in order."""
     stream, output = sink
-    log = AccessLog(output, linger_s=0.0)
+    log = AccessLog(output)
     log.start()
 
     def produce(name: int) -> None:
@@ -382,7 +419,7 @@ def test_a_record_is_written_soon_without_stop() -> None:
     """The writer wakes by itself for a single record, again and again."""
     stream = BlockingStream()
     stream.gate.set()
-    log = AccessLog(LogOutput(stream, json_line), linger_s=0.0)
+    log = AccessLog(LogOutput(stream, json_line, linger_s=0.0))
     log.start()
     for i in range(200):
         stream.entered.clear()
@@ -395,7 +432,7 @@ def test_a_record_is_written_soon_without_stop() -> None:
 def test_a_blocked_stream_never_blocks_the_caller() -> None:
     """While the writer hangs on a full pipe, recording goes on, the queue stays bounded, and the rest is counted."""
     stream = BlockingStream()
-    log = AccessLog(LogOutput(stream, json_line), capacity=100, linger_s=0.0)
+    log = AccessLog(LogOutput(stream, json_line, linger_s=0.0), capacity=100)
     log.start()
     log.record("GET", "/first", 200, 0.0)
     assert stream.entered.wait(10)
@@ -413,7 +450,7 @@ def test_a_blocked_stream_never_blocks_the_caller() -> None:
 def test_stop_gives_up_on_a_stream_that_stays_blocked() -> None:
     """The shutdown is bounded; what could not be written is counted, not forgotten."""
     stream = BlockingStream()
-    log = AccessLog(LogOutput(stream, json_line), linger_s=0.0)
+    log = AccessLog(LogOutput(stream, json_line, linger_s=0.0))
     log.start()
     log.record("GET", "/first", 200, 0.0)
     assert stream.entered.wait(10)
@@ -426,7 +463,7 @@ def test_stop_gives_up_on_a_stream_that_stays_blocked() -> None:
 def test_drops_are_reported_while_running() -> None:
     """The operator hears of lost lines at once, not only at the end."""
     stream = BlockingStream()
-    log = AccessLog(LogOutput(stream, json_line), capacity=1, linger_s=0.0)
+    log = AccessLog(LogOutput(stream, json_line, linger_s=0.0, report_every_s=0.0), capacity=1)
     log.start()
     log.record("GET", "/first", 200, 0.0)
     assert stream.entered.wait(10)
@@ -444,7 +481,7 @@ def test_drops_are_reported_while_running() -> None:
 def test_a_broken_stream_is_counted_and_does_not_end_the_writer(sink: tuple[io.StringIO, LogOutput]) -> None:
     """Records that the stream refuses are drops; the thread lives on."""
     stream, output = sink
-    log = AccessLog(output, linger_s=0.0)
+    log = AccessLog(output)
     log.start()
     stream.close()
     record_some(log, 3)
@@ -510,7 +547,7 @@ def test_an_idle_writer_uses_no_processor_time() -> None:
     program = """
         import io, resource, threading
         from samegraph_service.logs import AccessLog, LogOutput, json_line
-        log = AccessLog(LogOutput(io.StringIO(), json_line), linger_s=0.0)
+        log = AccessLog(LogOutput(io.StringIO(), json_line, linger_s=0.0))
         log.start()
         log.record("GET", "/", 200, 0.0)
         while not log.written:
