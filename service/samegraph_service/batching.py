@@ -174,11 +174,13 @@ class Entry:
         bytes: What they weigh in the queue.
         queued_at: Loop time of joining the queue.
         key: What its rows share with those they may run with; only set where rows differ in shape.
+        turn: Which entry of all lines it is; only set where rows differ in shape.
     """
 
-    __slots__ = ("bytes", "items", "key", "queue", "queued_at", "start", "work")
+    __slots__ = ("bytes", "items", "key", "queue", "queued_at", "start", "turn", "work")
 
     key: Hashable
+    turn: int
 
     def __init__(self, work: Work, start: int, items: Sequence[Any], size_bytes: int = 0) -> None:
         self.work = work
@@ -240,6 +242,8 @@ class EntryQueue:
 
         Below that a batch is as good as full, and pieces of one request cost more than they save.
         """
+        if self.rows <= max_rows:
+            return self.drop_all()
         picked: list[Entry] = []
         room = max_rows
         entries = self._entries
@@ -267,18 +271,24 @@ class EntryQueue:
         self.bytes -= head.bytes
         return head
 
-    def oldest(self) -> float | None:
-        """Return when the entry at the front joined, or None when nothing waits."""
+    def first(self) -> Entry | None:
+        """Return the entry at the front, or None when nothing waits."""
         while self._entries and self._entries[0].queue is not self:
             self._entries.popleft()
-        return self._entries[0].queued_at if self._entries else None
+        return self._entries[0] if self._entries else None
+
+    def oldest(self) -> float | None:
+        """Return when the entry at the front joined, or None when nothing waits."""
+        first = self.first()
+        return None if first is None else first.queued_at
 
     def drop_all(self) -> list[Entry]:
-        """Empty the queue and return the living entries."""
+        """Empty the queue and return the living entries, in order."""
         alive = [e for e in self._entries if e.queue is self]
         self._entries.clear()
         for entry in alive:
-            self.discount(entry)
+            entry.queue = None
+        self.rows = self.bytes = 0
         return alive
 
 
@@ -295,30 +305,31 @@ class ShapedQueue:
         self.lines: dict[Hashable, _Line] = {}
         self.rows = 0
         self.bytes = 0
-        # (when the first entry of a line joined, or an earlier one that is gone; tie breaker; key), one for each line
-        self._order: list[tuple[float, int, Hashable]] = []
-        self._ties = itertools.count()
+        # (turn of the first entry of a line, or of one before it that is gone; key), one for each line
+        self._order: list[tuple[int, Hashable]] = []
+        self._turns = itertools.count()
 
     def put(self, entry: Entry, now: float) -> None:
         """Add an entry, whose `key` is set, at the end of its line."""
+        entry.turn = next(self._turns)
         line = self.lines.get(entry.key)
         if line is None:
             line = self.lines[entry.key] = _Line(self)
-            heapq.heappush(self._order, (now, next(self._ties), entry.key))
+            heapq.heappush(self._order, (entry.turn, entry.key))
         line.put(entry, now)
 
     def front(self) -> tuple[Hashable, EntryQueue] | None:
         """Return the line that is next and its key, or None when nothing waits."""
         order = self._order
         while order:
-            known, tie, key = order[0]
+            turn, key = order[0]
             line = self.lines[key]
-            oldest = line.oldest()
-            if oldest is None:
+            first = line.first()
+            if first is None:
                 heapq.heappop(order)
                 del self.lines[key]
-            elif oldest > known:
-                heapq.heapreplace(order, (oldest, tie, key))
+            elif first.turn > turn:
+                heapq.heapreplace(order, (first.turn, key))
             else:
                 return key, line
         return None
@@ -353,6 +364,11 @@ class _Line(EntryQueue):
         self._whole.rows += len(entry.items)
         self._whole.bytes += entry.bytes
 
+    def drop_all(self) -> list[Entry]:
+        self._whole.rows -= self.rows
+        self._whole.bytes -= self.bytes
+        return super().drop_all()
+
     def discount(self, entry: Entry) -> None:
         super().discount(entry)
         self._whole.rows -= len(entry.items)
@@ -360,6 +376,7 @@ class _Line(EntryQueue):
 
     def _split(self, entry: Entry, rows: int) -> Entry:
         head = super()._split(entry, rows)
+        head.key = entry.key
         self._whole.rows -= rows
         self._whole.bytes -= head.bytes
         return head
