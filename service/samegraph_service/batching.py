@@ -48,7 +48,7 @@ class Part(NamedTuple):
     """
 
     start: int
-    count: int
+    count: int  # type: ignore[assignment]  # tuples have a method of that name
     outputs: Outputs
     offset: int
 
