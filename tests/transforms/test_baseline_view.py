@@ -120,6 +120,16 @@ class TestHistogram:
         assert histogram(category, category.counts).count('class="now"') == 2
         assert "50 % → 0 %" in histogram(category, [0] * 6)
 
+    def test_svg_shows_rows_outside_the_bins_when_two_times_are_compared(self) -> None:
+        """Traffic that is all above the training range is not an empty picture: the special bins get bars."""
+        number = numeric_variable("x", [*GENERATOR.normal(size=99), None])
+        now = [0] * len(number.counts)
+        now[number.labels.index("above")] = 7
+        drawn = histogram(number, now)
+        assert "0 % → 100 %" in drawn
+        assert "1 % → 0 %" in drawn
+        assert "above" not in histogram(number)
+
     def test_nothing_to_draw_is_said(self) -> None:
         """A variable without a number or value has words in place of a picture."""
         assert "no finite number" in histogram(numeric_variable("x", [None]))

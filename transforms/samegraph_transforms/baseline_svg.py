@@ -28,7 +28,8 @@ svg.histogram .axis { stroke: var(--line); vector-effect: non-scaling-stroke; }
 table.bars { width: 100%; border-collapse: collapse; table-layout: fixed; font-size: 13px; }
 table.bars th { width: 34%; padding: 1px 8px 1px 0; overflow: hidden; font-weight: normal; text-align: left; text-overflow: ellipsis; white-space: nowrap; }
 table.bars td { padding: 1px 0; }
-table.bars td.share { width: 64px; text-align: right; font-variant-numeric: tabular-nums; }
+table.bars td.share { width: 64px; text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+table.bars td.both { width: 126px; }
 table.bars svg { display: block; width: 100%; height: 12px; }
 table.bars .column { fill: var(--bar); }
 table.bars .now { fill: var(--now); }
@@ -40,11 +41,10 @@ def histogram(variable: Variable, current: Sequence[int] | None = None) -> str:
 
     Args:
         variable: The variable with its baseline's counts.
-        current: Counts of another time in the same bins.
+        current: Counts of another time in the same bins; the special bins that hold rows then and now are drawn too.
     """
-    if variable.kind == "numeric":
-        return _columns(variable, current)
-    return _bars(variable, current)
+    drawn = _columns(variable, current) if variable.kind == "numeric" else _bars(variable, current)
+    return drawn if current is None else drawn + _specials(variable, current)
 
 
 def _columns(variable: Variable, current: Sequence[int] | None) -> str:
@@ -99,6 +99,16 @@ def _bars(variable: Variable, current: Sequence[int] | None) -> str:
     return f'<table class="bars">{shown}</table>{more}' if bins else '<p class="quiet">no known value among these rows</p>'
 
 
+def _specials(variable: Variable, current: Sequence[int]) -> str:
+    before, now = variable.rows or 1, sum(current) or 1
+    found = [
+        (variable.describe(label), variable.counts[i] / before, current[i] / now)
+        for i, label in enumerate(variable.labels)
+        if i >= variable.n_bins and (variable.counts[i] or current[i])
+    ]
+    return f'<table class="bars">{"".join(_bar(*b, 1.0) for b in found)}</table>' if found else ""
+
+
 def _bar(name: str, share: float, now: float | None, tallest: float) -> str:
     height = 12 if now is None else 6
     drawn = f'<rect class="column" width="{100 * share / tallest:.2f}" height="{height}"/>'
@@ -106,7 +116,7 @@ def _bar(name: str, share: float, now: float | None, tallest: float) -> str:
     text = percent(share) if now is None else f"{percent(share)} → {percent(now)}"
     return (
         f'<tr><th title="{escape(name)}">{escape(name)}</th><td><svg viewBox="0 0 100 12" preserveAspectRatio="none" aria-hidden="true">'
-        f'{drawn}</svg></td><td class="share">{text}</td></tr>'
+        f'{drawn}</svg></td><td class="share{"" if now is None else " both"}">{text}</td></tr>'
     )
 
 
