@@ -438,6 +438,8 @@ class Device:
         if lane.tap is not None:
             lane.tap.executed(batch, segments)
         if whole is not None:
+            if lane.quarantine is not None and lane.canary is None:
+                lane.canary = batch[0].items[0]
             outputs = Outputs(whole)
             offset = 0
             for entry in batch:
