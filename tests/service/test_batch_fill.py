@@ -43,7 +43,7 @@ class Bench:
         self.model = Doubler()
         self.seen = Recorder()
         self.lane = Lane("m/1", self.model, BatchPolicy(max_batch_size), cost or known_cost(), self.seen)
-        self.lane.cost.observe = _nothing  # type: ignore[method-assign]  # what the stand-in takes on this machine says nothing
+        self.lane.cost.observe = _nothing  # type: ignore[assignment, method-assign]  # what the stand-in takes on this machine says nothing
         self.device.add(self.lane)
 
     def send(self, rows: int, first: float = 0.0) -> Work:
