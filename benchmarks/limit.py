@@ -6,7 +6,7 @@ import multiprocessing
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import cores
-from benchmarks.workloads import Pipeline, Plain, Workload
+from benchmarks.workloads import Pipeline, Plain, Workload, limiting
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Way:
         pipeline: Name of the pipeline.
         processes: Worker processes.
         threads: Threads in each.
-        batch: Instances per execution.
+        batch: Requests per execution.
     """
 
     pipeline: str
@@ -35,7 +35,7 @@ class Way:
 
     @property
     def in_flight(self) -> int:
-        """Instances it works on at once: no fewer clients could keep it busy."""
+        """Requests it works on at once: no fewer clients could keep it busy."""
         return self.processes * self.threads * self.batch
 
     def __str__(self) -> str:
@@ -48,8 +48,8 @@ class Measured:
     """What plain Python did.
 
     Attributes:
-        per_s: Instances per second.
-        cpu_ms: CPU milliseconds per instance, all threads.
+        per_s: Requests per second.
+        cpu_ms: CPU milliseconds per request, all threads.
         p50_ms: Median time of one execution, item stage included.
     """
 
@@ -61,44 +61,45 @@ class Measured:
 class Limit:
     """Worker processes that stay loaded, so that a measurement is seconds of work and no loading."""
 
-    def __init__(self, workload: Workload, workers: list[Connection]) -> None:
-        self._workload = workload
+    def __init__(self, workers: list[Connection]) -> None:
         self._workers = workers
 
-    def ways(self) -> list[Way]:
-        """Return every way worth trying on this machine."""
-        layouts = [(1, 1), (1, cores()), (cores(), 1)] if cores() > 1 else [(1, 1)]
-        pipelines = ("package", "pillow") if self._workload.content_type.startswith("image/") else ("package",)
-        return [Way(p, processes, threads, b) for p in pipelines for processes, threads in layouts for b in self._workload.batches]
-
-    def candidates(self, seconds: float, show: Callable[[Way, Measured], None]) -> list[Way]:
+    def candidates(
+        self, workload: Workload, seconds: float, show: Callable[[Way, Measured], None], in_flight: Sequence[int] = ()
+    ) -> list[Way]:
         """Try every way once and return those worth measuring in every round.
 
-        For each number of clients, and each layout of threads and processes that so many can keep busy, this is the one that spends the
-        least CPU on an instance: on a machine shared with others the steadiest figure. Which of them is fastest, the rounds decide.
+        For each number of requests in flight, and each layout of threads and processes that so many can keep busy, this is the one that
+        spends the least CPU on a request: on a machine shared with others the steadiest figure. Which of them is the limit, the rounds
+        decide. Where the plain pipeline is the limit, the code that serving uses comes last, to show what it gains over it.
 
         Args:
+            workload: Of the loaded ones.
             seconds: Length of each measurement.
             show: Told of every measurement.
+            in_flight: Numbers of requests to find ways for; those of the workload when left out.
         """
+        wanted = tuple(in_flight) or workload.in_flight
         cpu_ms: dict[Way, float] = {}
-        for way in self.ways():
-            measured = self.measure(way, seconds)
+        for way in ways(workload, wanted):
+            measured = self.measure(workload, way, seconds)
             show(way, measured)
             cpu_ms[way] = measured.cpu_ms
         best: dict[tuple[int, int, int], Way] = {}
         for way in sorted(cpu_ms, key=lambda way: -cpu_ms[way]):
-            for clients in self._workload.clients:
-                if way.in_flight <= clients:
-                    best[clients, way.processes, way.threads] = way
-        return list(dict.fromkeys(best[key] for key in sorted(best)))
+            for number in wanted:
+                if may_limit(way, number):
+                    best[number, way.processes, way.threads] = way
+        found = list(dict.fromkeys(best[key] for key in sorted(best)))
+        own = [Way("package", 1, min(cores(), max(wanted)), 1)] if workload.sent and workload.is_image else []
+        return [*found, *own]
 
-    def measure(self, way: Way, seconds: float) -> Measured:
+    def measure(self, workload: Workload, way: Way, seconds: float) -> Measured:
         """Run one way for so many seconds; workers start together."""
         start = time.monotonic() + 0.1
         used = self._workers[: way.processes]
         for worker in used:
-            worker.send((way, start, start + seconds))
+            worker.send((workload.name, way, start, start + seconds))
         results: list[tuple[int, float, float, list[float]]] = [_receive(worker) for worker in used]
         done = sum(count for count, _, _, _ in results)
         cpu_s = sum(cpu for _, cpu, _, _ in results)
@@ -106,12 +107,29 @@ class Limit:
         return Measured(done / wall_s, 1e3 * cpu_s / done, 1e3 * statistics.median(t for _, _, _, times in results for t in times))
 
 
+def ways(workload: Workload, in_flight: Sequence[int]) -> list[Way]:
+    """Return every way worth trying on this machine for these numbers of requests in flight."""
+    layouts = [(1, 1), (1, cores()), (cores(), 1)] if cores() > 1 else [(1, 1)]
+    tried = [Way(p, processes, threads, b) for p in limiting(workload) for processes, threads in layouts for b in workload.batches]
+    return [way for way in tried if any(may_limit(way, number) for number in in_flight)]
+
+
+def may_limit(way: Way, in_flight: int) -> bool:
+    """Whether a way can work on so many requests in flight: it needs no more of them, and leaves no core idle for which there is work."""
+    return way.in_flight <= in_flight and way.processes * way.threads == min(in_flight, cores())
+
+
 @contextmanager
-def limit(workload: Workload, repository: Path) -> Iterator[Limit]:
-    """Start the workers and wait until each has its package loaded."""
+def limit(workloads: Sequence[Workload], repository: Path | None = None) -> Iterator[Limit]:
+    """Start the workers and wait until each has its packages loaded.
+
+    Args:
+        workloads: What will be measured.
+        repository: Where their packages are, if not where they are built.
+    """
     context = multiprocessing.get_context("spawn")  # ONNX Runtime's threads do not survive a fork
     pipes = [context.Pipe() for _ in range(cores())]
-    processes = [context.Process(target=_worker, args=(workload, repository, theirs), daemon=True) for _, theirs in pipes]
+    processes = [context.Process(target=_worker, args=(list(workloads), repository, theirs), daemon=True) for _, theirs in pipes]
     for process, (_, theirs) in zip(processes, pipes, strict=True):
         process.start()
         theirs.close()  # so that a worker that dies is seen as a closed pipe
@@ -119,7 +137,7 @@ def limit(workload: Workload, repository: Path) -> Iterator[Limit]:
     try:
         for pipe in ours:
             _receive(pipe)
-        yield Limit(workload, ours)
+        yield Limit(ours)
     finally:
         for process, pipe in zip(processes, ours, strict=True):
             pipe.close()
@@ -138,23 +156,24 @@ def _receive(pipe: Connection) -> Any:
         raise WorkerDied("plain Python failed; the worker's traceback is above") from error
 
 
-def _worker(workload: Workload, repository: Path, pipe: Connection) -> None:
+def _worker(workloads: list[Workload], repository: Path | None, pipe: Connection) -> None:
     """Load, warm up, then measure what is asked for until the parent hangs up."""
-    plain = Plain(workload, repository)
-    bodies = workload.bodies(repository)
-    for pipeline in plain.pipelines.values():
-        pipeline(bodies[:1])
+    loaded = {workload.name: (Plain(workload, repository).pipelines, workload.bodies(repository)) for workload in workloads}
+    for pipelines, bodies in loaded.values():
+        for pipeline in pipelines.values():
+            pipeline(bodies[:1])
     pipe.send("ready")
     while True:
         try:
-            way, start, stop = pipe.recv()
+            name, way, start, stop = pipe.recv()
         except EOFError:
             return
-        pipe.send(_run(plain.pipelines[way.pipeline], bodies, way, start, stop))
+        pipelines, bodies = loaded[name]
+        pipe.send(_run(pipelines[way.pipeline], bodies, way, start, stop))
 
 
 def _run(pipeline: Pipeline, bodies: list[bytes], way: Way, start: float, stop: float) -> tuple[int, float, float, list[float]]:
-    """Run the pipeline on `way.threads` threads; return instances, CPU seconds, wall seconds, seconds of each execution."""
+    """Run the pipeline on `way.threads` threads; return requests, CPU seconds, wall seconds, seconds of each execution."""
     times: list[float] = []
 
     def loop(offset: int) -> None:

@@ -48,7 +48,6 @@ def describe() -> dict[str, object]:
         "system": f"{platform.system()} {platform.release().split('-')[0]}",
         "python": platform.python_version(),
         "packages": {name: version for name in PACKAGES if (version := _version(name))},
-        "wrk": _first_line(["wrk", "-v"]).partition(" [")[0],
         "revision": _revision(),
     }
 
@@ -65,11 +64,6 @@ def _version(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _first_line(command: list[str]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return (done.stdout or done.stderr).splitlines()[0].strip()
 
 
 def _revision() -> str:
@@ -123,20 +117,9 @@ def process_cpu_s(pid: int) -> float:
     for process in _tree(pid):
         try:
             fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-        except FileNotFoundError:
+        except (FileNotFoundError, ProcessLookupError):
             continue  # ended between listing and reading
         total += (int(fields[11]) + int(fields[12])) / TICKS_PER_S
-    return total
-
-
-def resident_bytes(pid: int) -> int:
-    """Return the resident memory of a process and its living descendants; shared pages count once for each."""
-    total = 0
-    for process in _tree(pid):
-        try:
-            total += int(Path(f"/proc/{process}/statm").read_text().split()[1]) * PAGE_BYTES
-        except FileNotFoundError:
-            continue
     return total
 
 
@@ -144,9 +127,13 @@ def _tree(pid: int) -> list[int]:
     """Return a process and its descendants."""
     found = [pid]
     for process in found:
-        for children in Path(f"/proc/{process}/task").glob("*/children"):
+        try:
+            threads = list(Path(f"/proc/{process}/task").iterdir())  # no glob: a thread that ends meanwhile would end it too
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        for thread in threads:
             try:
-                found.extend(int(child) for child in children.read_text().split())
+                found.extend(int(child) for child in (thread / "children").read_text().split())
             except (FileNotFoundError, ProcessLookupError):
                 continue
     return found

@@ -114,7 +114,9 @@ def build_trees(directory: Path) -> None:
     shutil.copyfile(package.stage_path("model"), plain / "trees.onnx")
     (plain / "trees.json").write_text(json.dumps({"columns": names}, indent=1) + "\n")
     rows = [dict(zip(names, row, strict=True)) for row in frame[names].to_numpy().tolist()]
-    _write_all(plain / "rows", ".json", (_rows([row]) for row in rows[:N_ROWS]))
+    # Rows of different answers, so that a swapped one shows.
+    _, different = np.unique(booster.predict_proba(frame)[:, 1], return_index=True)
+    _write_all(plain / "rows", ".json", (_rows([rows[place]]) for place in sorted(different)[:N_ROWS]))
     turned = [[rows[(turn * 131 + place) % len(rows)] for place in range(ROWS_TOGETHER)] for turn in range(N_TOGETHER)]
     _write_all(plain / "rows1000", ".json", map(_rows, turned))
 

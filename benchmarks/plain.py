@@ -54,7 +54,11 @@ class Rows:
 
     def run(self, rows: Sequence[Sequence[float]]) -> list[Any]:
         """Return one answer per row."""
-        return self._model.run(np.array(rows, dtype=np.float64))
+        return self._model.answers(self.outputs(rows))
+
+    def outputs(self, rows: Sequence[Sequence[float]]) -> list[np.ndarray]:
+        """Return the model's outputs for rows, one array [n, ...] each: `run` before anything is made of them."""
+        return self._model.outputs(np.array(rows, dtype=np.float64))
 
 
 class Images:
@@ -100,7 +104,11 @@ class Images:
         Args:
             batch: float32 [n, 3, 224, 224].
         """
-        return self._model.run(batch)
+        return self._model.answers(self.outputs(batch))
+
+    def outputs(self, batch: np.ndarray) -> list[np.ndarray]:
+        """Return the model's outputs for a batch, one array [n, ...] each: `run` before anything is made of them."""
+        return self._model.outputs(batch)
 
 
 class _Model:
@@ -114,8 +122,11 @@ class _Model:
         (self._input,) = (value.name for value in self._session.get_inputs())
         self._outputs = [value.name for value in self._session.get_outputs()]
 
-    def run(self, batch: np.ndarray) -> list[Any]:
-        columns = [array.tolist() for array in self._session.run(self._outputs, {self._input: batch})]
+    def outputs(self, batch: np.ndarray) -> list[np.ndarray]:
+        return list(self._session.run(self._outputs, {self._input: batch}))
+
+    def answers(self, outputs: Sequence[np.ndarray]) -> list[Any]:
+        columns = [array.tolist() for array in outputs]
         if len(columns) == 1:
             return list(columns[0])
         return [dict(zip(self._outputs, values, strict=True)) for values in zip(*columns, strict=True)]

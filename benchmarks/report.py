@@ -1,67 +1,18 @@
-"""From rounds to medians, spreads and ratios, and from those to a page and a record."""
+"""The page: every promise with what was measured beside it, then every workload with everybody who took part."""
 
 from __future__ import annotations
 
-import json
 import statistics
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from benchmarks.limit import Measured, Way
-from benchmarks.load import Load
-from benchmarks.workloads import Workload
+from benchmarks import analysis
+from benchmarks.analysis import OURS
+from benchmarks.ratios import CONFIDENCE, Interval
+from benchmarks.record import Record, Result
+from benchmarks.targets import Outcome, outcomes
 
-
-@dataclass(frozen=True)
-class Plain:
-    """One way of plain Python in one round, measured before and after the servers."""
-
-    way: Way
-    before: Measured
-    after: Measured
-
-    def mean(self, name: str) -> float:
-        """Return the mean of a figure."""
-        return float(statistics.mean((getattr(self.before, name), getattr(self.after, name))))
-
-
-@dataclass(frozen=True)
-class Round:
-    """One round of one workload: the limit and every server, measured one after another.
-
-    Attributes:
-        plain: Every candidate for the limit.
-        loads: Server name → clients → what was measured.
-        stolen_ratio: Share of CPU time the hypervisor gave to others meanwhile.
-        others_ratio: Share of CPU time that other programs on the machine used meanwhile.
-    """
-
-    plain: list[Plain]
-    loads: dict[str, dict[int, Load]]
-    stolen_ratio: float
-    others_ratio: float
-
-    def limit(self, clients: int) -> Plain:
-        """Return the fastest way of this round that so many clients can keep busy."""
-        return max((one for one in self.plain if one.way.in_flight <= clients), key=lambda one: one.mean("per_s"))
-
-
-@dataclass
-class Result:
-    """Everything measured for one workload.
-
-    Attributes:
-        workload: What was sent.
-        rounds: Those that count, in the order measured.
-        repeated: How many more were set aside because other programs used the CPU.
-    """
-
-    workload: Workload
-    rounds: list[Round] = field(default_factory=list)
-    repeated: int = 0
+#: Above this share of CPU time used by other programs a round is measured again, and the page says when that did not help.
+NOISY = 0.1
 
 
 def spread(values: Iterable[float]) -> dict[str, float]:
@@ -70,127 +21,247 @@ def spread(values: Iterable[float]) -> dict[str, float]:
     return {name: float(f"{value:.4g}") for name, value in (("median", statistics.median(found)), ("min", min(found)), ("max", max(found)))}
 
 
-def summary(result: Result) -> dict[str, Any]:
-    """Return the figures of one workload: per number of clients the limit, then each server."""
-    rounds = result.rounds
-    limits = {str(clients): _limit([r.limit(clients) for r in rounds]) for clients in result.workload.clients}
-    servers = {name: {str(clients): _figures(rounds, name, clients) for clients in result.workload.clients} for name in rounds[0].loads}
-    return {
-        "title": result.workload.title,
-        "limit": limits,
-        "servers": servers,
-        "repeated": result.repeated,
-        "stolen_ratio": spread(r.stolen_ratio for r in rounds),
-        "others_ratio": spread(r.others_ratio for r in rounds),
-    }
-
-
-def _limit(fastest: Sequence[Plain]) -> dict[str, Any]:
-    """Return the limit's figures, and the way that was fastest most often."""
-    way = Counter(str(one.way) for one in fastest).most_common(1)[0][0]
-    return {"way": way, **{name: spread(one.mean(name) for one in fastest) for name in ("per_s", "cpu_ms", "p50_ms")}}
-
-
-def _figures(rounds: Sequence[Round], server: str, clients: int) -> dict[str, Any]:
-    """Return a server's figures; ratios are taken within each round, because the machine's speed drifts between them."""
-    loads = [r.loads[server][clients] for r in rounds]
-    figures: dict[str, Any] = {name: spread(getattr(load, name) for load in loads) for name in ("per_s", "p50_ms", "p99_ms", "cpu_ms")}
-    figures["of_limit"] = spread(r.loads[server][clients].per_s / r.limit(clients).mean("per_s") for r in rounds)
-    figures["cpu_over_limit_ms"] = spread(r.loads[server][clients].cpu_ms - r.limit(clients).mean("cpu_ms") for r in rounds)
-    figures["resident_mib"] = round(max(load.resident_mib for load in loads))
-    figures["failed"] = sum(load.failed for load in loads)
-    return figures
-
-
 HEADER = """\
-# Benchmark of {date} on {machine[class]}
+# Benchmark on {machine_class}
 
-Command: `{command}` at revision {machine[revision]}.
-Machine: {machine[cpu]}, {machine[cores]} cores, {machine[memory_gib]} GiB, {machine[system]}; Python {machine[python]}.
-Versions: {versions}; {machine[wrk]}.
-Each figure is the median of {rounds} interleaved rounds of {seconds:g} s (smallest to largest in brackets). Load: wrk, one thread, closed
-loop, on the same machine, whose cores it shares with the server. Every answer was checked against plain Python's before measuring.
+{conditions}
+Each round starts everybody anew, one after another, in an order that changes; ours take part in every round, everybody else in some. A
+figure is the median of its rounds; in brackets its {confidence:.0%} bootstrap interval. Ratios are taken within a round. Load comes from
+`benchmarks/sender.c`, one thread on the same machine, whose cores it shares with the server. Every answer was checked against the plain
+pipeline's before measuring, and a sample of them meanwhile.
 """
 
 READING = """\
 ## How to read it
 
-- *Limit*: the same request bodies decoded, preprocessed and run by ONNX Runtime from the same package in plain Python without HTTP, by one
-  thread, by threads and by processes, each with its best batch size, and no more instances in flight than there are clients. Each round
-  measures them before and after the servers and takes the fastest. `package` is the code serving uses; `pillow` is the training code's
-  Pillow and NumPy steps before the same graphs. It parses no HTTP, writes no answer and shares its cores with no load generator, so 1 is
-  out of reach where those cost something.
-- *Of the limit* is taken within each round: ratios hold where absolute figures drift with the machine. Differences below 15 % are noise.
-- *p50 of a limit* is the median time of one execution: that of a whole batch.
-- *CPU ms/request* counts the server's processes only; *over the limit* is what the server costs beyond the model's own work (negative where
-  its batches are larger than the limit's).
-- It cannot show: other machines, a GPU, a network, open arrivals, or runs longer than {seconds:g} s.
+- *Limit*: the same request bodies decoded, preprocessed and run by ONNX Runtime in plain Python without HTTP (`benchmarks/plain.py`), by
+  threads and by processes on all cores (one thread where there is one client), each with its best batch size. It is measured before and
+  after ours in every round. It parses no HTTP, writes no answer and shares its cores with no load generator. For the example packages,
+  which have no plain model, it is the package's own graphs with the better of serving's and the training code's item stage.
+- *Verdicts*: "met" and "missed" when the whole interval is on one side of the target, "at the median" when only the median is.
+- *CPU ms* counts the server's processes only, per answered request. On a shared machine it is the steadiest figure.
+- *Memory* counts a page that several processes share once. It is the most after any load; the bare process of the promise imports NumPy
+  and ONNX Runtime, loads the same model and runs it once on each core.
+- *Best peer* is, in each round, the peer that was best in that one figure: another one may be best in the next.
+- Differences below 15 % between servers are noise unless their intervals lie apart. An interval of three rounds is their range.
+- The networks' weights are drawn, not learnt: speed depends on the architecture only, and answers are compared all the same.
+- It cannot show: other machines, a GPU, a network, or runs longer than some seconds.
 """
 
-#: Above this share of CPU time used by other programs the page says that it should not be quoted.
-NOISY = 0.1
 
-COLUMNS = ("", "clients", "requests/s", "of the limit", "p50 ms", "p99 ms", "CPU ms/request", "over the limit", "resident MiB", "failed")
-
-
-def page(record: dict[str, Any]) -> str:
+def page(record: Record) -> str:
     """Return the record as a Markdown page."""
-    versions = ", ".join(f"{name} {version}" for name, version in record["machine"]["packages"].items())
-    started = [f"`{name}` is `{one['command']}`, ready after {one['ready_s']:.1f} s." for name, one in record["servers"].items()]
-    sections = [_section(workload) for workload in record["workloads"].values()]
-    return "\n".join([HEADER.format(**record, versions=versions) + "\n".join(started) + "\n", *sections, READING.format(**record)])
+    conditions = "\n".join(_conditions(record))
+    parts = [
+        HEADER.format(machine_class=record.machine_class, conditions=conditions, confidence=CONFIDENCE),
+        _promises(outcomes(record)),
+        *(_section(name, result) for name, result in record.workloads.items()),
+        READING,
+    ]
+    return "\n".join(parts)
 
 
-def _section(workload: dict[str, Any]) -> str:
-    lines = [f"## {workload['title']}", "", _row(COLUMNS), _row(["---", *["--:"] * (len(COLUMNS) - 1)])]
-    for clients, found in workload["limit"].items():
-        figures = [_rate(found["per_s"]), "1", _ms(found["p50_ms"]), "", _ms(found["cpu_ms"])]
-        lines.append(_row([f"*limit: {found['way']}*", clients, *figures, "", "", ""]))
-    for server, by_clients in workload["servers"].items():
-        lines += [_server_row(server, clients, figures) for clients, figures in by_clients.items()]
-    stolen, others = workload["stolen_ratio"], workload["others_ratio"]
-    lines += [
-        "",
-        f"Other programs used {others['median']:.1%} of the CPU time meanwhile (at most {others['max']:.1%}) and the hypervisor gave away",
-    ]
-    lines += [
-        f"{stolen['median']:.1%} (at most {stolen['max']:.1%}). Rounds set aside because others used more: {workload['repeated']}.",
-        "",
-    ]
-    if others["median"] > NOISY:
-        lines += ["**Not a calm machine: other programs competed for the CPU. Measure again before quoting these figures.**", ""]
+def _conditions(record: Record) -> Iterator[str]:
+    """Yield a line for each set of conditions, with the workloads measured under them."""
+    together: dict[str, list[str]] = {}
+    for name, result in record.workloads.items():
+        machine = result.machine
+        versions = ", ".join(f"{package} {version}" for package, version in machine["packages"].items())
+        said = (
+            f"measured on {result.measured_on} by `{result.command}` at revision {machine['revision']} on {machine['cpu']}, "
+            f"{machine['cores']} cores, {machine['memory_gib']} GiB, {machine['system']}, Python {machine['python']}; {versions}."
+        )
+        together.setdefault(said, []).append(name)
+    for said, names in together.items():
+        what = "Everything" if len(together) == 1 else ", ".join(f"`{name}`" for name in names)
+        yield f"- {what}: {said}"
+
+
+def _promises(found: Sequence[Outcome]) -> str:
+    lines = ["## Promises", "", _row(("workload", "figure", "promised", "measured", "verdict")), _row(["---", "---", "--:", "--:", "---"])]
+    for outcome in found:
+        target = outcome.target
+        measured = "" if outcome.measured is None else _with_interval(outcome.measured, target.unit)
+        word = outcome.verdict if outcome.verdict in ("met", "not measured") else f"**{outcome.verdict}**"
+        lines.append(_row((target.workload, target.what, target.bound, measured, word)))
+    counts = [(word, sum(outcome.verdict.startswith(word) for outcome in found)) for word in ("met", "missed", "not measured")]
+    lines += ["", f"{', '.join(f'{count} {word}' for word, count in counts)}.", ""]
     return "\n".join(lines)
 
 
-def _server_row(server: str, clients: str, figures: dict[str, Any]) -> str:
-    of = figures["of_limit"]
-    ratio = f"**{of['median']:.2f}** ({of['min']:.2f}–{of['max']:.2f})"
-    times = [_ms(figures[name]) for name in ("p50_ms", "p99_ms", "cpu_ms", "cpu_over_limit_ms")]
-    return _row([server, clients, _rate(figures["per_s"]), ratio, *times, str(figures["resident_mib"]), str(figures["failed"])])
+#: Result, contender, clients → a figure or what is shown.
+_Measure = Callable[[Result, str, int], Interval | None]
+_Show = Callable[[Result, str, int], str]
+
+
+def _figure(name: str) -> _Measure:
+    return lambda result, contender, clients: analysis.figure(result, contender, clients, name)
+
+
+def _of_limit(name: str) -> _Measure:
+    return lambda result, contender, clients: analysis.of_limit(result, contender, clients, name)
+
+
+def _of_best_peer(name: str) -> _Measure:
+    return lambda result, contender, clients: analysis.of_best_peer(result, contender, clients, name)
+
+
+def _always(measure: Callable[[Result, str], Interval | None]) -> _Measure:
+    """Return a figure of a contender that is the same for every number of clients."""
+    return lambda result, contender, _: measure(result, contender)
+
+
+def _shown(measure: _Measure, show: Callable[[Interval], str]) -> _Show:
+    def cell(result: Result, contender: str, clients: int) -> str:
+        found = measure(result, contender, clients)
+        return "" if found is None else show(found)
+
+    return cell
+
+
+def _failures(result: Result, contender: str, clients: int) -> str:
+    loads = [turn.loads[clients] for turn in analysis.turns(result, contender) if clients in turn.loads]
+    return str(sum(load.failed + load.wrong for load in loads))
+
+
+def _ratio(found: Interval) -> str:
+    return f"{found.median:.2f}"
+
+
+def _median(found: Interval) -> str:
+    return _digits(found.median)
+
+
+def _with_interval(found: Interval, unit: str = "") -> str:
+    shown = _digits(found.median)
+    if (found.low, found.high) != (found.median, found.median):
+        shown += f" [{_digits(found.low)}, {_digits(found.high)}]"
+    return f"{shown} {unit}" if unit else shown
+
+
+_COLUMNS: dict[str, _Show] = {
+    "requests/s": _shown(_figure("per_s"), _with_interval),
+    "of the limit's": _shown(_of_limit("per_s"), _ratio),
+    "of the best peer's": _shown(_of_best_peer("per_s"), _ratio),
+    "p50 ms": _shown(_figure("p50_ms"), _median),
+    "p99 ms": _shown(_figure("p99_ms"), _median),
+    "p99 / p50": _shown(analysis.tail, _ratio),
+    "CPU ms": _shown(_figure("cpu_ms"), _median),
+    "of the limit's CPU": _shown(_of_limit("cpu_ms"), _with_interval),
+    "MiB": _shown(_always(analysis.resident_mib), lambda found: f"{found.median:.0f}"),
+    "ready s": _shown(_always(analysis.ready_s), lambda found: f"{found.median:.1f}"),
+    "rounds": _shown(_figure("per_s"), lambda found: str(found.n)),
+    "failed": _failures,
+}
+
+
+def _section(name: str, result: Result) -> str:
+    lines = [f"## `{name}`: {result.title}", ""]
+    lines += _burst_table(result) if result.burst else _load_table(result)
+    lines += ["", *_absent(result), *_starts(result), *_quietness(result)]
+    return "\n".join(lines) + "\n"
+
+
+def _load_table(result: Result) -> list[str]:
+    lines = [_row(("clients", "", *_COLUMNS)), _row(["--:", "---", *["--:"] * len(_COLUMNS)])]
+    numbers = sorted({clients for one in result.rounds for turn in one.turns.values() for clients in turn.loads})
+    for clients in numbers:
+        lines.append(_limit_row(result, clients))
+        for contender in result.contenders:
+            if any(clients in turn.loads for turn in analysis.turns(result, contender)):
+                name = f"**{contender}**" if contender == OURS else contender
+                lines.append(_row((str(clients), name, *(show(result, contender, clients) for show in _COLUMNS.values()))))
+    own = analysis.gain_in_process(result, max(numbers, default=1))
+    if own is not None:
+        lines += [
+            "",
+            f"Plain Python spends {_with_interval(own)} times the CPU that samegraph's own code spends on the same work in one process.",
+        ]
+    return lines
+
+
+def _limit_row(result: Result, clients: int) -> str:
+    way = analysis.limit_way(result, clients, "per_s")
+    cells = {
+        "requests/s": analysis.limit(result, clients, "per_s"),
+        "p50 ms": analysis.limit(result, clients, "p50_ms") if clients == 1 else None,
+        "CPU ms": analysis.limit(result, clients, "cpu_ms"),
+    }
+    shown = {
+        title: "" if found is None else _with_interval(found) if title == "requests/s" else _digits(found.median)
+        for title, found in cells.items()
+    }
+    return _row((str(clients), f"*limit: {way}*", *(shown.get(title, "") for title in _COLUMNS)))
+
+
+def _burst_table(result: Result) -> list[str]:
+    titles = ("", "seconds", "of the limit's", "p50 ms", "CPU ms", "refused at first", "failed", "rounds")
+    lines = [_row(titles), _row(["---", *["--:"] * (len(titles) - 1)])]
+    limit = analysis.limit(result, result.burst, "per_s")
+    if limit is not None:
+        way = analysis.limit_way(result, result.burst, "per_s")
+        cpu = analysis.limit(result, result.burst, "cpu_ms")
+        seconds = f"{result.burst / limit.median:.2f}"
+        lines.append(_row((f"*limit: {way}*", seconds, "", "", "" if cpu is None else _digits(cpu.median), "", "", str(limit.n))))
+    for contender in result.contenders:
+        taken = analysis.burst_figure(result, contender, "makespan_s")
+        share, p50, cpu = (
+            analysis.burst_of_limit(result, contender),
+            analysis.burst_figure(result, contender, "p50_ms"),
+            analysis.burst_figure(result, contender, "cpu_ms"),
+        )
+        refused = analysis.burst_figure(result, contender, "refused")
+        if taken is None or share is None or p50 is None or cpu is None or refused is None:
+            continue
+        name = f"**{contender}**" if contender == OURS else contender
+        figures = (_with_interval(taken), _with_interval(share), _digits(p50.median), _digits(cpu.median), f"{refused.median:.0f}")
+        lines.append(_row((name, *figures, str(analysis.failed(result, contender)), str(taken.n))))
+    lines += [
+        "",
+        "*Of the limit's*: what the limit needs for so many frames, and the load generator's own CPU time spread over the cores, make 1.",
+    ]
+    return lines
+
+
+def _absent(result: Result) -> list[str]:
+    notes = [
+        f"- {name}: {contender.note}."
+        for name, contender in result.contenders.items()
+        if contender.note and not analysis.turns(result, name)
+    ]
+    return ["Not measured:", "", *notes, ""] if notes else []
+
+
+def _starts(result: Result) -> list[str]:
+    lines = []
+    for name, contender in result.contenders.items():
+        if contender.command and analysis.turns(result, name):
+            about = f" ({contender.note})" if contender.note else ""
+            lines.append(f"- {name}{about}: `{contender.command}`")
+    return ["Started as:", "", *lines, ""] if lines else []
+
+
+def _quietness(result: Result) -> list[str]:
+    if not result.rounds:
+        return []
+    others, stolen = ([getattr(one, name) for one in result.rounds] for name in ("others_ratio", "stolen_ratio"))
+    said = (
+        f"Rounds: {len(result.rounds)}. Other programs used {statistics.median(others):.1%} of the CPU time (at most {max(others):.1%}) "
+        f"and the hypervisor gave away {statistics.median(stolen):.1%} (at most {max(stolen):.1%}). "
+        f"Set aside because others used more: {result.repeated}."
+    )
+    lines = [said]
+    if statistics.median(others) > NOISY:
+        lines += ["", "**Not a calm machine: other programs competed for the CPU. Measure again before quoting these figures.**"]
+    return lines
 
 
 def _row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _rate(value: dict[str, float]) -> str:
-    return f"{_digits(value['median'])} ({_digits(value['min'])}–{_digits(value['max'])})"
-
-
-def _ms(value: dict[str, float]) -> str:
-    return f"{value['median']:.3g}"
-
-
 def _digits(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
-
-
-def write(record: dict[str, Any], results: Sequence[Result], directory: Path) -> tuple[Path, Path]:
-    """Write the record (every round included) and the page; return both paths."""
-    directory.mkdir(parents=True, exist_ok=True)
-    stem = directory / f"{record['date']}-{record['machine']['class']}"
-    rounds = {result.workload.name: [asdict(r) for r in result.rounds] for result in results}
-    data, text = stem.with_suffix(".json"), stem.with_suffix(".md")
-    data.write_text(json.dumps({**record, "measured": rounds}, indent=1, ensure_ascii=False) + "\n")
-    text.write_text(page(record))
-    return data, text
+    """Return a number with three significant digits, large ones whole."""
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:#.3g}".rstrip(".") if value else "0"

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from benchmarks.limit import Way, WorkerDied, limit
-from benchmarks.workloads import WORKLOADS, Plain, Workload
+from benchmarks.machine import cores
+from benchmarks.workloads import FLIGHTS, IMAGENET, Plain, Workload
 
 
-@pytest.fixture(params=list(WORKLOADS.values()), ids=list(WORKLOADS))
+@pytest.fixture(params=[FLIGHTS, IMAGENET], ids=["rows", "images"])
 def workload(request: pytest.FixtureRequest) -> Workload:
     """Each kind of request."""
     chosen: Workload = request.param
@@ -40,10 +41,9 @@ def test_bodies_hold_one_instance_each(workload: Workload, examples: Path) -> No
 
 def test_limit_is_measured_by_threads_and_processes(examples: Path) -> None:
     """Both layouts do work, and CPU time is counted for it."""
-    workload = WORKLOADS["rows"]
-    with limit(workload, examples) as plain:
-        for way in (Way("package", 1, 2, 8), Way("package", 2, 1, 8)):
-            measured = plain.measure(way, 0.2)
+    with limit([FLIGHTS], examples) as plain:
+        for way in (Way("package", 1, 2, 8), Way("package", min(2, cores()), 1, 8)):
+            measured = plain.measure(FLIGHTS, way, 0.2)
             assert measured.per_s > 100
             assert 0 < measured.cpu_ms < 10
             assert measured.p50_ms > 0
@@ -51,5 +51,5 @@ def test_limit_is_measured_by_threads_and_processes(examples: Path) -> None:
 
 def test_worker_that_cannot_load_is_reported(examples: Path) -> None:
     """A worker that dies ends the measurement instead of hanging it."""
-    with pytest.raises(WorkerDied), limit(replace(WORKLOADS["rows"], version=99), examples):
+    with pytest.raises(WorkerDied), limit([replace(FLIGHTS, version=99)], examples):
         pytest.fail("it never loads")

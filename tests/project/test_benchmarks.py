@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from scripted_server import Reply, predicted, scripted_server
 
-from benchmarks.limit import Measured, Way
-from benchmarks.load import Load, check, load, same
-from benchmarks.machine import Times, describe, process_cpu_s
-from benchmarks.report import Plain, Result, Round, page, summary, write
-from benchmarks.run import calmest
+from benchmarks.load import check, load, same
+from benchmarks.machine import Times, process_cpu_s
 from benchmarks.servers import SERVERS, Running, Server, ServerFailed, running
 from benchmarks.workloads import FLIGHTS, IMAGENET
 
@@ -107,88 +101,3 @@ def test_cpu_time_is_attributed_to_its_process() -> None:
         pass
     assert process_cpu_s(os.getpid()) - ours == pytest.approx(0.5, abs=0.1)
     assert Times.now().ours - before.ours == pytest.approx(0.5, abs=0.1)
-
-
-def test_limit_never_has_more_in_flight_than_clients() -> None:
-    """A way's instances in flight are its processes, threads and batch multiplied."""
-    assert Way("package", processes=2, threads=1, batch=32).in_flight == 64
-    assert Way("package", processes=1, threads=2, batch=8).in_flight == 16
-
-
-@pytest.fixture
-def record() -> dict[str, Any]:
-    """A record of two rounds in which the machine was twice as fast the second time."""
-
-    def one(speed: float) -> Round:
-        ways = [Way("package", 1, 1, 1), Way("package", 1, 1, 16), Way("package", 2, 1, 32)]
-        plain = [Plain(way, Measured(1000 * way.batch * speed, 0.5, 1.0), Measured(3000 * way.batch * speed, 0.5, 1.0)) for way in ways]
-        loads = {"samegraph": {c: Load(1500 * c * speed, 0.6, 2.0, 0.7, 300.0, 100, 0) for c in FLIGHTS.clients}}
-        return Round(plain, loads, 0.01, 0.3)
-
-    result = Result(FLIGHTS, [one(1.0), one(2.0)])
-    return {
-        "date": "2026-01-02",
-        "command": "benchmarks/run.py",
-        "rounds": 2,
-        "seconds": 5,
-        "machine": describe(),
-        "servers": {"samegraph": {"command": "samegraph serve", "ready_s": 1.5}},
-        "workloads": {"rows": summary(result)},
-        "result": result,
-    }
-
-
-def test_ratios_are_taken_within_a_round(record: dict[str, Any]) -> None:
-    """A machine that doubles its speed between rounds leaves the ratio as it was."""
-    figures = record["workloads"]["rows"]["servers"]["samegraph"]["16"]
-    assert figures["of_limit"] == {"median": 0.75, "min": 0.75, "max": 0.75}
-    assert figures["per_s"] == {"median": 36000.0, "min": 24000.0, "max": 48000.0}
-    assert figures["cpu_over_limit_ms"]["median"] == pytest.approx(0.2)
-
-
-def test_limit_has_no_more_in_flight_than_there_are_clients(record: dict[str, Any]) -> None:
-    """A way that needs 64 instances to be busy is no limit for 16 clients."""
-    limits = record["workloads"]["rows"]["limit"]
-    assert {clients: found["way"] for clients, found in limits.items()} == {
-        "1": "1 thread, batch 1, package",
-        "16": "1 thread, batch 16, package",
-        "64": "2 processes, batch 32, package",
-    }
-
-
-def test_page_names_what_a_figure_needs(record: dict[str, Any]) -> None:
-    """Machine, versions, command, repetitions and spread stand beside the figures, and a busy machine is owned up to."""
-    text = page(record)
-    for needed in (
-        "benchmarks/run.py",
-        "revision",
-        "cores",
-        "onnxruntime",
-        "2 interleaved rounds",
-        "**0.75** (0.75–0.75)",
-        "Not a calm machine",
-    ):
-        assert needed in text
-    assert "{" not in text
-
-
-def test_record_keeps_every_round(record: dict[str, Any], tmp_path: Path) -> None:
-    """The JSON beside the page holds each measurement, for whoever wants other statistics."""
-    result = record.pop("result")
-    data, text = write(record, [result], tmp_path)
-    kept = json.loads(data.read_text())
-    assert data.stem == text.stem == f"2026-01-02-{record['machine']['class']}"
-    assert [one["loads"]["samegraph"]["16"]["per_s"] for one in kept["measured"]["rows"]] == [24000.0, 48000.0]
-
-
-def test_disturbed_rounds_are_measured_again(record: dict[str, Any]) -> None:
-    """Rounds in which other programs used the CPU are set aside while patience lasts; then the least disturbed are kept."""
-    template = record["result"].rounds[0]
-
-    def keep(disturbances: list[float], rounds: int, patience: int) -> tuple[list[float], int]:
-        kept, repeated = calmest(lambda number: replace(template, others_ratio=disturbances[number - 1]), rounds, patience)
-        return [one.others_ratio for one in kept], repeated
-
-    assert keep([0.01, 0.5, 0.02], rounds=2, patience=4) == ([0.01, 0.02], 1)
-    assert keep([0.5, 0.3, 0.4, 0.2], rounds=2, patience=2) == ([0.3, 0.2], 2)
-    assert keep([0.0, 0.0], rounds=2, patience=4) == ([0.0, 0.0], 0)
