@@ -16,6 +16,7 @@ import json
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -30,6 +31,8 @@ RULES = ROOT / "deploy" / "prometheus" / "rules"
 DATA = ROOT / ".cache" / "observe"
 START_S = 60.0
 STOP_S = 30.0
+#: Prometheus takes its targets up five seconds after its start.
+FIRST_LOOK_S = 10.0
 RETENTION = ("--storage.tsdb.retention.time=15d", "--storage.tsdb.retention.size=1GB")
 TARGET = re.compile(r"[A-Za-z0-9.-]+:\d{1,5}|\[[0-9A-Fa-f:]+\]:\d{1,5}")
 #: What a newcomer wants to see first: title → query.
@@ -46,6 +49,9 @@ def main(arguments: list[str]) -> int:
     program = shutil.which("prometheus")
     if program is None:
         print("There is no prometheus on PATH. On Debian: scripts/system-packages prometheus. Else: https://prometheus.io", file=sys.stderr)
+        return 1
+    if taken(options.port):
+        print(f"127.0.0.1:{options.port} is taken: name another port, make observe OBSERVE_PORT=9091", file=sys.stderr)
         return 1
     options.data.mkdir(parents=True, exist_ok=True)
     config = options.data / "prometheus.json"
@@ -64,6 +70,12 @@ def main(arguments: list[str]) -> int:
             process.wait(STOP_S)
 
 
+def taken(port: int) -> bool:
+    """Whether something listens on the port already; it would answer in the place of ours."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 def parsed(arguments: list[str]) -> argparse.Namespace:
     """Return targets, port, data and scrape_interval; exits with a sentence when one is wrong."""
     parser = argparse.ArgumentParser(description="Start a Prometheus that watches running samegraph services.")
@@ -75,6 +87,8 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     for target in options.targets:
         if not TARGET.fullmatch(target):
             parser.error(f"{target!r} is no target: write host:port, as in 127.0.0.1:8000, without http:// and without a path")
+    if not 1 <= options.port <= 65535:
+        parser.error("--port must be 1 to 65535")
     if not 1 <= options.scrape_interval <= 60:
         parser.error("--scrape-interval must be 1 to 60 seconds: rates look at five minutes")
     return options
@@ -113,7 +127,7 @@ def ready(process: subprocess.Popen[bytes], port: int) -> bool:
 
 def announce(targets: list[str], port: int, scrape_interval_s: int) -> None:
     """Print which services answer, once each was looked at, and where to look."""
-    deadline = time.monotonic() + 3 * scrape_interval_s
+    deadline = time.monotonic() + FIRST_LOOK_S + 2 * scrape_interval_s
     found: dict[str, tuple[str, str]] = {}
     while time.monotonic() < deadline and any(found.get(target, ("unknown", ""))[0] == "unknown" for target in targets):
         active = json.loads(get(port, "/api/v1/targets"))["data"]["activeTargets"]
