@@ -177,11 +177,14 @@ class TestEdges:
         variable = numeric_variable("x", [None, None])
         assert counts(variable, [-1e300, 0.0, None]) == {"above": 2, "missing": 1}
 
-    def test_largest_floats_do_not_overflow(self) -> None:
-        """Numbers near the largest float have edges, bins and finite sums."""
-        variable = numeric_variable("x", [-1.7e308, 1.7e308, 1.0, 2.0] * 10)
-        assert counts(variable, [-1.7e308, 1.7e308]) == {"00": 1, "03": 1}
-        assert math.isfinite(Binner(variable).observe([1.7e308] * 100).square)
+    @pytest.mark.parametrize("computed", [False, True], ids=["given", "computed"])
+    @pytest.mark.parametrize("training", [[-1.7e308, 1.7e308, 1.0, 2.0] * 10, [-1e154], [1e200, 1.1e200]], ids=["all", "one", "far"])
+    def test_largest_floats_do_not_overflow(self, training: list[float], computed: bool) -> None:
+        """Numbers near the largest float have bins and finite sums, and so has ordinary traffic beside them."""
+        variable = numeric_variable("x", training, computed=computed)
+        assert variable.counts[variable.labels.index("above")] == 0
+        for served in (training, [0.0, -1.7e308, 1.7e308] * 100):
+            assert math.isfinite(Binner(variable).observe(served).square)
 
 
 class TestComputedNumbers:

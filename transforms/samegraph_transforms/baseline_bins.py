@@ -66,7 +66,7 @@ class Binner:
             self._points = _points(variable)
             self._bin_of_point = np.array([self._place["below"], *range(variable.n_bins), self._place["above"]], dtype=np.intp)
             self._center = variable.mean or 0.0
-            self._low, self._high = _reach(variable)
+            self._low, self._high = sum_reach(variable)
         else:
             self._find = _finder(variable, self._place)
 
@@ -109,11 +109,13 @@ def _points(variable: Variable) -> np.ndarray:
     return np.array([variable.minimum, *variable.edges, math.nextafter(variable.maximum, math.inf)], dtype=np.float64)
 
 
-def _reach(variable: Variable) -> tuple[float, float]:
+def sum_reach(variable: Variable) -> tuple[float, float]:
+    """Return the smallest and the largest number that sums take as it is; what lies beyond counts as that one."""
     if variable.minimum is None or variable.maximum is None:
         return -1.0, 1.0
     width = (variable.maximum - variable.minimum) or max(abs(variable.maximum), 1.0)
-    return max(variable.minimum - SUM_REACH * width, -LARGEST_SUMMED), min(variable.maximum + SUM_REACH * width, LARGEST_SUMMED)
+    low, high = variable.minimum - SUM_REACH * width, variable.maximum + SUM_REACH * width
+    return max(-LARGEST_SUMMED, min(low, LARGEST_SUMMED)), max(-LARGEST_SUMMED, min(high, LARGEST_SUMMED))
 
 
 # --- reading values --------------------------------------------------------------------------------------------------
@@ -230,7 +232,7 @@ def numeric_variable(name: str, values: Values, *, computed: bool = False, descr
         bounded = np.clip(finite, -LARGEST_SUMMED, LARGEST_SUMMED)
         mean = float(bounded.mean())
         facts = {
-            "edges": _edges_between(finite) if computed else numeric_edges(finite),
+            "edges": _edges_between(bounded) if computed else numeric_edges(finite),
             "minimum": _beyond(finite.min(), -1, computed),
             "maximum": _beyond(finite.max(), 1, computed),
             "n": len(finite),
@@ -260,7 +262,7 @@ def numeric_edges(finite: np.ndarray) -> list[float]:
 def _edges_between(finite: np.ndarray) -> list[float]:
     """Return edges like those of `numeric_edges`, each moved to the middle between its number and the one before."""
     low, grid = finite.min(), (finite.max() - finite.min()) * ROUNDING
-    if not np.isfinite(grid) or grid <= 0:
+    if grid <= 0:
         return []
     cells = np.rint((finite - low) / grid)
     occupied = np.unique(cells)
