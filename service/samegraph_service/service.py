@@ -38,8 +38,9 @@ from .openapi import ExampleRequest, ModelDoc
 from .operation import OperationMetrics
 from .pages import ModelEntry, VersionEntry
 from .predict import Deadlines, Predictor, Served, served_version
+from .quota import cpu_quota, memory_limit
 from .repository import Repository
-from .settings import Settings, cpu_quota, memory_limit
+from .settings import Settings
 
 log = get_logger("samegraph.service")
 
@@ -184,9 +185,7 @@ class Service:
         self.device.add(lane)
         served = served_version(loaded.runtime, lane, metrics)
         if loaded.baseline is not None and self.settings.drift.enabled:
-            package, places = loaded.package, loaded.runtime.item_places
-            row_bytes = 8 * served.values_per_row
-            lane.tap = self.drift.add(manifest, package.digest, loaded.baseline, item_places=places, row_bytes=row_bytes)
+            lane.tap = self.drift.add(loaded.runtime, loaded.baseline, 8 * served.values_per_row)
         return served
 
     def _retire(self, served: Served) -> None:

@@ -5,8 +5,6 @@ Every setting is an environment variable `SAMEGRAPH_<GROUP>__<NAME>`, for exampl
 
 from __future__ import annotations
 
-import math
-import os
 from pathlib import Path
 from typing import Literal
 
@@ -208,34 +206,3 @@ def unknown_variables(environment: dict[str, str]) -> list[str]:
     groups = {name.upper() for name in Settings.model_fields}
     mine = (name for name in environment if name.upper().startswith("SAMEGRAPH_"))
     return sorted(name for name in mine if name.upper().removeprefix("SAMEGRAPH_").partition("__")[0] not in groups or "__" not in name)
-
-
-def cpu_quota() -> int:
-    """Return how many CPUs this process may use: the smaller of its affinity and its control group's quota, at least 1."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, math.ceil(min(usable, _cgroup_cpus())))
-
-
-def _cgroup_cpus() -> float:
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()[:2]
-        return math.inf if quota == "max" else int(quota) / int(period)
-    except (OSError, ValueError):
-        pass
-    try:
-        quota_us = int(Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us").read_text())
-        period_us = int(Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us").read_text())
-    except (OSError, ValueError):
-        return math.inf
-    return math.inf if quota_us <= 0 else quota_us / period_us
-
-
-def memory_limit() -> int:
-    """Return the bytes of memory this process may use: its control group's limit or the machine's memory."""
-    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for place in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            return min(physical, int(Path(place).read_text()))
-        except (OSError, ValueError):
-            continue
-    return physical
