@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from importlib import metadata
 from pathlib import Path
 from typing import Protocol
@@ -14,6 +15,7 @@ import onnxruntime as ort
 
 from . import cuda
 from .errors import EnvironmentUnfit, ExecutionError
+from .weights import Weights
 
 CPU: tuple[str, ...] = ("CPUExecutionProvider",)
 CUDA: tuple[str, ...] = (cuda.PROVIDER, "CPUExecutionProvider")
@@ -60,17 +62,21 @@ class OrtExecutor:
         model: The graph, in memory or as a path (a path lets external data be found).
         intra_op_threads: Threads inside one `run`; 1 keeps results independent of the machine's core count.
         providers: ONNX Runtime execution providers in order of preference.
+        weights: Holds what was cut out of `model`, and gives it up; None when nothing was.
 
     Raises:
         ExecutionError: The graph does not load.
     """
 
-    def __init__(self, model: onnx.ModelProto | Path, *, intra_op_threads: int = 1, providers: Sequence[str] = CPU) -> None:
-        source = os.fspath(model) if isinstance(model, Path) else model.SerializeToString()
-        try:
-            self._session = ort.InferenceSession(source, sess_options=session_options(intra_op_threads), providers=list(providers))
-        except Exception as error:
-            raise ExecutionError(f"the graph does not load in ONNX Runtime {ort.__version__}: {first_line(error)}") from error
+    def __init__(
+        self, model: onnx.ModelProto | Path, *, intra_op_threads: int = 1, providers: Sequence[str] = CPU, weights: Weights | None = None
+    ) -> None:
+        options = session_options(intra_op_threads)
+        with _source(model, weights) as source:
+            try:
+                self._session = ort.InferenceSession(source, sess_options=options, providers=list(providers))
+            except Exception as error:
+                raise ExecutionError(f"the graph does not load in ONNX Runtime {ort.__version__}: {first_line(error)}") from error
         self.input_names: tuple[str, ...] = tuple(i.name for i in self._session.get_inputs())
         self.output_names: tuple[str, ...] = tuple(o.name for o in self._session.get_outputs())
         self._outputs = list(self.output_names)
@@ -82,6 +88,12 @@ class OrtExecutor:
             return self._session.run(self._outputs, feeds)  # type: ignore[no-any-return]
         except Exception as error:
             raise ExecutionError(f"the graph failed to run: {first_line(error)}") from error
+
+
+def _source(model: onnx.ModelProto | Path, weights: Weights | None) -> AbstractContextManager[bytes | str]:
+    if isinstance(model, Path):
+        return nullcontext(os.fspath(model))
+    return nullcontext(model.SerializeToString()) if weights is None else weights.whole(model)
 
 
 def available_providers(device: str) -> tuple[str, ...]:
@@ -146,7 +158,8 @@ def session_options(intra_op_threads: int) -> ort.SessionOptions:
     options.intra_op_num_threads = intra_op_threads
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    options.log_severity_level = 3  # errors only: they reach the caller as exceptions anyway
+    # Errors reach the caller as exceptions. Written to standard error too, they would keep an event loop waiting for whoever reads it.
+    options.log_severity_level = 4
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # an idle server burns no CPU
     return options
 

@@ -13,6 +13,7 @@ import onnx
 
 from .errors import DigestMismatch, PackageError
 from .paths import check_relative
+from .weights import Weights, is_detached
 
 #: Above this many bytes of weights in one graph they go to a file of their own: a protobuf message ends at 2 GiB.
 MAX_EMBEDDED_BYTES = 1 << 30
@@ -53,6 +54,10 @@ def _node_tensors(node: onnx.NodeProto) -> Iterator[onnx.TensorProto]:
             yield from _graph_tensors(graph)
 
 
+def _lies_outside(tensor: onnx.TensorProto) -> bool:
+    return tensor.data_location == onnx.TensorProto.EXTERNAL and not is_detached(tensor)
+
+
 def _facts(tensor: onnx.TensorProto) -> dict[str, str]:
     return {entry.key: entry.value for entry in tensor.external_data}
 
@@ -65,17 +70,18 @@ def locations(model: onnx.ModelProto) -> list[str]:
     """
     found = set()
     for tensor in tensors(model):
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        if _lies_outside(tensor):
             found.add(check_relative(_facts(tensor).get("location", ""), what=f"external data of tensor {tensor.name!r}"))
     return sorted(found)
 
 
-def embed(model: onnx.ModelProto, read: Callable[[str], bytes]) -> None:
+def embed(model: onnx.ModelProto, read: Callable[[str], bytes], weights: Weights | None = None) -> None:
     """Bring external tensors into `model`, in place.
 
     Args:
         model: A graph that may use external data.
         read: Gives the checked bytes of a location.
+        weights: Takes large initializers instead, which become references to it; None brings all of them in.
 
     Raises:
         UnsafePath: A location would leave the package.
@@ -83,15 +89,24 @@ def embed(model: onnx.ModelProto, read: Callable[[str], bytes]) -> None:
         PackageError: An offset or length is not a number.
     """
     files = {location: read(location) for location in locations(model)}
-    for tensor in tensors(model):
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+    if not files:
+        return
+    if weights is not None:
+        for tensor in filter(_lies_outside, model.graph.initializer):
             facts = _facts(tensor)
-            tensor.raw_data = _slice(files[facts["location"]], facts, tensor.name)
-            tensor.ClearField("data_location")
-            del tensor.external_data[:]
+            data = files[facts["location"]]
+            weights.adopt(tensor, data, *_place(data, facts, tensor.name))
+    for tensor in filter(_lies_outside, tensors(model)):
+        facts = _facts(tensor)
+        data = files[facts["location"]]
+        start, end = _place(data, facts, tensor.name)
+        tensor.raw_data = data[start:end]
+        tensor.ClearField("data_location")
+        del tensor.external_data[:]
 
 
-def _slice(data: bytes, facts: dict[str, str], name: str) -> bytes:
+def _place(data: bytes, facts: dict[str, str], name: str) -> tuple[int, int]:
+    """Return where in its file a tensor begins and ends."""
     try:
         offset = int(facts.get("offset", "0"))
         length = int(facts["length"]) if "length" in facts else len(data) - offset
@@ -99,7 +114,7 @@ def _slice(data: bytes, facts: dict[str, str], name: str) -> bytes:
         raise PackageError(f"external data of tensor {name!r}: offset and length must be numbers") from error
     if offset < 0 or length < 0 or offset + length > len(data):
         raise DigestMismatch(f"external data of tensor {name!r} reaches beyond {facts['location']} ({len(data)} bytes)")
-    return data[offset : offset + length]
+    return offset, offset + length
 
 
 def move_out(model: onnx.ModelProto, location: str) -> tuple[onnx.ModelProto, list[bytes]]:

@@ -9,6 +9,7 @@ from onnx import compose, helper
 
 from .errors import ExecutionError
 from .manifest import Stage
+from .weights import is_detached
 
 
 class CannotMerge(ExecutionError):
@@ -66,7 +67,7 @@ def _agreed_opsets(models: Sequence[onnx.ModelProto]) -> list[onnx.OperatorSetId
 
 
 def _refuse_external_data(model: onnx.ModelProto) -> None:
-    if any(t.data_location == onnx.TensorProto.EXTERNAL for t in model.graph.initializer):
+    if any(t.data_location == onnx.TensorProto.EXTERNAL and not is_detached(t) for t in model.graph.initializer):
         raise CannotMerge("a stage keeps tensors in other files")
 
 

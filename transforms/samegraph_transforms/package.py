@@ -35,6 +35,7 @@ from .errors import AuthoringError, DigestMismatch, ManifestInvalid, PackageErro
 from .golden import golden_files
 from .manifest import FORMAT, STAGE_FILES, FileEntry, Manifest, Measured, Stage
 from .paths import check_name, check_relative, is_version_name, leaves, open_plain, walk_files
+from .weights import Weights
 
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 64 << 20
@@ -87,8 +88,12 @@ class Package:
         """
         return self.path / check_relative(self._stage(name).file, what=f"file of stage {name}")
 
-    def load_stage(self, name: str) -> onnx.ModelProto:
+    def load_stage(self, name: str, weights: Weights | None = None) -> onnx.ModelProto:
         """Return the graph of stage `name` with all its weights, verified as it is read.
+
+        Args:
+            name: Of the stage.
+            weights: Takes the large tensors of the graph, which then has references to them; None keeps them in it.
 
         Raises:
             PackageError: There is no such stage, or its file is not an ONNX model.
@@ -97,8 +102,9 @@ class Package:
             ManifestInvalid: The graph's inputs or outputs are not those the manifest binds.
         """
         stage = self._stage(name)
-        model = parse_model(self.read_file(stage.file), f"{self}: {stage.file}")
-        external.embed(model, self.read_file)
+        data, what = self.read_file(stage.file), f"{self}: {stage.file}"
+        model = parse_model(data if weights is None else weights.cut(data), what)
+        external.embed(model, self.read_file, weights)
         _check_bindings(stage, model, f"{self}: {stage.file}", ManifestInvalid)
         return model
 
@@ -300,7 +306,7 @@ def _check_digests(package: Package) -> None:
     graphs = {stage.file for stage in package.manifest.stages}
     for name, entry in package.manifest.files.items():
         if name in graphs:
-            for location in external.locations(parse_model(package.read_file(name), f"{package}: {name}")):
+            for location in external.locations(parse_model(Weights().cut(package.read_file(name)), f"{package}: {name}")):
                 if location not in package.manifest.files:
                     raise DigestMismatch(f"{package}: {name} keeps tensors in {location}, which the manifest does not list")
         elif file_entry(package.path / name) != entry:

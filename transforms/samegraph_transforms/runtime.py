@@ -20,6 +20,7 @@ from .merging import CannotMerge, merge_stages
 from .packing import ColumnGroup, pack_columns
 from .ragged import OpenInput, Rows, ShapeKey, ShapePlan, grouped
 from .signature import Row, Signature, column
+from .weights import Weights
 
 if TYPE_CHECKING:
     from .gpu import GpuOptions
@@ -128,14 +129,16 @@ class PackageRuntime:
         if gpu is not None or cuda.PROVIDER in providers:
             return cls._load_for_gpu(package, gpu, intra_op_threads=intra_op_threads, providers=providers, kernels=kernels, merge=merge)
 
+        weights = Weights()
+
         def read(stage: Stage) -> onnx.ModelProto:
             # The verified bytes themselves, not the path: what runs is what was compared with its digest.
-            return package.load_stage(stage.name)
+            return package.load_stage(stage.name, weights)
 
         def executor(model: onnx.ModelProto) -> Executor:
-            return OrtExecutor(model, intra_op_threads=intra_op_threads, providers=providers)
+            return OrtExecutor(model, intra_op_threads=intra_op_threads, providers=providers, weights=weights)
 
-        return cls(
+        runtime = cls(
             package,
             read_stage=read,
             make_item=OrtExecutor,
@@ -144,6 +147,8 @@ class PackageRuntime:
             kernels=kernels,
             merge=merge,
         )
+        weights.clear()
+        return runtime
 
     @classmethod
     def _load_for_gpu(
