@@ -73,12 +73,19 @@ def best_peer(result: Result, clients: int, name: str) -> str | None:
     return best(medians, key=lambda peer: medians[peer], default=None)
 
 
-def of_base(result: Result, variant: str, clients: int, name: str) -> Interval | None:
-    """Return a variant's figure as a share of that of ours with its usual settings, in the same round."""
-    base = {id(one): load for one, load in _loads(result, OURS, clients)}
-    return _interval(
-        getattr(load, name) / getattr(base[id(one)], name) for one, load in _loads(result, variant, clients) if id(one) in base
-    )
+def overhead(result: Result, variant: str, clients: int, name: str) -> Interval | None:
+    """Return what a setting costs, in the same round: the figure with it as a multiple of the figure without it.
+
+    Args:
+        result: The workload.
+        variant: Ours with the setting, or without it where the usual settings have it.
+        clients: How many.
+        name: An attribute of `Load`.
+    """
+    usual = {id(one): float(getattr(load, name)) for one, load in _loads(result, OURS, clients)}
+    other = {id(one): float(getattr(load, name)) for one, load in _loads(result, variant, clients)}
+    more, less = (usual, other) if result.contenders[variant].does_less else (other, usual)
+    return _interval(more[one] / less[one] for one in usual if one in other)
 
 
 def gain_in_process(result: Result, in_flight: int) -> Interval | None:

@@ -23,15 +23,18 @@ class Variant:
         without: Words of the usual command line that are left out.
         variables: Environment it is started with.
         workloads: Names of the workloads it takes part in, each with the most clients.
+        does_less: Whether it leaves out what the usual settings do, so that the usual ones bear the cost that is shown.
     """
 
     without: tuple[str, ...] = ()
     variables: Mapping[str, str] = field(default_factory=dict)
     workloads: tuple[str, ...] = ("trees", "mobilenet")
+    does_less: bool = False
 
 
 VARIANTS = {
     f"{OURS}, access log to a file": Variant(without=("--no-access-log",)),
+    f"{OURS}, drift off": Variant(variables={"SAMEGRAPH_DRIFT__ENABLED": "false"}, does_less=True),
 }
 
 #: Further configurations of a peer: workload → the numbers of clients at which one is that peer's best (see its app.py).

@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ import numpy as np  # noqa: E402
 import onnx  # noqa: E402
 import onnxruntime as ort  # noqa: E402
 from PIL import Image, JpegImagePlugin  # noqa: E402
-from samegraph_transforms.draft import DraftStage, GoldenSample, PackageDraft  # noqa: E402
+from samegraph_transforms.draft import BaselineRows, DraftStage, GoldenSample, PackageDraft  # noqa: E402
 from samegraph_transforms.image import CenterCrop, Decode, Normalize, Preprocess, Resize, ToCHW, ToFloat, ToRGB  # noqa: E402
 from samegraph_transforms.manifest import Batching, Output, Provenance, Tolerance  # noqa: E402
 from samegraph_transforms.pack import pack  # noqa: E402
@@ -80,7 +81,7 @@ def build_trees(directory: Path) -> None:
     Args:
         directory: The model repository.
     """
-    from samegraph_transforms.tabular import capture, edge_rows, from_sklearn
+    from samegraph_transforms.tabular import capture, edge_rows, from_sklearn, rows_of
     from sklearn.datasets import load_breast_cancer
     from sklearn.ensemble import HistGradientBoostingClassifier
     from threadpoolctl import threadpool_limits
@@ -103,6 +104,8 @@ def build_trees(directory: Path) -> None:
             trainer="benchmarks/packages.py", data="scikit-learn's breast cancer data, 569 rows of 30 numbers", license="CC BY 4.0"
         ),
     )
+    # Not held out, as a baseline should be: it is there so that watching for drift costs what it costs.
+    draft = replace(draft, baseline=BaselineRows(rows_of(booster, frame, frame), made_from="the training rows", truth=data.target.tolist()))
     golden = [
         *capture(booster, frame, edge_rows(booster, frame, draft), draft=draft),
         *capture(booster, frame, frame.sample(16, random_state=SEED), draft=draft, prefix="row"),
@@ -164,6 +167,7 @@ def build_network(name: str, directory: Path) -> None:
         decoders=PREPROCESS.decoders(),
         batching=Batching(max_batch_size=32),
         tolerances=dict.fromkeys(("cpu.same", "cpu.other", "gpu"), TOLERANCE),
+        baseline=BaselineRows([{"image": frame} for frame in frames], made_from="the frames that are sent"),
         provenance=Provenance(trainer="benchmarks/packages.py", data="none: seeded weights, normalised on two photographs"),
     )
     pack(draft, samples[:N_GOLDEN], directory)

@@ -10,9 +10,9 @@ from benchmarks.contenders import clients_of, groups, role, takes_burst, takes_o
 from benchmarks.workloads import EXAMPLES, RESNET50, Workload
 
 #: About how long servers take to start and end on two cores, in seconds; only for the estimate.
-STARTS_S = {"samegraph": 5.0, "floor": 0.5, "mosec": 3.0, "mosec-1": 3.0, "mosec-32": 3.0, "fastapi": 3.5, "litserve": 4.5, "bentoml": 9.0}
-STARTS_S |= {"kserve": 12.0, "ray": 30.0}
-OTHER_START_S = 5.0
+STARTS_S = {"samegraph": 4.0, "floor": 0.5, "mosec": 2.0, "mosec-1": 2.0, "mosec-32": 2.0, "fastapi": 2.5, "litserve": 4.0, "bentoml": 7.0}
+STARTS_S |= {"kserve": 10.0, "ray": 18.0}
+OTHER_START_S = 4.0
 #: Checking the answers, and a burst with what leads to it.
 CHECK_S, BURST_S = 2.0, 4.0
 #: Length of a measurement of open arrivals at one rate.

@@ -74,11 +74,13 @@ class Contender:
         role: `ours` is what targets are about; a `variant` is ours with other settings; `floor` answers a constant.
         command: How it was started; empty when it was not.
         note: What a reader should know: versions, or why it could not be measured.
+        does_less: Of a variant: whether it leaves out what the usual settings do.
     """
 
     role: Role
     command: str = ""
     note: str = ""
+    does_less: bool = False
 
 
 @dataclass

@@ -24,7 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
@@ -35,7 +35,7 @@ if str(ROOT) not in sys.path:
 
 from benchmarks import analysis, picture, record, report  # noqa: E402
 from benchmarks.analysis import OURS  # noqa: E402
-from benchmarks.contenders import clients_of, contenders, groups, role, rotated, takes_burst, takes_offered, takes_part  # noqa: E402
+from benchmarks.contenders import VARIANTS, clients_of, contenders, groups, role, rotated, takes_burst, takes_offered, takes_part  # noqa: E402
 from benchmarks.limit import Limit, Measured, Way, WorkerDied, limit  # noqa: E402
 from benchmarks.load import Load, burst, check, load, open_load  # noqa: E402
 from benchmarks.machine import Times, describe, machine_class  # noqa: E402
@@ -168,7 +168,8 @@ class Session:
         server = self._servers[name]
         reason = server.unavailable(wanted[0])
         for workload in wanted:
-            self.results[workload.name].contenders[name] = Contender(role(name), note=reason or server.version())
+            known = Contender(role(name), note=reason or server.version(), does_less=name in VARIANTS and VARIANTS[name].does_less)
+            self.results[workload.name].contenders[name] = known
         if reason:
             print(f"  {name}: {reason}", flush=True)
         return reason is None
@@ -309,7 +310,7 @@ class Session:
 
     def _note(self, workload: Workload, name: str, *, command: str | None = None, note: str | None = None) -> None:
         known = self.results[workload.name].contenders
-        known[name] = Contender(role(name), command or known[name].command, note or known[name].note)
+        known[name] = replace(known[name], command=command or known[name].command, note=note or known[name].note)
 
 
 def main() -> int:
@@ -329,7 +330,7 @@ def main() -> int:
     _adopt_orphans()
     older = record.read(options.merge) if options.merge else Record(machine_class())
     measured = Record(machine_class())
-    path = options.merge or options.output / f"{datetime.now(UTC):%Y-%m-%d}-{machine_class()}.json"
+    path = options.merge or free_path(options.output, f"{datetime.now(UTC):%Y-%m-%d}-{machine_class()}")
 
     def save() -> None:
         if options.write:
@@ -369,6 +370,12 @@ def _write(done: Record, path: Path) -> None:
     drawn = picture.offered(done)
     if drawn:
         path.with_suffix(".svg").write_text(drawn)
+
+
+def free_path(directory: Path, stem: str) -> Path:
+    """Return a file that is not there yet: a second run of a day stands beside the first."""
+    names = [stem, *(f"{stem}-{number}" for number in range(2, 1000))]
+    return next(path for name in names if not (path := directory / f"{name}.json").exists())
 
 
 def _options() -> argparse.Namespace:
