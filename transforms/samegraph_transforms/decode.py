@@ -413,9 +413,8 @@ def _without_bad_animation(data: bytes) -> bytes:
     counts = [int.from_bytes(data[start + 8 : start + 12], "big") for start, _ in headers]
     if len(headers) == 1 and 0 < counts[0] <= 0x80000000:
         return data
-    for start, stop in reversed(headers):
-        data = data[:start] + data[stop:]
-    return data
+    kept = zip([0, *(stop for _, stop in headers)], [*(start for start, _ in headers), len(data)], strict=True)
+    return b"".join(data[start:stop] for start, stop in kept)
 
 
 _TRANSPOSES: Final = {

@@ -29,6 +29,8 @@ MAX_JPEG_SCANS: Final = 100
 MAX_GIF_BLOCKS: Final = 100_000
 #: Most chunks of a PNG; libpng writes the pixels in chunks of 8 KB.
 MAX_PNG_CHUNKS: Final = 100_000
+#: Most colour profiles of a PNG, each of which Pillow inflates to a megabyte. There may be one.
+MAX_PNG_PROFILES: Final = 10
 #: Most pixels and bytes, together, of a run-length encoded BMP, which Pillow decodes in Python: about a second.
 MAX_RLE_BMP: Final = 2**24
 
@@ -175,10 +177,16 @@ def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def _png_excess(data: bytes) -> str | None:
-    if len(data) <= 12 * MAX_PNG_CHUNKS:
-        return None
-    chunks = sum(1 for _, _ in zip(png_chunks(data), range(MAX_PNG_CHUNKS + 1), strict=False))
-    return f"more than {MAX_PNG_CHUNKS:,} chunks" if chunks > MAX_PNG_CHUNKS else None
+    if len(data) <= 12 * MAX_PNG_CHUNKS and data.count(b"iCCP") <= MAX_PNG_PROFILES:
+        return None  # the usual case
+    profiles = 0
+    for place, (kind, _, _) in enumerate(png_chunks(data)):
+        profiles += kind == b"iCCP"
+        if place >= MAX_PNG_CHUNKS:
+            return f"more than {MAX_PNG_CHUNKS:,} chunks"
+        if profiles > MAX_PNG_PROFILES:
+            return f"more than {MAX_PNG_PROFILES} colour profiles"
+    return None
 
 
 def _bmp_excess(data: bytes) -> str | None:
