@@ -260,6 +260,45 @@ class TestImages:
         found = pixel_values(colours)
         assert {name: (p.value, p.size) for name, p in found.items()} == {"photo": ("pixels", (32, 24))}
 
+    def test_each_of_two_images_has_pixels_of_its_own(self, tmp_path: Path) -> None:
+        """Of two photos each is looked at where it alone is; a value made of both, or of no uint8 picture, belongs to none."""
+        decoders = [helper.make_node("ImageDecoder", [name], [f"{name}_raw"], name=name) for name in ("left", "right")]
+        item = model_of(
+            [
+                *decoders,
+                helper.make_node("Slice", ["left_raw", "start", "end", "axis"], ["left_pixels"]),
+                helper.make_node("Slice", ["right_raw", "start", "end", "axis"], ["right_pixels"]),
+                helper.make_node("Concat", ["left_pixels", "right_pixels"], ["both"], axis=0),
+                helper.make_node("Cast", ["right_raw"], ["right_floats"], to=TensorProto.FLOAT),
+            ],
+            [(name, TensorProto.UINT8, ["k"]) for name in ("left", "right")],
+            [
+                ("right_floats", TensorProto.FLOAT, ["h", "w", 3]),
+                ("both", TensorProto.UINT8, [16, "w", 3]),
+                ("right_pixels", TensorProto.UINT8, [8, "w", 3]),
+                ("left_pixels", TensorProto.UINT8, [8, 6, 3]),
+            ],
+            start=np.array([0]),
+            end=np.array([8]),
+            axis=np.array([0]),
+        )
+        model = model_of(
+            [helper.make_node("ReduceMax", ["both"], ["y"], keepdims=0)],
+            [("both", TensorProto.UINT8, ["n", 16, "w", 3])],
+            [("y", TensorProto.UINT8, [])],
+        )
+        whole = PackageDraft(
+            name="pairs",
+            version=1,
+            fields=[RawField(name="left", kind="image"), RawField(name="right", kind="image")],
+            outputs=[Output(name="y", dtype="uint8")],
+            stages=[DraftStage("preprocess.item", item), DraftStage("model", model)],
+        )
+        found = pixel_values(write_package(whole, [], tmp_path / "pairs" / "1"))
+        assert {name: (p.value, p.size) for name, p in found.items()} == {
+            "left": ("left_pixels", (8, 6)), "right": ("right_pixels", None),
+        }  # fmt: skip
+
 
 class TestColumns:
     """Every kind of field and output: the statistics promised are the columns read, with one value a row."""

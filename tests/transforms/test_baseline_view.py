@@ -26,7 +26,7 @@ from samegraph_transforms.cli import cli
 from samegraph_transforms.draft import BaselineRows
 from samegraph_transforms.inspection import Inspection, inspect
 from samegraph_transforms.inspection_html import render
-from samegraph_transforms.manifest import FileEntry
+from samegraph_transforms.manifest import FileEntry, Provenance
 from samegraph_transforms.pack import pack
 from samegraph_transforms.package import Package, open_version, write_package
 
@@ -43,7 +43,9 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Package:
     """A package with a baseline whose texts would break a page that does not escape them."""
     fields = [draft().fields[0], draft().fields[1].model_copy(update={"description": "<b>&\"' kind"})]
     rows = BaselineRows(ROWS, made_from="rows of <a> test", sampled_from="2024-01", sampled_to="2024-06", importance={"size": 3})
-    return pack(draft(fields=fields, baseline=rows), samples(), tmp_path_factory.mktemp("models"))
+    provenance = Provenance(trainer="tests", framework="NumPy", data="Made up.", license="CC0", notes="<script>alert(1)</script>")
+    whole = draft(fields=fields, baseline=rows, provenance=provenance, assets={"<i>.txt": b""})
+    return pack(whole, samples(), tmp_path_factory.mktemp("models"))
 
 
 def page(inspection: Inspection, width: int) -> str:
@@ -182,10 +184,12 @@ class Elements(HTMLParser):
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
         self.open: list[str] = []
+        self.tags: set[str] = set()
         self.attributes: list[tuple[str, str, str | None]] = []
         self.text: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
         self.attributes += [(tag, name, value) for name, value in attrs]
         if tag not in self.VOID or (tag == "rect" and not (self.get_starttag_text() or "").endswith("/>")):
             self.open.append(tag)
@@ -218,6 +222,7 @@ class TestPage:
 
     def test_page_asks_for_nothing(self, parsed: Elements, package: Package) -> None:
         """No script, no foreign address, and a policy that makes the browser refuse both."""
+        assert not parsed.tags & {"script", "i", "img", "link", "iframe", "object", "form"}
         assert not [a for a in parsed.attributes if a[1] in ("src", "srcset", "action", "style") or a[1].startswith("on")]
         assert (
             "meta",
@@ -225,6 +230,7 @@ class TestPage:
             "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'",
         ) in parsed.attributes
         assert not re.search(r"https?://|url\(|@import|<script", render(inspect(package)))
+        assert {"<script>alert(1)</script>", "assets/<i>.txt"} <= set(parsed.text)
 
     def test_page_shows_everything_a_person_asks(self, parsed: Elements) -> None:
         """Proof, signature, histograms, bins, stages, files and provenance, with text escaped."""
@@ -243,6 +249,16 @@ class TestPage:
         html = render(inspect(package))
         assert "prefers-color-scheme: dark" in html
         assert "width=device-width" in html
+
+    def test_names_in_lists_are_text(self) -> None:
+        """What a trainer wrote is shown as it is wherever it stands, also in the table of bins."""
+        assert "&lt;i&gt;" in bins_table(categorical_variable("c", ["<i>"] * 3))
+
+    def test_fields_left_out_are_named(self, tmp_path: Path) -> None:
+        """A reader sees of which fields nothing is kept."""
+        package = pack(draft(baseline=BaselineRows(ROWS, off=["size"])), samples(), tmp_path)
+        assert "Not monitored: size" in render(inspect(package))
+        assert "not monitored: size" in page(inspect(package), 100)
 
     def test_bare_model_is_marked(self, tmp_path: Path) -> None:
         """A page about a bare model.onnx says that nothing was proven."""
