@@ -40,6 +40,17 @@ def test_script_packs_with_enough_samples(repository: Path) -> None:
     assert next(m for m in package.manifest.measured if m.tensor == "features").different == 0
 
 
+def test_baseline_is_of_rows_the_training_never_saw(repository: Path) -> None:
+    """The penguins held out, with their measured accuracy, and none of the 258 trained on."""
+    baseline = read_package(repository / "penguins" / "1").baseline()
+    assert baseline is not None
+    assert baseline.rows == 86
+    assert {variable.name for _, variable in baseline.inputs()} >= {"island", "sex", "bill_length_mm", "year"}
+    expected = baseline.output("probability").expected
+    assert expected is not None
+    assert expected.measured_accuracy == pytest.approx(85 / 86)
+
+
 def test_second_run_does_nothing(repository: Path) -> None:
     """When nothing has changed the package stays as it is."""
     manifest = repository / "penguins" / "1" / "manifest.json"
