@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import threading
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -170,12 +172,40 @@ class TestReplay:
         """Three instances fill a batch of eight: the graph sees eight rows, and all of them are compared."""
         seen: list[int] = []
         with closing(load(draft(), tmp_path)) as runtime:
-            predict = runtime.predict
-            runtime.predict = lambda rows: (seen.append(len(rows)), predict(rows))[1]  # type: ignore[method-assign,func-returns-value]
+            run = runtime.run
+            runtime.run = lambda feeds: (seen.append(len(next(iter(feeds.values())))), run(feeds))[1]  # type: ignore[method-assign,func-returns-value]
             results = golden.replay(runtime, samples()[:3], [8], intermediates=False)
         assert seen == [8]
         assert len(results) == 8
         assert all(r.passed for r in results)
+
+    @pytest.mark.parametrize("room", [golden.KEPT_ITEM_BYTES, 0], ids=["room", "no room"])
+    def test_the_item_stage_runs_once_a_row_as_long_as_there_is_room(
+        self, runtime: PackageRuntime, monkeypatch: pytest.MonkeyPatch, room: int
+    ) -> None:
+        """It gives the same at every batch size; results that do not fit into the memory set aside are made again."""
+        prepared: list[Any] = []
+        monkeypatch.setattr(golden, "KEPT_ITEM_BYTES", room)
+        runtime.item_plan = object()  # type: ignore[assignment]
+        runtime.prepare = lambda row: (prepared.append(row), row)[1]  # type: ignore[method-assign,func-returns-value]
+        results = golden.replay(runtime, samples(), [1, 2], intermediates=False)
+        assert all(result.passed for result in results)
+        assert len(prepared) == 2 * len(ROWS) * (1 if room else 2)  # every row alone and in the sample of all
+
+    def test_executions_may_run_side_by_side(self, runtime: PackageRuntime) -> None:
+        """A pool's map in place of Python's gives the same results in the same order, and its threads did the work."""
+        workers: set[str] = set()
+        run = runtime.run
+
+        def watched(feeds: Any) -> list[np.ndarray]:
+            workers.add(threading.current_thread().name)
+            return run(feeds)
+
+        runtime.run = watched  # type: ignore[method-assign]
+        with ThreadPoolExecutor(2, thread_name_prefix="prover") as pool:
+            together = golden.replay(runtime, samples(), [1, 4], intermediates=False, spread=pool.map)
+        assert workers <= {"prover_0", "prover_1"}
+        assert together == golden.replay(runtime, samples(), [1, 4], intermediates=False)
 
     def test_progress_counts_every_instance(self, runtime: PackageRuntime) -> None:
         """Progress ends at its total."""

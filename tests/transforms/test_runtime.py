@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +15,7 @@ from onnx import TensorProto, helper
 from samegraph_transforms.draft import DraftStage
 from samegraph_transforms.errors import EnvironmentUnfit, ExecutionError
 from samegraph_transforms.executor import OrtExecutor, available_providers, check_environment
-from samegraph_transforms.manifest import Output
+from samegraph_transforms.manifest import Output, RawField
 from samegraph_transforms.pack import pack
 from samegraph_transforms.package import Package
 from samegraph_transforms.runtime import PackageRuntime
@@ -42,6 +45,49 @@ def test_trace_shows_every_value_between_stages_in_order(package: Package) -> No
     trace = runtime.trace([(1.5, "moss")])
     assert list(trace) == ["size", "kind", "features", "probability", "label"]
     assert trace["features"].tolist() == [[1.5, 0.0]]
+
+
+MEMORY = """
+    import sys
+    from pathlib import Path
+    import numpy as np
+    from samegraph_transforms.package import read_package
+    from samegraph_transforms.runtime import PackageRuntime
+
+    def resident_mib():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 >> 20
+
+    runtime = PackageRuntime.load(read_package(sys.argv[1]), merge=sys.argv[2] == "True")
+    row = (np.ones(256, np.float32),)
+    runtime.predict([row])
+    small = resident_mib()
+    runtime.predict([row] * 64)
+    large = resident_mib()
+    runtime.give_back([row])
+    print(large - small, resident_mib() - small, runtime.predict([row])["y"].sum())
+"""
+
+
+@pytest.mark.parametrize("merge", [True, False], ids=["one graph", "chain"])
+def test_memory_of_a_large_batch_is_given_back(tmp_path: Path, merge: bool) -> None:
+    """What 64 rows took for their intermediates is the system's again after `give_back`, and answers go on."""
+    square = onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["" : 21]> g (float[n,256] x) => (float[n,256] y) '
+        "<int64[3] column = {-1, 256, 1}, int64[3] line = {-1, 1, 256}, int64[1] axis = {2}> "
+        "{ a = Reshape (x, column)  b = Reshape (x, line)  c = MatMul (a, b)  d = Exp (c)  y = ReduceMax <keepdims = 0> (d, axis) }"
+    )
+    again = onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["" : 21]> g (float[n,256] y0) => (float[n,256] y) { y = Identity (y0) }'
+    )
+    field = RawField(name="x", kind="tensor", dtype="float32", shape=[256])
+    stages = [DraftStage("model", square, outputs={"y": "y0"}), DraftStage("postprocess", again)]
+    draft = build.draft(fields=[field], stages=stages, outputs=[Output(name="y", dtype="float32", shape=[256])])
+    package = _unproven(draft, tmp_path)
+    command = [sys.executable, "-c", textwrap.dedent(MEMORY), str(package.path), str(merge)]
+    grown, left, total = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.split()
+    assert int(grown) > 24  # two arrays of 16 MiB
+    assert int(left) < 8
+    assert float(total) == pytest.approx(256 * np.e)
 
 
 def test_a_package_with_differing_opsets_runs_as_a_chain(tmp_path: Path) -> None:

@@ -89,6 +89,21 @@ class OrtExecutor:
         except Exception as error:
             raise ExecutionError(f"the graph failed to run: {first_line(error)}") from error
 
+    def give_back(self, feeds: Mapping[str, np.ndarray]) -> None:
+        """Run once and hand the memory that larger runs before it left in the session's arena back.
+
+        An arena only grows: a single batch of 32 images keeps 300 MB.
+
+        Raises:
+            ExecutionError: As `run`.
+        """
+        options = ort.RunOptions()
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        try:
+            self._session.run(self._outputs, feeds, options)
+        except Exception as error:
+            raise ExecutionError(f"the graph failed to run: {first_line(error)}") from error
+
 
 def _source(model: onnx.ModelProto | Path, weights: Weights | None) -> AbstractContextManager[bytes | str]:
     if isinstance(model, Path):

@@ -19,11 +19,11 @@ import os
 import platform
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import numpy as np
 import onnxruntime
@@ -61,6 +61,10 @@ REQUESTS, EXPECTED, BLOBS = "requests.jsonl", "expected.npz", "blobs"
 #: Golden samples a package should have; `pack` says so below it.
 RECOMMENDED_SAMPLES = 32
 MAX_NAME = 200
+#: Most bytes of results of the item stage that a replay keeps from one batch size for the next.
+KEPT_ITEM_BYTES = 128 << 20
+#: `map`, or something like it that may work on several things at the same time; gives results in order.
+Spread: TypeAlias = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 
 
 # --- on disk ---------------------------------------------------------------------------------------------------------
@@ -316,6 +320,7 @@ def replay(
     profile: str | None = None,
     intermediates: bool = True,
     progress: Callable[[int, int], None] | None = None,
+    spread: Spread = map,
 ) -> list[SampleResult]:
     """Run golden samples through a loaded package and compare with what training gave.
 
@@ -332,6 +337,8 @@ def replay(
         intermediates: Also run the stages one by one and compare the captured intermediates; a server that only wants to know whether
             its answers are right leaves this out.
         progress: Called with instances done and instances in all.
+        spread: Runs the executions of a round: `map`, one after another, or the `map` of a thread pool, several at the same time as a
+            server does.
 
     Returns:
         One result per sample, batch size and way of running, in that order of nesting from the outside: batch size, way, sample.
@@ -343,12 +350,13 @@ def replay(
         failed, ready = _prepare(runtime, ready)
         results += failed
     sizes = list(batch_sizes) if batch_sizes is not None else list(default_batch_sizes(manifest))
-    runs = [(size, way, _placements(ready, size)) for size in sizes for way in _ways(runtime, intermediates)]
+    ways = _ways(runtime, intermediates)
+    runs = [(size, way, _placements(ready, size)) for size in sizes for way in ways]
     runs += [(max(sizes), way, _placements(fitting, max(sizes))) for way, fitting in _bucket_proofs(runtime, ready)]
     total = sum(len(rows) for _, _, plan in runs for _, rows in plan)
     done = 0
     for size, way, plan in runs:
-        for result, instances in _run(way, plan, size, checker):
+        for result, instances in _run(way, plan, size, checker, spread):
             results.append(result)
             done += instances
             if progress is not None:
@@ -382,12 +390,35 @@ class _Way:
 def _ways(runtime: PackageRuntime, intermediates: bool) -> list[_Way]:
     shapes = runtime.shapes
     if shapes is None:
-        served = _Way(lambda rows: _apart(runtime.predict(rows), len(rows)), outputs_only=True, merged=runtime.merged)
-        traced = _Way(lambda rows: _apart(runtime.trace(rows), len(rows)), outputs_only=False, merged=False)
+        items = _Prepared(runtime)
+        served = _Way(lambda rows: runtime.predict_each(items(rows)), outputs_only=True, merged=runtime.merged)
+        traced = _Way(lambda rows: _apart(runtime.trace_items(items(rows)), len(rows)), outputs_only=False, merged=False)
     else:
         served = _Way(runtime.predict_each, outputs_only=True, merged=runtime.merged, group=shapes.key, padding=partial(_padding, shapes))
         traced = _Way(lambda items: _apart(runtime.trace_items(items), len(items)), outputs_only=False, merged=False, group=shapes.own_key)
     return [traced, served] if intermediates else [served]
+
+
+class _Prepared:
+    """Runs the item stage on rows, once for each as long as the results stay within bounds: it is the same at every batch size."""
+
+    def __init__(self, runtime: PackageRuntime) -> None:
+        self._runtime = runtime
+        self._kept: dict[int, _Instance] = {}
+        self._room = KEPT_ITEM_BYTES if runtime.item_plan is not None else 0
+
+    def __call__(self, rows: Sequence[_Instance]) -> list[_Instance]:
+        return [self._item(row) for row in rows]
+
+    def _item(self, row: _Instance) -> _Instance:
+        item = self._kept.get(id(row))  # rows outlive this object: the samples' plan holds them
+        if item is None:
+            item = self._runtime.prepare(row)
+            size = sum(value.nbytes for value in item if isinstance(value, np.ndarray))
+            if size < self._room:
+                self._room -= size
+                self._kept[id(row)] = item
+        return item
 
 
 def _bucket_proofs(runtime: PackageRuntime, ready: _Ready) -> Iterator[tuple[_Way, _Ready]]:
@@ -471,9 +502,9 @@ def _placements(ready: _Ready, size: int) -> _Ready:
     return plan
 
 
-def _run(way: _Way, plan: _Ready, size: int, checker: _Checker) -> Iterator[tuple[SampleResult, int]]:
+def _run(way: _Way, plan: _Ready, size: int, checker: _Checker, spread: Spread) -> Iterator[tuple[SampleResult, int]]:
     """Run the instances of `plan` in batches of `size`; yield each sample's result as soon as its last instance is through."""
-    stream = _batched(way, [row for _, rows in plan for row in rows], size)
+    stream = _batched(way, [row for _, rows in plan for row in rows], size, spread)
     for sample, rows in plan:
         outcomes = [next(stream) for _ in rows]
         padded = next(filter(None, map(way.padding, rows)), "")
@@ -486,21 +517,21 @@ def _run(way: _Way, plan: _Ready, size: int, checker: _Checker) -> Iterator[tupl
         yield SampleResult(sample.name, size, compared, merged=way.merged, padded=padded), len(rows)
 
 
-def _batched(way: _Way, rows: Sequence[_Instance], size: int) -> Iterator[_Values | str]:
+def _batched(way: _Way, rows: Sequence[_Instance], size: int, spread: Spread) -> Iterator[_Values | str]:
     """Yield for every row its values, [1, ...] each, or why they could not be computed."""
     groups: dict[Hashable, list[int]] = {}
     for place, row in enumerate(rows):
         groups.setdefault(way.group(row), []).append(place)
+    together = partial(_together, way)
     if len(groups) == 1:  # row by row as they come, so that few values are kept at a time
-        for start in range(0, len(rows), size):
-            yield from _together(way, rows[start : start + size])
+        yield from itertools.chain.from_iterable(spread(together, [rows[start : start + size] for start in range(0, len(rows), size)]))
         return
     found: dict[int, _Values | str] = {}
     for places in groups.values():
         round_and_round = list(itertools.islice(itertools.cycle(places), max(size, len(places))))
-        for start in range(0, len(round_and_round), size):
-            chunk = round_and_round[start : start + size]
-            for place, outcome in zip(chunk, _together(way, [rows[place] for place in chunk]), strict=True):
+        chunks = [round_and_round[start : start + size] for start in range(0, len(round_and_round), size)]
+        for chunk, outcomes in zip(chunks, spread(together, [[rows[place] for place in chunk] for chunk in chunks]), strict=True):
+            for place, outcome in zip(chunk, outcomes, strict=True):
                 found.setdefault(place, outcome)  # what only fills a batch up was looked at where it came first
     yield from (found[place] for place in range(len(rows)))
 

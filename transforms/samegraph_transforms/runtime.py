@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
@@ -52,6 +53,7 @@ class PackageRuntime:
         digest: The package's identity.
         signature: Its raw inputs.
         item_plan: The compiled item stage, or None when rows go straight into a batch.
+        item_stage_s: Seconds it took to compile, the battery of kernels nobody had tried here included.
         merged: Whether the batch stages run as one graph.
         providers: The execution providers in use.
         half: Whether the model stage computes in half precision.
@@ -79,12 +81,15 @@ class PackageRuntime:
         self.half: bool = half
         self._output_names = [o.name for o in self.manifest.outputs]
         self.item_plan: ItemPlan | None = None
+        self.item_stage_s: float = 0.0
         open_outputs: set[str] = set()
         item_stage = self.manifest.stage("preprocess.item")
         if item_stage is not None:
+            started = time.perf_counter()
             model = package.load_stage("preprocess.item")
             self.item_plan = compile_item_plan(model, self.manifest, make_executor=make_item, kernels=kernels)
             open_outputs = {item_stage.outputs[value.name] for value in model.graph.output if _is_open(value)}
+            self.item_stage_s = time.perf_counter() - started
         self._batch_stages = [s for s in self.manifest.stages if s.name != "preprocess.item"]
         self._feeds = self._plan_feeds()
         self._chain, groups = self._load_chain(make_merged, merge)
@@ -375,6 +380,23 @@ class PackageRuntime:
                 feeds = {name: values[stage.inputs[name]] for name in executor.input_names}
                 executor.warm_up(feeds)
                 values.update(zip((stage.outputs[name] for name in executor.output_names), executor.run(feeds), strict=True))
+
+    def give_back(self, items: Sequence[Item]) -> None:
+        """Run a small batch on the CPU and hand back what the arenas took for larger ones; a GPU has rules of its own (`gpu`).
+
+        Args:
+            items: At least one, as `prepare` returns them, of one shape.
+
+        Raises:
+            ExecutionError: As `run`.
+        """
+        values: dict[str, np.ndarray] = dict(self.collate(items))
+        for stage, executor in self._chain:
+            if isinstance(executor, OrtExecutor):
+                feeds = {name: values[stage.inputs[name]] for name in executor.input_names}
+                executor.give_back(feeds)
+                if executor is not self._whole:
+                    values.update(zip((stage.outputs[name] for name in executor.output_names), executor.run(feeds), strict=True))
 
     def warm_batches(self, items: Sequence[Item], sizes: Sequence[int], *, largest_first: bool = False) -> Iterator[Feeds]:
         """Yield a batch of every size in every bucket of ragged lengths, or just of every size when there are none.
