@@ -65,13 +65,17 @@ class Runner(Protocol):
 
 @dataclass(slots=True)
 class Segment:
-    """Outcome of consecutive rows of a batch: their arrays, or the error of a single row and whether it is to blame itself."""
+    """Outcome of consecutive rows of a batch: their arrays, or the error of a single row and whether it is to blame itself.
+
+    `feeds` is what the rows entered the graph as, where that is known of exactly these rows.
+    """
 
     start: int
     stop: int
     arrays: Sequence[np.ndarray] | None
     error: BaseException | None
     blamed: bool = False
+    feeds: Mapping[str, np.ndarray] | None = None
 
 
 #: Prepares one row on a slot's thread and returns what to call on the event loop with the result.
@@ -586,12 +590,13 @@ def execute(runner: Runner, items: Sequence[Any], offset: int = 0) -> list[Segme
     """
     n = len(items)
     try:
-        arrays = runner.run(runner.collate(items))
+        feeds = runner.collate(items)
+        arrays = runner.run(feeds)
         for array in arrays:
             if len(array) != n:
                 raise ExecutionError(f"{len(array)} rows came out of a batch of {n}")
         if runner.shapes is None or not runner.shapes.cuts:
-            return [Segment(offset, offset + n, arrays, None)]
+            return [Segment(offset, offset + n, arrays, None, feeds=feeds)]
         return _cut(runner.shapes, arrays, items, offset)
     except BaseException as error:  # noqa: BLE001 - whatever a graph or its inputs raise belongs to these rows, not to the server
         if n == 1:

@@ -16,7 +16,7 @@ from . import cuda
 from .errors import ExecutionError
 from .executor import CPU, Executor, OrtExecutor
 from .itemplan import ItemPlan, compile_item_plan
-from .manifest import Manifest, RawField, Stage
+from .manifest import BINARY_KINDS, Manifest, RawField, Stage
 from .merging import CannotMerge, merge_stages
 from .packing import ColumnGroup, pack_columns
 from .ragged import OpenInput, Rows, ShapeKey, ShapePlan, grouped
@@ -33,6 +33,8 @@ MAX_WARM_SHAPES = 128
 #: A row after the item stage: the row itself without one, else one entry per value the batch stages read.
 Item: TypeAlias = tuple[Any, ...]
 Feeds: TypeAlias = dict[str, np.ndarray]
+#: Kinds of fields whose value is not one element.
+_NO_COLUMN = BINARY_KINDS | {"tensor"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,7 @@ class PackageRuntime:
         places = {feed.name: feed.place for feed in self._feeds}
         packed = {f.name for group in groups for f in group.fields}
         self._packed = [(group.input, group.collator(places)) for group in groups]
+        self._packed_at = {f.name: (group.input, i) for group in groups for i, f in enumerate(group.fields)}
         self.shapes: ShapePlan | None = self._plan_shapes(open_outputs)
         apart = packed if self.shapes is None else packed | {one.name for one in self.shapes.inputs}
         self._loose = [feed for feed in self._feeds if feed.name not in apart]
@@ -218,6 +221,13 @@ class PackageRuntime:
     def item_places(self) -> dict[str, int]:
         """Item-stage value → its place in an item, for the values that the batch stages read."""
         return {feed.name: feed.place for feed in self._feeds if feed.field is None}
+
+    @property
+    def feed_columns(self) -> dict[str, tuple[str, int]]:
+        """Field → (feed, column in it) of the scalar fields that enter the graph as one column, their missing rule applied."""
+        at = {feed.name: (feed.name, 0) for feed in self._loose if feed.field is not None and feed.field.kind not in _NO_COLUMN}
+        alone = {f.name for f in self.signature.fields if f.companion is None}
+        return {name: place for name, place in (at | self._packed_at).items() if name in alone}
 
     def collate(self, items: Sequence[Item], key: ShapeKey | None = None) -> Feeds:
         """Stack items into the inputs of the loaded graph, applying every field's missing rule.

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Literal, NamedTuple
@@ -24,7 +24,7 @@ import numpy as np
 from samegraph_transforms.baseline import Baseline, Variable
 from samegraph_transforms.baseline_bins import SUM_REACH, Binner, Values
 from samegraph_transforms.baseline_extract import InputColumns, OutputColumns, expected_cells
-from samegraph_transforms.manifest import Manifest, Output
+from samegraph_transforms.manifest import Manifest, Missing, Output
 from samegraph_transforms.signature import Row
 
 Side = Literal["input", "output"]
@@ -153,13 +153,15 @@ class RowCounter:
     Args:
         manifest: The version's manifest.
         baseline: Its baseline.
+        feed_columns: Field → (feed, column) of the fields that can be read from the graph's inputs.
 
     Attributes:
         layout: What its results look like.
         pixels: Item-stage values that image statistics are taken from.
+        feeds: The graph's inputs that `count_columns` reads; empty when they do not tell all about a row.
     """
 
-    def __init__(self, manifest: Manifest, baseline: Baseline) -> None:
+    def __init__(self, manifest: Manifest, baseline: Baseline, feed_columns: Mapping[str, tuple[str, int]] | None = None) -> None:
         self.layout = Layout(manifest, baseline)
         self.pixels: tuple[str, ...] = tuple(f.pixels for f in baseline.fields if f.monitored != "off" and f.pixels is not None)
         kinds = {f.name: f.kind for f in manifest.fields}
@@ -174,6 +176,19 @@ class RowCounter:
         self._answers = [(s, Binner(s.variable)) for s in self.layout.slots if s.side == "output"]
         self._read_outputs = OutputColumns(manifest)
         self._outputs = [o.name for o in manifest.outputs]
+        missing = {f.name: f.missing for f in manifest.fields}
+        fed = feed_columns or {}
+        self._fed_numbers = [fed[s.owner] for s in self._numbers.slots if s.owner in fed and missing[s.owner].rule != "sentinel"]
+        self._fed_counted = [
+            (*fed[slot.owner], missing[slot.owner].sentinel)
+            for _, slot, binner in self._counted
+            if slot.owner in fed and _stands_out(missing[slot.owner], binner)
+        ]
+        plain = len(self._fed_numbers) == len(self._numbers.slots) and len(self._fed_counted) == len(self._counted)
+        self.feeds: tuple[str, ...] = ()
+        if plain and not self._others:
+            read = [name for name, _ in self._fed_numbers] + [name for name, _, _ in self._fed_counted]
+            self.feeds = tuple(dict.fromkeys(read))
 
     def count(
         self,
@@ -194,20 +209,51 @@ class RowCounter:
         integers, floats = grown
         integers[0] = len(rows)
         columns = list(zip(*rows, strict=True))
-        self._numbers.add(columns, integers, floats, breathe)
+        self._numbers.add_rows(columns, integers, floats, breathe)
         for place, slot, binner in self._counted:
-            integers[slot.start : slot.stop] += _tally(binner, columns[place])
+            integers[slot.start : slot.stop] += _tally(binner, Counter(columns[place]))
         breathe()
         if self._others:
             _observe(self._others, self._read_others(rows, pixels, breathe), integers, floats)
             breathe()
+        self._add_answers(arrays, integers, floats)
+        return grown
+
+    def count_columns(
+        self, feeds: Mapping[str, np.ndarray], arrays: Sequence[np.ndarray], breathe: Callable[[], object] = lambda: None
+    ) -> Totals:
+        """Do what `count` does, from the graph's inputs.
+
+        Args:
+            feeds: Each of `feeds`, [n, k].
+            arrays: Per output [n, *shape].
+            breathe: See `count`.
+        """
+        grown = self.layout.zero()
+        integers, floats = grown
+        integers[0] = len(arrays[0])
+        if self._fed_numbers:
+            X = np.empty((len(self._fed_numbers), len(arrays[0])))
+            for row, (name, column) in zip(X, self._fed_numbers, strict=True):
+                row[:] = feeds[name][:, column]
+            self._numbers.add(X, integers, floats)
+            breathe()
+        for (name, column, sentinel), (_, slot, binner) in zip(self._fed_counted, self._counted, strict=True):
+            seen = Counter(feeds[name][:, column].tolist())
+            if sentinel is not None and sentinel in seen:
+                seen[None] = seen.pop(sentinel)
+            integers[slot.start : slot.stop] += _tally(binner, seen)
+        breathe()
+        self._add_answers(arrays, integers, floats)
+        return grown
+
+    def _add_answers(self, arrays: Sequence[np.ndarray], integers: np.ndarray, floats: np.ndarray) -> None:
         named = dict(zip(self._outputs, arrays, strict=True))
         if self._answers:
             _observe(self._answers, self._read_outputs.read(named), integers, floats)
         for expected in self.layout.expected:
             cells = expected_cells(expected.output, arrays[expected.place], expected.positive)
             floats[expected.start : expected.start + len(expected.cells)] += [cells[cell] for cell in expected.cells]
-        return grown
 
     def _read_others(
         self, rows: Sequence[Row], pixels: Mapping[str, Sequence[np.ndarray | None]] | None, breathe: Callable[[], object]
@@ -233,16 +279,20 @@ def _observe(slots: Sequence[tuple[Slot, Binner]], columns: Mapping[str, Any], i
     for slot, binner in slots:
         values = columns[slot.variable.name]
         if slot.moments is None:
-            integers[slot.start : slot.stop] += _tally(binner, values.tolist() if isinstance(values, np.ndarray) else values)
+            integers[slot.start : slot.stop] += _tally(binner, Counter(values.tolist() if isinstance(values, np.ndarray) else values))
             continue
         seen = binner.observe(values)
         integers[slot.start : slot.stop] += seen.counts
         _add_moments(floats, slot.moments, seen.total, seen.square)
 
 
-def _tally(binner: Binner, values: Iterable[Any]) -> np.ndarray:
+def _stands_out(missing: Missing, binner: Binner) -> bool:
+    """Whether a missing value can be told from all that training knew once the missing rule was applied."""
+    return missing.rule != "sentinel" or binner.bin([missing.sentinel])[0] == binner.labels.index("unseen")
+
+
+def _tally(binner: Binner, seen: Counter[Any]) -> np.ndarray:
     """Return how many values of one type fell into each bin, looking every different value up once."""
-    seen = Counter(values)
     return np.bincount(binner.bin(list(seen)), list(seen.values()), len(binner.labels)).astype(np.int64)
 
 
@@ -260,53 +310,58 @@ class _Numbers:
 
     def __init__(self, columns: Sequence[tuple[int, Slot]]) -> None:
         self._places = [place for place, _ in columns]
-        self._slots = [slot for _, slot in columns]
-        self._binners = [Binner(slot.variable) for slot in self._slots]
-        points = [_points(slot.variable) for slot in self._slots]
+        self.slots = [slot for _, slot in columns]
+        self._binners = [Binner(slot.variable) for slot in self.slots]
+        points = [_points(slot.variable) for slot in self.slots]
         most = max(map(len, points), default=0)
         self._points = np.full((most, len(points), 1), math.inf)
         self._bins = np.zeros((len(points), most + 1), dtype=np.int64)
-        for i, (slot, own) in enumerate(zip(self._slots, points, strict=True)):
+        for i, (slot, own) in enumerate(zip(self.slots, points, strict=True)):
             self._points[: len(own), i, 0] = own
             n = slot.variable.n_bins
             below, above = slot.start + n, slot.start + n + 1
             self._bins[i, : len(own) + 1] = [below, *range(slot.start, slot.start + len(own) - 1), above]
         self._rows = np.arange(len(points), dtype=np.intp)[:, None]
-        self._missing = np.array([s.start + s.variable.labels.index("missing") for s in self._slots], dtype=np.int64)[:, None]
-        self._center = np.array([s.variable.mean or 0.0 for s in self._slots])[:, None]
-        reach = np.array([_reach(s.variable) for s in self._slots]).reshape(-1, 2)
+        self._missing = np.array([s.start + s.variable.labels.index("missing") for s in self.slots], dtype=np.int64)[:, None]
+        self._center = np.array([s.variable.mean or 0.0 for s in self.slots])[:, None]
+        reach = np.array([_reach(s.variable) for s in self.slots]).reshape(-1, 2)
         self._low, self._high = reach[:, :1], reach[:, 1:]
 
-    def add(self, columns: Sequence[Sequence[Any]], integers: np.ndarray, floats: np.ndarray, breathe: Callable[[], object]) -> None:
-        """Add the counts of all columns."""
-        if not self._slots:
+    def add_rows(self, columns: Sequence[Sequence[Any]], integers: np.ndarray, floats: np.ndarray, breathe: Callable[[], object]) -> None:
+        """Add the counts of all columns of some rows."""
+        if not self.slots:
             return
         mine = [columns[place] for place in self._places]
         X = np.array(mine, dtype=np.float64)  # None becomes NaN
-        finite = np.isfinite(X)
-        whole = bool(finite.all())
         breathe()
-        if not whole and any(n and n != column.count(None) for n, column in zip((~finite).sum(axis=1).tolist(), mine, strict=True)):
+        strange = (~np.isfinite(X)).sum(axis=1).tolist()
+        if any(n and n != column.count(None) for n, column in zip(strange, mine, strict=True)):
             self._add_one_by_one(mine, integers, floats)  # a NaN or an infinity, which checked rows do not hold
-            return
+        else:
+            self.add(X, integers, floats)
+
+    def add(self, X: np.ndarray, integers: np.ndarray, floats: np.ndarray) -> None:
+        """Add the counts of all columns: float64 [columns, n], NaN for a missing number."""
+        missing = np.isnan(X)
+        whole = not missing.any()
         below = np.zeros(X.shape, dtype=np.int8)
         for points in self._points:
             below += points <= X
         bins = self._bins[self._rows, below]
         if not whole:
-            bins = np.where(finite, bins, self._missing)
+            bins = np.where(missing, self._missing, bins)
         integers += np.bincount(bins.ravel(), minlength=len(integers))
         distance = np.clip(X, self._low, self._high) - self._center
         if not whole:
-            distance[~finite] = 0.0
+            distance[missing] = 0.0
         totals, squares = distance.sum(axis=1).tolist(), np.einsum("ij,ij->i", distance, distance).tolist()
-        for slot, total, square in zip(self._slots, totals, squares, strict=True):
+        for slot, total, square in zip(self.slots, totals, squares, strict=True):
             assert slot.moments is not None
             _add_moments(floats, slot.moments, total, square)
 
     def _add_one_by_one(self, columns: Sequence[Sequence[Any]], integers: np.ndarray, floats: np.ndarray) -> None:
-        named = {slot.variable.name: column for slot, column in zip(self._slots, columns, strict=True)}
-        _observe(list(zip(self._slots, self._binners, strict=True)), named, integers, floats)
+        named = {slot.variable.name: column for slot, column in zip(self.slots, columns, strict=True)}
+        _observe(list(zip(self.slots, self._binners, strict=True)), named, integers, floats)
 
 
 def _points(variable: Variable) -> list[float]:

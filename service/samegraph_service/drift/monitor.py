@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from samegraph_transforms.baseline import Baseline
-from samegraph_transforms.manifest import Manifest
+from samegraph_transforms.runtime import PackageRuntime
 
 from samegraph_service.logs import get_logger
 
+from .counting import RowCounter
 from .statistics import AlarmRule, State
 from .tap import QueueLimits, Share, Tap
 from .version import VersionDrift
@@ -32,7 +33,7 @@ GATHER_S = 0.1
 #: A piece of work, in seconds of CPU, after which the thread rests.
 PIECE_S = 0.0002
 #: Most rows counted at once, and how long that may take.
-MOST_ROWS = 1024
+MOST_ROWS = 4096
 LONGEST_S = 0.005
 #: Longest rest after a piece; a larger debt is forgiven, or a slow clock could stop the counting.
 LONGEST_REST_S = 1.0
@@ -87,19 +88,34 @@ class DriftMonitor:
         """Return what is kept about a version; None when it is not watched."""
         return next((v for v in self._versions if v.model == model and v.version == version), None)
 
-    def add(self, manifest: Manifest, digest: str, baseline: Baseline, *, item_places: Mapping[str, int], row_bytes: int) -> Tap:
+    def add(self, runtime: PackageRuntime, baseline: Baseline, row_bytes: int) -> Tap:
         """Watch a version from now on; return where its executions are to be handed over.
 
         Args:
-            manifest: The version's manifest.
-            digest: Its package digest.
+            runtime: Runs the version.
             baseline: Its baseline.
-            item_places: Item-stage value → its place in an item; empty for a version without an item stage.
             row_bytes: What the answer to one row takes in memory.
         """
-        fields = [f.name for f in manifest.fields]
-        tap = Tap(fields=fields, raw_rows=bool(item_places), row_bytes=row_bytes, limits=self.options.queue, wake=self._wake.set)
-        added = VersionDrift(manifest, digest, baseline, item_places=item_places, tap=tap, sizes=self.options.windows)
+        manifest = runtime.manifest
+        raw_rows = runtime.item_plan is not None
+        counter = RowCounter(manifest, baseline, {} if raw_rows else runtime.feed_columns)
+        tap = Tap(
+            fields=[f.name for f in manifest.fields],
+            raw_rows=raw_rows,
+            feeds=counter.feeds,
+            row_bytes=row_bytes,
+            limits=self.options.queue,
+            wake=self._wake.set,
+        )
+        added = VersionDrift(
+            manifest,
+            runtime.digest,
+            baseline,
+            counter=counter,
+            item_places=runtime.item_places,
+            tap=tap,
+            sizes=self.options.windows,
+        )
         self._versions = (*self._versions, added)
         return tap
 
@@ -241,9 +257,10 @@ def _pieces(shares: Sequence[Share], most: int) -> list[list[Share]]:
         items = [item for part in share.items for item in part]
         for start in range(0, share.n, most):
             part = slice(start, start + most)
+            feeds = None if share.feeds is None else {name: feed[part] for name, feed in share.feeds.items()}
             rows = None if share.rows is None else share.rows[part]
             n = min(most, share.n - start)
-            pieces.append([Share([items[part]], rows, [array[part] for array in share.arrays], n, 0)])
+            pieces.append([Share(feeds, [items[part]], rows, [array[part] for array in share.arrays], n, 0)])
     return pieces
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -43,6 +43,7 @@ class Share(NamedTuple):
     """What one execution handed over.
 
     Attributes:
+        feeds: What the rows entered the graph as, when that tells all about them: then there are no items.
         items: What ran, in pieces, in the order of the arrays.
         rows: The raw rows, when items are something else.
         arrays: Per output [n, *shape].
@@ -50,6 +51,7 @@ class Share(NamedTuple):
         bytes: What it takes in memory, about.
     """
 
+    feeds: Mapping[str, np.ndarray] | None
     items: Sequence[Sequence[Any]]
     rows: Sequence[Row] | None
     arrays: Sequence[np.ndarray]
@@ -61,7 +63,7 @@ class Share(NamedTuple):
 class QueueLimits:
     """Bounds of what waits to be counted."""
 
-    max_rows: int = 100_000
+    max_rows: int = 20_000
     max_bytes: int = 64 << 20
 
 
@@ -71,6 +73,8 @@ class Tap:
     Args:
         fields: The version's raw fields: the only names that errors are counted under.
         raw_rows: Whether what runs is not the raw row but what the item stage made of it.
+        feeds: The feeds that tell all about a row; empty when none do. Holding on to rows costs the loop 1 µs each, as it then works on
+            memory that was not in use a moment ago, and counting them three times what counting columns does.
         row_bytes: What the answer to a row takes in memory, about.
         limits: Bounds of its queue.
         wake: Called when rows wait and nobody seems to know.
@@ -90,6 +94,7 @@ class Tap:
         *,
         fields: Sequence[str],
         raw_rows: bool,
+        feeds: Collection[str] = (),
         row_bytes: int,
         limits: QueueLimits,
         wake: Callable[[], None],
@@ -104,6 +109,7 @@ class Tap:
         self.limits = limits
         self._fields = frozenset(fields)
         self._raw_rows = raw_rows
+        self._feeds = tuple(feeds)
         self._row_bytes = row_bytes + ROW_OVERHEAD_BYTES
         self._wake = wake
         self._rng = rng
@@ -127,15 +133,22 @@ class Tap:
             self._executed_in_part(batch, segments)
             return
         raw = self._raw_rows
-        size, items = 0, []
         for entry in batch:
-            work = entry.work
-            if not work.counted or (raw and not work.rows):
+            if not entry.work.counted or (raw and not entry.work.rows):
                 self._executed_in_part(batch, segments)
                 return
-            size += entry.bytes
-            items.append(entry.items)
-        self._put(items, [entry.work.rows[entry.start] for entry in batch] if raw else None, arrays, segments[0].stop, size)
+        feeds = self._columns(segments[0])
+        size = 0 if feeds is not None else sum([entry.bytes for entry in batch])
+        items = () if feeds is not None else [entry.items for entry in batch]
+        self._put(feeds, items, [entry.work.rows[entry.start] for entry in batch] if raw else None, arrays, segments[0].stop, size)
+
+    def _columns(self, segment: Segment) -> Mapping[str, np.ndarray] | None:
+        """Return the feeds that tell all about the rows; None when there are no such, or a device's buffers stand in for them."""
+        feeds = segment.feeds
+        if feeds is None or not self._feeds:
+            return None
+        mine = {name: feeds[name] for name in self._feeds}
+        return mine if all(isinstance(feed, np.ndarray) for feed in mine.values()) else None
 
     def _executed_in_part(self, batch: Sequence[Entry], segments: Sequence[Segment]) -> None:
         """Take what counts: rows that were answered, of callers that still wait, and not of shadows."""
@@ -151,9 +164,20 @@ class Tap:
                 rows = [entry.work.rows[entry.start + place] for entry, place in picked] if self._raw_rows else None
                 size = sum(entry.bytes // len(entry.items) for entry, _ in picked)
                 places = np.array(chosen) - segment.start
-                self._put([[entry.items[place] for entry, place in picked]], rows, [a[places] for a in segment.arrays], len(chosen), size)
+                columns = self._columns(segment)
+                feeds = None if columns is None else {name: feed[places] for name, feed in columns.items()}
+                items = [] if columns is not None else [[entry.items[place] for entry, place in picked]]
+                self._put(feeds, items, rows, [a[places] for a in segment.arrays], len(chosen), size)
 
-    def _put(self, items: Sequence[Sequence[Any]], rows: Sequence[Row] | None, arrays: Sequence[np.ndarray], n: int, size: int) -> None:
+    def _put(
+        self,
+        feeds: Mapping[str, np.ndarray] | None,
+        items: Sequence[Sequence[Any]],
+        rows: Sequence[Row] | None,
+        arrays: Sequence[np.ndarray],
+        n: int,
+        size: int,
+    ) -> None:
         self.handed += n
         if self.keep < 1.0 and self._rng() >= self.keep:
             self.dropped["sampled"] += n
@@ -166,7 +190,7 @@ class Tap:
         if waiting_rows and (waiting_rows + n > self.limits.max_rows or waiting_bytes + size > self.limits.max_bytes):
             self.dropped["overflow"] += n
             return
-        self.queue.append(Share(items, rows, arrays, n, size))
+        self.queue.append(Share(feeds, items, rows, arrays, n, size))
         self._put_rows += n
         self._put_bytes += size
         if not self.awake:

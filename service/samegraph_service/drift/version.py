@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from samegraph_transforms.baseline import Baseline, Variable
@@ -54,6 +54,7 @@ class VersionDrift:
         manifest: The version's manifest.
         digest: Its package digest.
         baseline: Its baseline.
+        counter: Counts its rows.
         item_places: Item-stage value → its place in an item; empty for a version without an item stage.
         tap: Where its rows come from.
         sizes: Its windows.
@@ -69,6 +70,7 @@ class VersionDrift:
         digest: str,
         baseline: Baseline,
         *,
+        counter: RowCounter,
         item_places: Mapping[str, int],
         tap: Tap,
         sizes: Sequence[WindowSize],
@@ -79,7 +81,7 @@ class VersionDrift:
         self.digest = digest
         self.baseline = baseline
         self.tap = tap
-        self.counter = RowCounter(manifest, baseline)
+        self.counter = counter
         self.slots: tuple[Slot, ...] = self.counter.layout.slots
         self.totals: Totals = self.counter.layout.zero()
         self.readings: Readings | None = None
@@ -94,8 +96,11 @@ class VersionDrift:
     def count(self, shares: Sequence[Share], breathe: Callable[[], object]) -> None:
         """Count what some executions handed over; the totals change once, at the end."""
         grown: Totals | None = None
-        for rows, pixels, arrays in _gathered(shares, self._pixels):
-            part = self.counter.count(rows, pixels, arrays, breathe)
+        for feeds, rows, pixels, arrays in _gathered(shares, self._pixels):
+            if feeds is not None:
+                part = self.counter.count_columns(feeds, arrays, breathe)
+            else:
+                part = self.counter.count(rows, pixels, arrays, breathe)
             grown = part if grown is None else grown + part
         if grown is not None:
             self.totals = self.totals + grown
@@ -137,20 +142,28 @@ def scale_of(variable: Variable) -> Scale | None:
     return Scale(places, [0.0, *(high - low for low, high in variable.bounds), 0.0], variable.std or 0.0)
 
 
-_Gathered = tuple[Sequence[Row], Mapping[str, Sequence[Any]] | None, Sequence[np.ndarray]]
+class _Gathered(NamedTuple):
+    """Rows of one or several shares as one."""
+
+    feeds: Mapping[str, np.ndarray] | None
+    rows: Sequence[Row]
+    pixels: Mapping[str, Sequence[Any]] | None
+    arrays: Sequence[np.ndarray]
 
 
 def _gathered(shares: Sequence[Share], pixels: Mapping[str, int]) -> list[_Gathered]:
-    """Return the rows of several shares as one, or one by one where their answers differ in shape."""
-    first = [array.shape[1:] for array in shares[0].arrays] if shares else []
-    if not all([array.shape[1:] for array in share.arrays] == first for share in shares):
+    """Return the rows of several shares as one, or one by one where they differ in kind or in the shape of their answers."""
+    if len({(share.feeds is None, share.rows is None, *[array.shape[1:] for array in share.arrays]) for share in shares}) > 1:
         return [one for share in shares for one in _gathered([share], pixels)]
+    if not shares:
+        return []
+    first = shares[0]
+    arrays = first.arrays if len(shares) == 1 else [np.concatenate(of) for of in zip(*(share.arrays for share in shares), strict=True)]
+    if first.feeds is not None:
+        feeds = {name: np.concatenate([share.feeds[name] for share in shares if share.feeds is not None]) for name in first.feeds}
+        return [_Gathered(feeds, (), None, arrays)]
     items = list(chain.from_iterable(chain.from_iterable(share.items for share in shares)))
-    if len(shares) == 1:
-        arrays = shares[0].arrays
-    else:
-        arrays = [np.concatenate(pieces) for pieces in zip(*(share.arrays for share in shares), strict=True)]
-    if shares[0].rows is None:
-        return [(items, None, arrays)]
+    if first.rows is None:
+        return [_Gathered(None, items, None, arrays)]
     rows = list(chain.from_iterable(share.rows or () for share in shares))
-    return [(rows, {name: [item[place] for item in items] for name, place in pixels.items()}, arrays)]
+    return [_Gathered(None, rows, {name: [item[place] for item in items] for name, place in pixels.items()}, arrays)]
