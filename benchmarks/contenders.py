@@ -5,6 +5,7 @@ A variant is one more line in `VARIANTS`.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 from benchmarks.analysis import OURS
 from benchmarks.record import Role
 from benchmarks.servers import SERVERS, Server
+from benchmarks.targets import STANDINS
 from benchmarks.workloads import BURST, EXAMPLES, MOBILENET, RESNET50, TREES, Workload
 
 
@@ -21,12 +23,14 @@ class Variant:
 
     Attributes:
         without: Words of the usual command line that are left out.
+        script: What stands in for the `samegraph` program, beside this file; None for the program itself.
         variables: Environment it is started with.
         workloads: Names of the workloads it takes part in, each with the most clients.
         does_less: Whether it leaves out what the usual settings do, so that the usual ones bear the cost that is shown.
     """
 
     without: tuple[str, ...] = ()
+    script: str | None = None
     variables: Mapping[str, str] = field(default_factory=dict)
     workloads: tuple[str, ...] = ("trees", "mobilenet")
     does_less: bool = False
@@ -34,6 +38,7 @@ class Variant:
 
 VARIANTS = {
     f"{OURS}, access log to a file": Variant(without=("--no-access-log",)),
+    STANDINS: Variant(script="standins.py", workloads=("trees",)),
     f"{OURS}, drift off": Variant(variables={"SAMEGRAPH_DRIFT__ENABLED": "false"}, does_less=True),
 }
 
@@ -114,6 +119,11 @@ def _varied(name: str, variant: Variant) -> Server:
     return replace(
         base,
         name=name,
-        command=lambda port, repository: [word for word in base.command(port, repository) if word not in variant.without],
+        command=lambda port, repository: _command(base.command(port, repository), variant),
         environment=lambda workload, repository: {**base.environment(workload, repository), **variant.variables},
     )
+
+
+def _command(usual: Sequence[str], variant: Variant) -> list[str]:
+    program = [usual[0]] if variant.script is None else [sys.executable, str(Path(__file__).with_name(variant.script))]
+    return program + [word for word in usual[1:] if word not in variant.without]

@@ -73,6 +73,9 @@ _WITHIN = "p99 / p50 at 32 clients"
 _MEMORY = "resident memory over a bare ONNX Runtime process"
 _START = "start to ready, without loading and proving packages"
 
+#: Ours with stand-ins for what later work adds to every answer (standins.py): held to the same bound, not to the usual settings.
+STANDINS = f"{OURS}, with stand-ins"
+
 TARGETS: tuple[Target, ...] = (
     *(
         Target("trees", f"requests/s over the best peer's, {clients} client{'s' if clients > 1 else ''}", _rate(clients), at_least=2)
@@ -80,6 +83,13 @@ TARGETS: tuple[Target, ...] = (
     ),
     Target("trees", "p99 over the best peer's, 64 clients", lambda r: analysis.of_best_peer(r, OURS, 64, "p99_ms"), at_most=0.5),
     Target("trees", "CPU per request, 64 clients", lambda r: analysis.figure(r, OURS, 64, "cpu_ms"), at_most=0.028, unit="ms"),
+    Target(
+        "trees",
+        "the same with stand-ins for what is still to be added to every answer",
+        lambda r: analysis.figure(r, STANDINS, 64, "cpu_ms"),
+        at_most=0.028,
+        unit="ms",
+    ),
     Target("rows1000", "requests/s over the limit's, 1 client", lambda r: analysis.of_limit(r, OURS, 1, "per_s"), at_least=0.8),
     Target("mobilenet", "CPU per image over the limit's, 32 clients", _cpu_of_limit(32), at_most=1.05),
     Target("mobilenet", "images/s over the best peer's, 32 clients", _rate(32), at_least=1),
@@ -120,6 +130,8 @@ def _overheads(record: Record) -> list[Target]:
     found = []
     for name, result in record.workloads.items():
         for variant in analysis.variants(result):
+            if variant == STANDINS:
+                continue
             clients = max((clients for turn in analysis.turns(result, variant) for clients in turn.loads), default=0)
             pair = f"usual settings over *{variant}*" if result.contenders[variant].does_less else f"*{variant}* over usual settings"
             found.append(Target(name, f"CPU per request: {pair}, {clients} clients", _overhead(variant, clients), at_most=OVERHEAD))
