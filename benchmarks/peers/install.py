@@ -62,7 +62,6 @@ def install(name: str) -> str | None:
     if missing(name) is None:
         return None
     environment, reason = INSTALLED / name, _reason_file(name)
-    (environment / ".complete").unlink(missing_ok=True)
     started = time.monotonic()
     print(f"{name}: installing {_version(name)}", flush=True)
     try:
@@ -70,7 +69,7 @@ def install(name: str) -> str | None:
         asked = ["-r", str(HERE / name / "requirements.txt"), "-c", str(HERE / name / "constraints.txt")]
         _pip(name, "install", *([] if sys.stdout.isatty() else ["-qq"]), *asked)
         _pip(name, "check")
-    except (OSError, subprocess.CalledProcessError) as error:
+    except (OSError, ValueError, subprocess.CalledProcessError) as error:  # venv says ValueError to a file in its way
         said = getattr(error, "stderr", None) or str(error)
         reason.write_text(" / ".join(said.strip().splitlines()[-LAST_LINES:]))
         print(f"{name}: NOT installed: {reason.read_text()}", file=sys.stderr, flush=True)

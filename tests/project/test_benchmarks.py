@@ -11,7 +11,7 @@ from scripted_server import Reply, predicted, scripted_server
 
 from benchmarks.load import check, load, same
 from benchmarks.machine import Times, process_cpu_s
-from benchmarks.servers import SERVERS, Running, Server, ServerFailed, running
+from benchmarks.servers import SERVERS, Running, ServerFailed
 from benchmarks.workloads import FLIGHTS, IMAGENET
 
 BODY = b'{"instances": [{"x": 1}]}'
@@ -75,22 +75,6 @@ def test_load_sends_the_bodies_in_turn_and_counts(tmp_path: Path) -> None:
     assert seen.p50_ms <= seen.p99_ms
     assert {request.body for request in server.received} == {b"\x00\x00\xff", b"\x01\x00\xff"}
     assert {(request.path, request.headers["content-type"]) for request in server.received} == {(IMAGENET.path, "image/jpeg")}
-
-
-def test_load_counts_refusals_as_failures(tmp_path: Path) -> None:
-    """An answer with an error status is not a success."""
-    file = tmp_path / "0"
-    file.write_bytes(BODY)
-    with scripted_server(Reply(status=429, document={})) as server:
-        seen = load(up(server.url), FLIGHTS, [file], clients=1, seconds=1)
-    assert seen.failed == seen.requests > 0
-
-
-def test_server_that_does_not_start_shows_its_last_lines(tmp_path: Path) -> None:
-    """The reason is in the message, not in a file."""
-    broken = Server("broken", lambda *_: ["sh", "-c", "echo no such model >&2; exit 3"], "/", lambda _: "/", list)
-    with pytest.raises(ServerFailed, match=r"(?s)exit code 3.*no such model"), running(broken, tmp_path, tmp_path / "log"):
-        pytest.fail("it never runs")
 
 
 def test_cpu_time_is_attributed_to_its_process() -> None:
