@@ -16,7 +16,7 @@ OTHER_START_S = 4.0
 #: Checking the answers, and a burst with what leads to it.
 CHECK_S, BURST_S = 2.0, 4.0
 #: Length of a measurement of open arrivals at one rate.
-OFFERED_S = 3.0
+OFFERED_S = 2.5
 #: Starting the limit's processes and trying its ways.
 PREPARE_S = 20.0
 
@@ -106,8 +106,8 @@ def total_s(workloads: Sequence[Workload], names: Sequence[str], pace: Pace, *, 
 
 
 def offered_s(names: Sequence[str], workload: Workload) -> float:
-    """Return about how long open arrivals take for one workload; each rate costs its time and a second of what is around it."""
-    return sum(STARTS_S.get(name, OTHER_START_S) + CHECK_S + 9 * (OFFERED_S + 1) for name in names if takes_offered(name, workload))
+    """Return about how long open arrivals take for one workload; eight rates, and what is around each."""
+    return sum(STARTS_S.get(name, OTHER_START_S) + CHECK_S + 8 * (OFFERED_S + 0.5) for name in names if takes_offered(name, workload))
 
 
 class Progress:

@@ -13,6 +13,9 @@ CONFIDENCE: Final = 0.95
 RESAMPLES: Final = 10_000
 SEED: Final = 20131
 
+#: Rounds below which an interval says nothing.
+FEWEST: Final = 3
+
 Verdict = Literal["met", "met at the median", "missed at the median", "missed", "not measured"]
 
 
@@ -56,7 +59,7 @@ def median_interval(values: Iterable[float]) -> Interval:
 
 
 def verdict(measured: Interval | None, *, at_most: float | None = None, at_least: float | None = None) -> Verdict:
-    """Say whether a target is met: plainly when the whole interval is on one side, else "at the median".
+    """Say whether a target is met: plainly when the whole interval is on one side, else (or with fewer than three rounds) "at the median".
 
     Args:
         measured: None when it was not measured.
@@ -73,8 +76,8 @@ def verdict(measured: Interval | None, *, at_most: float | None = None, at_least
     else:
         assert at_most is not None
         bound = at_most
-    if high <= bound:
+    if measured.n >= FEWEST and high <= bound:
         return "met"
-    if low > bound:
+    if measured.n >= FEWEST and low > bound:
         return "missed"
     return "met at the median" if middle <= bound else "missed at the median"

@@ -52,8 +52,8 @@ QUICK_WORKLOADS = ("trees", "rows1000", "mobilenet", "burst")
 QUICK_SERVERS = (OURS, "mosec", "fastapi")
 #: Rates of open arrivals, as shares of what ours answers at most in a closed loop: rows, where servers differ by orders of magnitude, and
 #: images, where they do not.
-OFFERED_ROWS: Final = (0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 0.85, 1.0, 1.2)
-OFFERED_IMAGES: Final = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.3)
+OFFERED_ROWS: Final = (0.02, 0.05, 0.15, 0.3, 0.5, 0.75, 1.0, 1.2)
+OFFERED_IMAGES: Final = (0.2, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.3)
 #: A server that answers less than this share of what is offered is not asked for more.
 OVERWHELMED: Final = 0.6
 
@@ -356,7 +356,7 @@ def main() -> int:
         save()
         print(f"\n{report.page(measured)}\n({time.monotonic() - began:.0f} s)")
         if options.write:
-            print(f"wrote {path}, {path.with_suffix('.md').name} and {path.with_suffix('.svg').name}")
+            print(f"wrote {', '.join(str(file) for suffix in ('.json', '.md', '.svg') if (file := path.with_suffix(suffix)).exists())}")
     return code or int(any(analysis.failed(result, OURS) for result in measured.workloads.values()))
 
 

@@ -128,6 +128,12 @@ def test_verdict_follows_the_interval(low: float, median: float, high: float, bo
     assert verdict(None, **bounds) == "not measured"
 
 
+def test_two_rounds_say_nothing_plainly() -> None:
+    """An interval of one or two rounds is no interval."""
+    assert verdict(Interval(1.0, 1.0, 1.0, 2), at_most=1.05) == "met at the median"
+    assert verdict(Interval(2.0, 2.0, 2.0, 1), at_most=1.05) == "missed at the median"
+
+
 def test_target_has_one_bound() -> None:
     """Neither none nor two."""
     with pytest.raises(ValueError, match="either"):
