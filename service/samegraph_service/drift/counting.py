@@ -22,7 +22,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from samegraph_transforms.baseline import Baseline, Variable
-from samegraph_transforms.baseline_bins import SUM_REACH, Binner, Values
+from samegraph_transforms.baseline_bins import Binner, Values, sum_reach
 from samegraph_transforms.baseline_extract import InputColumns, OutputColumns, expected_cells
 from samegraph_transforms.manifest import Manifest, Missing, Output
 from samegraph_transforms.signature import Row
@@ -324,7 +324,7 @@ class _Numbers:
         self._rows = np.arange(len(points), dtype=np.intp)[:, None]
         self._missing = np.array([s.start + s.variable.labels.index("missing") for s in self.slots], dtype=np.int64)[:, None]
         self._center = np.array([s.variable.mean or 0.0 for s in self.slots])[:, None]
-        reach = np.array([_reach(s.variable) for s in self.slots]).reshape(-1, 2)
+        reach = np.array([sum_reach(s.variable) for s in self.slots]).reshape(-1, 2)
         self._low, self._high = reach[:, :1], reach[:, 1:]
 
     def add_rows(self, columns: Sequence[Sequence[Any]], integers: np.ndarray, floats: np.ndarray, breathe: Callable[[], object]) -> None:
@@ -368,11 +368,3 @@ def _points(variable: Variable) -> list[float]:
     if variable.minimum is None or variable.maximum is None:
         return [-math.inf, -math.inf]  # training never saw a number, so each is above what it saw
     return [variable.minimum, *variable.edges, math.nextafter(variable.maximum, math.inf)]
-
-
-def _reach(variable: Variable) -> tuple[float, float]:
-    """Return between which numbers a distance is taken as it is: as `Binner` does it."""
-    if variable.minimum is None or variable.maximum is None:
-        return -1.0, 1.0
-    width = (variable.maximum - variable.minimum) or max(abs(variable.maximum), 1.0)
-    return max(variable.minimum - SUM_REACH * width, -1e150), min(variable.maximum + SUM_REACH * width, 1e150)

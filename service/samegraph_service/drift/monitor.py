@@ -158,7 +158,7 @@ class DriftMonitor:
     # --- the thread ---------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        rest = _Rest(self.options.cpu_ratio, self._stopping)
+        rest = Rest(self.options.cpu_ratio, self._stopping.wait)
         while not self._stopping.is_set():
             try:
                 self._turn(rest)
@@ -166,7 +166,7 @@ class DriftMonitor:
                 log.exception("drift_failed")
                 self._stopping.wait(1.0)
 
-    def _turn(self, rest: _Rest) -> None:
+    def _turn(self, rest: Rest) -> None:
         worked = False
         with self._counting:
             version = self._waiting()
@@ -229,19 +229,27 @@ class DriftMonitor:
             _tell(version, states)
 
 
-class _Rest:
-    """Rests after every piece of work so that work is `ratio` of the time."""
+class Rest:
+    """Rests after every piece of work so that work is `ratio` of the time.
 
-    def __init__(self, ratio: float, stopping: threading.Event) -> None:
+    Args:
+        ratio: Above 0, up to 1.
+        sleep: Waits so many seconds, or until it is time to stop.
+        cpu: Seconds of CPU the calling thread has used.
+    """
+
+    def __init__(self, ratio: float, sleep: Callable[[float], object], cpu: Callable[[], float] = time.thread_time) -> None:
         self._debt = (1 - ratio) / ratio
-        self._stopping = stopping
-        self._since = time.thread_time()
+        self._sleep = sleep
+        self._cpu = cpu
+        self._since = cpu()
 
     def __call__(self) -> None:
-        worked = time.thread_time() - self._since
+        """Rest, if enough was done since the last rest."""
+        worked = self._cpu() - self._since
         if worked >= PIECE_S:
-            self._stopping.wait(min(worked * self._debt, LONGEST_REST_S))
-            self._since = time.thread_time()
+            self._sleep(min(worked * self._debt, LONGEST_REST_S))
+            self._since = self._cpu()
 
 
 def _no_rest() -> None:
