@@ -22,6 +22,8 @@ STAGES = ("decode", "item", "queue", "batch", "encode")
 DURATION_BUCKETS = (
     0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
 )  # fmt: skip
+#: Statuses that alerts are about; their series exist before the first such answer.
+EXPECTED_FAILURES = (400, 429, 500, 503, 504)
 #: So many values are sorted into their buckets together.
 SORT_AT = 1024
 BATCH_BUCKETS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
@@ -182,6 +184,13 @@ class Metrics(Collector):
         """Count one answered request; `model` must be a known model or `_unknown`, `version` is 0 when none answered."""
         key = (model, version, protocol, status)
         self.requests[key] = self.requests.get(key, 0) + 1
+
+    def expect(self, model: str, version: int) -> None:
+        """Begin the series of a version's answers at 0: Prometheus sees no increase in a series that begins with its first event."""
+        for protocol in ("v1", "v2"):
+            self.requests.setdefault((model, version, protocol, 200), 0)
+            for status in EXPECTED_FAILURES:
+                self.requests.setdefault((model, 0, protocol, status), 0)
 
     def error(self, model: str, code: str) -> None:
         """Count one failed request or instance."""

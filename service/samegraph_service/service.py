@@ -180,6 +180,7 @@ class Service:
     def _serve(self, loaded: Loaded) -> Served:
         manifest = loaded.package.manifest
         metrics = VersionMetrics(manifest.name, manifest.version)
+        self.metrics.expect(manifest.name, manifest.version)
         policy = BatchPolicy(loaded.max_batch_size, manifest.batching.max_queue_delay_s)
         lane = Lane(f"{manifest.name}/{manifest.version}", loaded.runtime, policy, loaded.cost, metrics, loaded.canary)
         self.device.add(lane)

@@ -371,3 +371,11 @@ def test_the_admin_token_opens_the_reload_and_no_other_word_does(tmp_path: Path)
         reply = own.request("POST", "/admin/reload", headers={"authorization": f"Bearer {token}"})
         assert [(m["name"], m["state"]) for m in reply.json()] == [("plants", "READY")]
         assert own.predict("plants", {"instances": [GOOD]}).status == 200
+
+
+def test_the_series_that_alerts_read_begin_at_zero(server: LiveServer) -> None:
+    """A counter that appears with its first event shows Prometheus no increase, and the first failures would be missed."""
+    text = server.get("/metrics").body.decode()
+    for status in ("400", "429", "500", "503", "504"):
+        assert f'samegraph_requests_total{{model="plants",protocol="v2",status="{status}",version=""}} ' in text
+    assert 'samegraph_requests_total{model="plants",protocol="v2",status="200",version="1"} ' in text
