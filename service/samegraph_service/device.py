@@ -381,7 +381,7 @@ class Device:
             cost = lane.cost_of(batch[0])
             inline = cost.known and cost.predict_s(len(items)) < self._inline_below_s
         if lane.queue.rows and (inline or self._idle == 1):  # what waits on waits for this execution
-            lane.observer.backlogged(len(items), wanted if lane.shapes is None else self._full(lane, lane.cost_of(batch[0])))
+            _note_backlog(lane, batch[0], len(items), wanted)
         if inline:
             segments, seconds = _timed(lane.runner, items, lane.canary)
             lane.served_s += seconds
@@ -390,11 +390,6 @@ class Device:
         self._idle -= 1
         self._pool.submit(self._run_in_thread, lane, batch, queued, items)
         return False
-
-    def _full(self, lane: Lane, cost: CostModel) -> int:
-        """Return how many rows an execution would have if all that waits were of its shape."""
-        rows = min(lane.queue.rows + 1, lane.policy.max_batch_size)
-        return rows if cost.predict_s(rows) < self._inline_below_s else min(rows, max(1, cost.efficient_size(rows)))
 
     def _start_item(self, lane: Lane) -> None:
         lane.running += 1
@@ -515,6 +510,16 @@ class Device:
 
 def _deadline_passed() -> DeadlineExceeded:
     return DeadlineExceeded("the deadline passed while the request waited; nothing was computed for it")
+
+
+def _note_backlog(lane: Lane, first: Entry, rows: int, wanted: int) -> None:
+    """Count an execution that leaves others waiting; where rows differ in shape, if all that wait could have filled it."""
+    if lane.shapes is not None:
+        largest = lane.policy.max_batch_size
+        wanted = min(largest, lane.cost_of(first).efficient_size(largest))
+        if rows + lane.queue.rows < wanted:
+            return
+    lane.observer.backlogged(rows, wanted)
 
 
 def _remembered(lane: Lane, now: float) -> Quarantine | None:

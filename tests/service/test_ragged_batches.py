@@ -226,6 +226,19 @@ def test_padding_is_counted_in_elements(runtime: PackageRuntime) -> None:
     assert bench.seen.elements == [(8, 1)]
 
 
+def test_fill_counts_what_differing_lengths_cost_but_only_under_a_backlog(runtime: PackageRuntime) -> None:
+    """One of each length is no backlog; when a whole batch waits, an execution that could not be filled from its own line shows as such."""
+    bench = Bench(runtime, max_batch_size=4)
+    bench.send(*of(4, 8, 16))
+    bench.run()
+    assert bench.seen.backlog == []
+    bench = Bench(runtime, max_batch_size=4)
+    bench.send(*of(16, 4, 4, 4, 4, 4))
+    bench.run()
+    assert bench.runner.batches == [(16, [16]), (4, [4] * 4), (4, [4])]
+    assert bench.seen.backlog == [(1, 4), (4, 4)]
+
+
 # --- time --------------------------------------------------------------------------------------------------------------
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import ragged_models
 from onnx import TensorProto, helper
 from package_builders import classifier, draft, model_of, samples
 from rich.console import Console
@@ -179,3 +180,10 @@ def test_rules_of_fields_are_words(tmp_path: Path) -> None:
         "float32 [any, 4]",
     ):
         assert wanted in text, wanted
+
+
+def test_ragged_lengths_are_words(tmp_path: Path) -> None:
+    """Who packs or serves a model sees what is padded to what, and what becomes of longer instances."""
+    package = write_package(ragged_models.draft(tokens=True), [], tmp_path / "sentences" / "1")
+    text = page(inspect(package), 200)
+    assert "ids  axis 0 padded to 4, 8, 16; at most 50% of it padding; longer is refused; mask mask int64; cut off again in each" in text

@@ -22,7 +22,7 @@ from .baseline import Baseline, Expected, Variable
 from .baseline_view import sparkline, words
 from .errors import BaselineInvalid, SamegraphError
 from .itemplan import Step
-from .manifest import Decoder, Manifest, Output, RawField, Stage
+from .manifest import Decoder, Manifest, Output, Ragged, RawField, Stage
 from .pack import describe_tolerance
 from .package import Package, graph_names, parse_model
 from .runtime import PackageRuntime
@@ -122,6 +122,8 @@ class Inspection:
         ]
         if self.steps is not None or self.steps_error:
             sections.append(("Item stage, step by step (on this machine)", _steps(self.steps or (), self.steps_error)))
+        if manifest.batching.ragged:
+            sections.append(("Instances of different lengths", _ragged(manifest)))
         if manifest.decoders:
             sections.append(("Image decoding", _decoders(manifest)))
         sections += [("Exactness", _exactness(self.package)), ("Files", _files(manifest)), ("Provenance", _provenance(manifest))]
@@ -385,6 +387,24 @@ def _steps(steps: Sequence[Step], error: str) -> RenderableType:
     for i, step in enumerate(steps, 1):
         add_row(table, str(i), some(step.nodes), Text(step.engine, styles.get(step.engine, "")), step.library, step.note)
     return table
+
+
+def _ragged(manifest: Manifest) -> Table:
+    table = Table.grid(padding=(0, 2))
+    for axis in manifest.batching.ragged:
+        add_row(table, ", ".join(axis.inputs), "; ".join(ragged_facts(axis)))
+    return table
+
+
+def ragged_facts(axis: Ragged) -> list[str]:
+    """Return how instances of different lengths run together: what is padded to what, and what becomes of the rest."""
+    places = sorted({place.axis for place in axis.inputs.values()})
+    where = f"axis {places[0]} " if len(places) == 1 else ""
+    facts = [f"{where}padded to {', '.join(map(str, axis.buckets))}", f"at most {axis.max_padding_ratio:.0%} of it padding"]
+    facts.append("longer is refused" if axis.beyond == "refuse" else "longer runs at its own length")
+    facts += [f"mask {axis.mask} {axis.mask_dtype}"] if axis.mask else []
+    facts += [f"cut off again in {', '.join(axis.outputs)}"] if axis.outputs else []
+    return facts
 
 
 def _decoders(manifest: Manifest) -> RenderableType:
