@@ -5,7 +5,7 @@ PORT ?= 8000
 TARGETS ?= 127.0.0.1:8000
 OBSERVE_PORT ?= 9090
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint format coverage bench bench-gpu models observe prove-dockerfile lock clean system env env-test env-build env-build-test python
+.PHONY: help serve test lint format coverage bench bench-peers bench-gpu models observe prove-dockerfile lock clean system env env-test env-build env-build-test python
 
 help:  ## Show what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' Makefile
@@ -26,9 +26,13 @@ coverage: env-test models  ## Run the tests under coverage (branches, tests incl
 	@.venv/bin/coverage erase
 	@.venv/bin/coverage run -m pytest --ignore=tests/training && .venv/bin/coverage combine -q && .venv/bin/coverage report
 
-bench: system env-test models  ## Measure the server against this machine's own limit; writes benchmarks/results/
+bench: system env-test models  ## Measure the server beside other servers and this machine's own limit; writes benchmarks/results/
 	@.venv-build/bin/python benchmarks/packages.py
+	@.venv/bin/python benchmarks/peers/install.py || echo "The table will say which peers are missing, and why." >&2
 	@.venv/bin/python benchmarks/run.py $(BENCH)
+
+bench-peers: env-test  ## Install the servers that `make bench` compares with, each in an environment of its own (NAME=mosec: that one)
+	@.venv/bin/python benchmarks/peers/install.py $(NAME)
 
 bench-gpu: env-test  ## Measure the GPU executor against plain session.run on this machine's GPU; writes benchmarks/results/
 	@.venv/bin/python benchmarks/gpu.py $(BENCH)
@@ -47,7 +51,7 @@ lock: env-test  ## Resolve the constraints files anew after a change of dependen
 	@.venv/bin/python scripts/lock.py $(if $(UPGRADE),--upgrade)
 
 clean:  ## Remove environments, caches and built packages (downloads are kept)
-	rm -rf .venv .venv-build .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.* htmlcov build dist
+	rm -rf .venv .venv-build benchmarks/.peers benchmarks/.packages benchmarks/.compiled .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.* htmlcov build dist
 	rm -rf models/*/[0-9]* models/.heldout
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
 
