@@ -63,19 +63,19 @@ LEAST_PSI = Family("samegraph_drift_least_psi", "gauge", "PSI that is tolerated:
 MIN_ROWS = Family("samegraph_drift_min_rows", "gauge", "Rows of a window below which nothing is said.")
 SERIES = Family("samegraph_drift_series", "gauge", "Series that are exported, and those that the cap leaves out.")
 STATE = Family("samegraph_drift_state", "gauge", "One for what a window says.")
-_STATISTICS: tuple[tuple[Family, str], ...] = (
-    (Family("samegraph_drift_psi", "gauge", "Population stability index of a window against the baseline, in nats."), "psi"),
-    (Family("samegraph_drift_psi_critical", "gauge", "PSI above which a window has drifted."), "psi_critical"),
-    (Family("samegraph_drift_p_value", "gauge", "Chance of so large a change when nothing has changed."), "p_value"),
-    (
-        Family("samegraph_drift_js_divergence_bits", "gauge", "Jensen-Shannon divergence of a window from the baseline, in bits."),
-        "js_divergence_bits",
-    ),
-    (Family("samegraph_drift_linf", "gauge", "Largest change of any bin's share."), "linf"),
-    (Family("samegraph_drift_ks", "gauge", "Kolmogorov-Smirnov statistic over the baseline's edges; numbers only."), "ks"),
-    (Family("samegraph_drift_w1_std", "gauge", "Earth mover's distance in training standard deviations; numbers only."), "w1_std"),
-    (Family("samegraph_drift_sample_rows", "gauge", "Rows in a window."), "rows"),
-)
+#: What is said of a window, and the attribute of `Comparison` that says it.
+_STATISTICS: dict[Family, str] = {
+    Family("samegraph_drift_psi", "gauge", "Population stability index of a window against the baseline, in nats."): "psi",
+    Family("samegraph_drift_psi_critical", "gauge", "PSI above which a window has drifted."): "psi_critical",
+    Family("samegraph_drift_p_value", "gauge", "Chance of so large a change when nothing has changed."): "p_value",
+    Family(
+        "samegraph_drift_js_divergence_bits", "gauge", "Jensen-Shannon divergence of a window from the baseline, in bits."
+    ): "js_divergence_bits",
+    Family("samegraph_drift_linf", "gauge", "Largest change of any bin's share."): "linf",
+    Family("samegraph_drift_ks", "gauge", "Kolmogorov-Smirnov statistic over the baseline's edges; numbers only."): "ks",
+    Family("samegraph_drift_w1_std", "gauge", "Earth mover's distance in training standard deviations; numbers only."): "w1_std",
+    Family("samegraph_drift_sample_rows", "gauge", "Rows in a window."): "rows",
+}
 _ORDERED = frozenset({"ks", "w1_std"})
 
 #: Errors a field of each kind can have; these series are there from the start.
@@ -136,16 +136,26 @@ class _Page:
             self._constant[family] = f"{family.sample}{labels(**self._own)} {value!r}\n"
         self._numbers: list[tuple[str, Slot]] = []
         self._integers[ROWS].add(ROWS.sample + labels(**self._own), 0)
-        for _, slot in slots:
+        self._looked_at: list[tuple[str, int, str, bool]] = []  # window, place of the variable, labels but for their end, has an order
+        self._usual_errors = dict.fromkeys(usual_errors(version), 0)
+        self._said: dict[Family, tuple[Readings | None, str]] = {}
+
+    def prepare(self) -> Iterator[None]:
+        """Write the beginnings of all lines, a variable at a time."""
+        for _, slot in self._slots:
             self._prepare_bins(slot)
             if slot.side == "input" and slot.moments is not None:
                 self._prepare_moments(slot.variable.name, slot, slot.moments)
-        for expected in version.counter.layout.expected:
+            yield
+        for window in self._windows:
+            for i, slot in self._slots:
+                own = labels(**self._own, side=slot.side, field=slot.variable.name, window=window)
+                self._looked_at.append((window, i, own[:-1], slot.variable.kind == "numeric"))
+            yield
+        for expected in self.version.counter.layout.expected:
             for i, cell in enumerate(expected.cells):
                 start = EXPECTED.sample + labels(**self._own, output=expected.output.name, cell=cell)
                 self._floats[EXPECTED].add(start, expected.start + i)
-        self._usual_errors = dict.fromkeys(usual_errors(version), 0)
-        self._spoken: tuple[Readings | None, dict[Family, str]] = (None, self._speak(None))
 
     def _prepare_bins(self, slot: Slot) -> None:
         variable, inputs = slot.variable, slot.side == "input"
@@ -173,7 +183,7 @@ class _Page:
         if family in self._constant:
             return self._constant[family]
         own = {VALUES: self._values, ERRORS: self._errors, DROPPED: self._dropped, SAMPLED: self._sampled}.get(family)
-        return self._said()[family] if own is None else own(totals)
+        return self._window_lines(family) if own is None else own(totals)
 
     def _values(self, totals: Totals) -> str:
         return "".join([f"{start} {slot.finite(totals)}\n" for start, slot in self._numbers])
@@ -190,26 +200,32 @@ class _Page:
         readings = self.version.readings
         return f"{SAMPLED.sample}{labels(**self._own)} {1.0 if readings is None else readings.sampled_ratio!r}\n"
 
-    def _said(self) -> dict[Family, str]:
-        """Return the lines of the windows' gauges, which are written anew only after a new look."""
+    def _window_lines(self, family: Family) -> str:
+        """Return a family's lines about windows, which are written anew only after a new look."""
         readings = self.version.readings
-        if self._spoken[0] is not readings:
-            self._spoken = (readings, self._speak(readings))
-        return self._spoken[1]
+        known = self._said.get(family)
+        if known is None or known[0] is not readings:
+            write = self._state_lines if family is STATE else self._statistic_lines
+            known = self._said[family] = (readings, "".join(write(family, readings)))
+        return known[1]
 
-    def _speak(self, readings: Readings | None) -> dict[Family, str]:
-        nothing = Comparison(0, 0)
-        told: dict[Family, list[str]] = {family: [] for family in (*(family for family, _ in _STATISTICS), STATE)}
-        for window in self._windows:
-            for i, slot in self._slots:
-                found = nothing if readings is None else readings.windows[window].comparisons[i]
-                own = {**self._own, "side": slot.side, "field": slot.variable.name, "window": window}
-                common = labels(**own)
-                for family, name in _STATISTICS:
-                    if name not in _ORDERED or slot.variable.kind == "numeric":
-                        told[family].append(f"{family.sample}{common} {_number(getattr(found, name))}\n")
-                told[STATE] += [f'{STATE.sample}{common[:-1]},state="{state}"}} {int(found.state == state)}\n' for state in STATES]
-        return {family: "".join(lines) for family, lines in told.items()}
+    def _statistic_lines(self, family: Family, readings: Readings | None) -> list[str]:
+        name, start = _STATISTICS[family], family.sample
+        every = name not in _ORDERED
+        found = [(own, _said_of(readings, window, i)) for window, i, own, ordered in self._looked_at if every or ordered]
+        return [f"{start}{own}}} {_number(getattr(said, name))}\n" for own, said in found]
+
+    def _state_lines(self, family: Family, readings: Readings | None) -> list[str]:
+        start = family.sample
+        found = [(own, _said_of(readings, window, i).state) for window, i, own, _ in self._looked_at]
+        return [f'{start}{own},state="{state}"}} {int(said == state)}\n' for own, said in found for state in STATES]
+
+
+_NOTHING = Comparison(0, 0)
+
+
+def _said_of(readings: Readings | None, window: str, i: int) -> Comparison:
+    return _NOTHING if readings is None else readings.windows[window].comparisons[i]
 
 
 def _number(value: float) -> str:
@@ -236,7 +252,7 @@ def fixed_series(version: VersionDrift) -> int:
 
 _FAMILIES = (
     ROWS, INPUT_BINS, OUTPUT_BINS, VALUES, OFFSETS, SQUARES, EXPECTED, ERRORS, DROPPED, SAMPLED, INPUT_BASELINE, OUTPUT_BASELINE,
-    Z, LEAST_PSI, MIN_ROWS, *(family for family, _ in _STATISTICS), STATE,
+    Z, LEAST_PSI, MIN_ROWS, *_STATISTICS, STATE,
 )  # fmt: skip
 
 
@@ -251,19 +267,22 @@ class DriftExposition:
     def __init__(self, monitor: DriftMonitor, max_series: int) -> None:
         self._monitor = monitor
         self._max_series = max_series
-        self._planned: tuple[VersionDrift, ...] = ()
+        self._chosen_of: tuple[VersionDrift, ...] = ()
+        self._chosen: dict[VersionDrift, list[int]] = {}
+        self._pages_of: tuple[VersionDrift, ...] = ()
         self._pages: list[_Page] = []
-        self._exported: set[tuple[VersionDrift, int]] = set()
         self._series = {"exported": 0, "capped": 0}
 
     def is_exported(self, version: VersionDrift, slot: int) -> bool:
         """Whether the cap lets the series of a version's variable number `slot` through."""
-        self._plan()
-        return (version, slot) in self._exported
+        self._choose()
+        return slot in self._chosen.get(version, ())
 
     def write(self, *, openmetrics: bool) -> Iterator[str]:
-        """Yield the text family by family, for the event loop to turn in between."""
-        self._plan()
+        """Yield the text in pieces, for the event loop to turn in between."""
+        versions = self._choose()
+        if self._pages_of != versions:
+            yield from self._prepare(versions)
         pages = [(page, page.version.totals) for page in self._pages]  # of one moment, so that bins sum to rows
         for family in _FAMILIES:
             text = "".join([page.write(family, totals) for page, totals in pages])
@@ -271,27 +290,35 @@ class DriftExposition:
                 yield family.head(openmetrics) + text
         yield SERIES.head(openmetrics) + "".join([f"{SERIES.sample}{labels(kind=kind)} {n}\n" for kind, n in self._series.items()])
 
-    def _plan(self) -> None:
-        """Choose the variables that are exported and prepare their lines, when versions have come or gone."""
-        versions = self._monitor.versions
-        if versions == self._planned:
-            return
+    def _prepare(self, versions: tuple[VersionDrift, ...]) -> Iterator[str]:
+        """Prepare the lines of all versions; yields nothing but turns."""
         options = self._monitor.options
         windows = [size.label for size in options.windows]
+        pages = []
+        for version in versions:
+            page = _Page(version, [(i, version.slots[i]) for i in self._chosen[version]], windows, options.rule)
+            for _ in page.prepare():
+                yield ""
+            pages.append(page)
+        self._pages, self._pages_of = pages, versions
+
+    def _choose(self) -> tuple[VersionDrift, ...]:
+        """Choose the variables that are exported, when versions have come or gone; return the versions."""
+        versions = self._monitor.versions
+        if versions == self._chosen_of:
+            return versions
         slots = [(slot, version, i) for version in versions for i, slot in enumerate(version.slots)]
         slots.sort(key=lambda one: -one[0].importance)  # stable: equally important ones stay in the order they came
         exported, capped = sum(map(fixed_series, versions)), 0
-        self._exported = set()
+        chosen: dict[VersionDrift, list[int]] = {version: [] for version in versions}
         for slot, version, i in slots:
-            series = series_of(slot, len(windows))
+            series = series_of(slot, len(self._monitor.options.windows))
             if not capped and exported + series <= self._max_series:
-                self._exported.add((version, i))
+                chosen[version].append(i)
                 exported += series
             else:
                 capped += series  # of this one and all after it: no smaller but less important one takes its place
         self._series = {"exported": exported, "capped": capped}
-        self._pages = [
-            _Page(version, [(i, slot) for i, slot in enumerate(version.slots) if (version, i) in self._exported], windows, options.rule)
-            for version in versions
-        ]
-        self._planned = versions
+        self._chosen = {version: sorted(places) for version, places in chosen.items()}
+        self._chosen_of = versions
+        return versions
