@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import get_args
 
 from benchmarks import analysis
 from benchmarks.analysis import OURS
-from benchmarks.ratios import CONFIDENCE, Interval
+from benchmarks.ratios import CONFIDENCE, Interval, Verdict
 from benchmarks.record import Record, Result
 from benchmarks.targets import Outcome, outcomes
 
@@ -84,8 +86,8 @@ def _promises(found: Sequence[Outcome]) -> str:
         measured = "" if outcome.measured is None else _with_interval(outcome.measured, target.unit)
         word = outcome.verdict if outcome.verdict in ("met", "not measured") else f"**{outcome.verdict}**"
         lines.append(_row((target.workload, target.what, target.bound, measured, word)))
-    counts = [(word, sum(outcome.verdict.startswith(word) for outcome in found)) for word in ("met", "missed", "not measured")]
-    lines += ["", f"{', '.join(f'{count} {word}' for word, count in counts)}.", ""]
+    counts = Counter(outcome.verdict for outcome in found)
+    lines += ["", f"{', '.join(f'{counts[word]} {word}' for word in get_args(Verdict) if counts[word])}.", ""]
     return "\n".join(lines)
 
 

@@ -17,6 +17,8 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
+import shlex
+import signal
 import statistics
 import subprocess
 import sys
@@ -328,6 +330,8 @@ def main() -> int:
     if options.plan:
         return 0
     _adopt_orphans()
+    for number in (signal.SIGINT, signal.SIGTERM):  # servers have sessions of their own: whoever stops the benchmark must stop them too
+        signal.signal(number, signal.default_int_handler)
     older = record.read(options.merge) if options.merge else Record(machine_class())
     measured = Record(machine_class())
     path = options.merge or free_path(options.output, f"{datetime.now(UTC):%Y-%m-%d}-{machine_class()}")
@@ -446,7 +450,7 @@ def _plan(workloads: Sequence[Workload], options: argparse.Namespace) -> str:
 def _empty(workload: Workload, options: argparse.Namespace) -> Result:
     from benchmarks.workloads import limiting
 
-    command = " ".join(["benchmarks/run.py", *sys.argv[1:]]).replace(f"{ROOT}/", "")
+    command = shlex.join(["benchmarks/run.py", *(word.replace(f"{ROOT}/", "") for word in sys.argv[1:])])
     return Result(
         title=workload.title,
         measured_on=f"{datetime.now(UTC):%Y-%m-%d}",
