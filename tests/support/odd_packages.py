@@ -14,7 +14,7 @@ import package_builders as build
 from onnx import TensorProto, helper
 from PIL import Image
 from samegraph_transforms.decode import FORMATS
-from samegraph_transforms.draft import DraftStage, GoldenSample
+from samegraph_transforms.draft import BaselineRows, DraftStage, GoldenSample
 from samegraph_transforms.image import Decode, Preprocess, Resize, ToRGB
 from samegraph_transforms.manifest import Batching, Output, RawField
 from samegraph_transforms.pack import pack
@@ -52,7 +52,7 @@ def pack_lists(repository: Path) -> None:
     _pack(repository, "lists", fields, outputs, model, {"instances": [[1, 2]]}, {"y": np.array([[2.0, 4.0]])})
 
 
-def pack_greeting(repository: Path) -> None:
+def pack_greeting(repository: Path, baseline: BaselineRows | None = None) -> None:
     """`greeting`: text in, whether it is exactly `hello` out."""
     nodes = [
         helper.make_node("Equal", ["text", "hello"], ["same"]),
@@ -67,13 +67,30 @@ def pack_greeting(repository: Path) -> None:
         axis=np.array([1]),
     )
     fields = [RawField(name="text", kind="text", max_length=100)]
-    _pack(repository, "greeting", fields, [Output(name="hit", dtype="int64")], model, {"instances": ["hello"]}, {"hit": np.array([1])})
+    _pack(
+        repository,
+        "greeting",
+        fields,
+        [Output(name="hit", dtype="int64")],
+        model,
+        {"instances": ["hello"]},
+        {"hit": np.array([1])},
+        baseline,
+    )
 
 
 def _pack(
-    repository: Path, name: str, fields: Sequence[RawField], outputs: Sequence[Output], model: Any, body: Any, answer: dict[str, np.ndarray]
+    repository: Path,
+    name: str,
+    fields: Sequence[RawField],
+    outputs: Sequence[Output],
+    model: Any,
+    body: Any,
+    answer: dict[str, np.ndarray],
+    baseline: BaselineRows | None = None,
 ) -> None:
-    draft = build.draft(name=name, fields=fields, outputs=outputs, stages=[DraftStage("model", model)], batching=Batching(max_batch_size=4))
+    stages, batching = [DraftStage("model", model)], Batching(max_batch_size=4)
+    draft = build.draft(name=name, fields=fields, outputs=outputs, stages=stages, batching=batching, baseline=baseline)
     pack(draft, [GoldenSample("one", f"/v1/models/{name}:predict", JSON, json.dumps(body).encode(), answer)], repository)
 
 
@@ -90,7 +107,7 @@ def tint(data: bytes) -> list[float]:
     return [float(v) for v in tint_preprocess().item(data).sum(axis=(0, 1), dtype=np.int64)]
 
 
-def pack_tint(repository: Path, version: int = 1) -> None:
+def pack_tint(repository: Path, version: int = 1, baseline: BaselineRows | None = None) -> None:
     """`tint`: an image file of any format in, the sums of its channels out."""
     preprocess = tint_preprocess()
     model = build.model_of(
@@ -110,6 +127,7 @@ def pack_tint(repository: Path, version: int = 1) -> None:
         outputs=[Output(name="tint", dtype="float32", shape=[3])],
         stages=[*preprocess.stages(), DraftStage("model", model)],
         batching=Batching(max_batch_size=8),
+        baseline=baseline,
     )
     data = image_file(0)
     sample = GoldenSample(
