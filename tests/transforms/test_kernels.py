@@ -157,6 +157,16 @@ def test_windows_of_photos_have_pillows_bits(filter_: FilterName, semantics: Sem
                 assert got.tobytes() == expected.tobytes(), f"{name} {image.size} to {shorter}, crop {side}"
 
 
+def test_windows_of_large_photos_have_pillows_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Above the bound of what is worth copying, the first pass is made on all lines, to the same result."""
+    monkeypatch.setattr(kernels, "_MOST_COPIED", 1_000)
+    for name, photo in photos().items():
+        for size in ((256, 383), (341, 256), (170, 700)):
+            image = Image.fromarray(photo)
+            expected = stated_resize(image, *size, "bicubic", "pillow>=13").crop((20, 30, 200, 160))
+            assert resize_window(image, size, (30, 20, 160, 200), "bicubic", "pillow>=13").tobytes() == expected.tobytes(), name
+
+
 def test_boxes_are_used_only_where_their_weights_are_the_whole_axis_weights() -> None:
     """Pillow's C arithmetic, with its float32 box, gives the same integer weights; and of 3,000 axes a good part qualifies."""
     rng = np.random.default_rng(8)

@@ -49,7 +49,10 @@ BATTERY_CASES: Final = 48
 
 #: Most pixels of a resized image: a shorter side of 256 makes 65,500 × 1 pixels, a file of 200 bytes, 16 GB. Pillow's own warning limit.
 MAX_RESIZED_PIXELS: Final = 89_478_485
-_MOST_CROPPED: Final = 2**24  # far below where Pillow's crop would warn, even of the two axes' largest sizes together
+#: Pillow's crop warns above the same number: larger images are cropped as arrays, and resized whole.
+_MOST_CROPPED: Final = 2**26
+#: Above 32 MB the allocator takes every copy's memory anew from the system, which costs more than resizing what a copy would leave out.
+_MOST_COPIED: Final = 2**23
 
 T = TypeVar("T", int, float)
 MakeExecutor = Callable[[onnx.ModelProto], Executor]
@@ -213,7 +216,7 @@ def resize_window(image: Image.Image, size: Size, window: Window, filter: Filter
     rows = _Axis(1, size_in[0], size[0], top, bottom, filter)
     columns = _Axis(0, size_in[1], size[1], left, right, filter)
     first, second = (rows, columns) if vertical_first(semantics, size_in, size) else (columns, rows)
-    start, stop = second.reach()
+    start, stop = second.reach() if math.prod(size_in) <= _MOST_COPIED else (0, second.size_in)
     return second.resize(first.resize(second.cut(image, start, stop), 0), start)
 
 
@@ -344,7 +347,6 @@ def crop(pixels: Pixels, window: Window) -> Pixels:
     """Cut `window` out; zeros where the image is smaller."""
     top, left, bottom, right = window
     image = pixels.held_image
-    # Pillow's crop warns above its bomb limit; slicing does not.
     if image is not None and 0 < (bottom - top) * (right - left) < _MOST_CROPPED:
         return Pixels(image=image.crop((left, top, right, bottom)))
     return Pixels(array=_crop_array(pixels.array(), top, left, bottom, right))
