@@ -37,9 +37,10 @@ READING = """\
 ## How to read it
 
 - *Limit*: the same request bodies decoded, preprocessed and run by ONNX Runtime in plain Python without HTTP (`benchmarks/plain.py`), by
-  threads and by processes on all cores (one thread where there is one client), each with its best batch size. The row names the fastest way;
-  its CPU is that of the way that spends least, over all rounds. It is measured before and after ours in every round. It parses no HTTP, writes no answer and shares its cores with no load generator. For the example packages,
-  which have no plain model, it is the package's own graphs with the better of serving's and the training code's item stage.
+  threads and by processes on all cores (one thread where there is one client), each with its best batch size. Its row names the fastest
+  way; its CPU is that of the way that spends least, over all rounds. It is measured before and after ours in every round. It parses no
+  HTTP, writes no answer and shares its cores with no load generator. For the example packages, which have no plain model, it is the
+  package's own graphs with the better of serving's and the training code's item stage.
 - *Verdicts*: "met" and "missed" when the whole interval is on one side of the target, "at the median" when only the median is.
 - *CPU ms* counts the server's processes only, per answered request. On a shared machine it is the steadiest figure.
 - *Memory* counts a page that several processes share once. It is the most after any load; the bare process of the promise imports NumPy
