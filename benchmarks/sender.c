@@ -92,9 +92,9 @@ static size_t bytes_in;
 /* Requests that fell due and found no idle connection: a ring of the times they fell due. */
 static int64_t *backlog;
 static size_t backlog_first, backlog_size, backlog_room;
-/* Idle connections, longest idle first, so that all are used. */
+/* Idle connections; the one used last is used next, as pools do, so that a low rate needs few of them and no keep-alive runs out. */
 static int *idle;
-static size_t idle_first, idle_size;
+static int n_idle;
 
 static void die(const char *what) {
     perror(what);
@@ -210,7 +210,7 @@ static void wake_at(struct connection *c, int64_t at) {
 
 static void make_idle(struct connection *c) {
     if (c->state != CLOSED) c->state = IDLE;
-    if (mode == OPEN_LOOP) idle[(idle_first + idle_size++) % (size_t)n_connections] = c->number;
+    if (mode == OPEN_LOOP) idle[n_idle++] = c->number;
 }
 
 static void send_rest(struct connection *c);
@@ -402,9 +402,8 @@ static int64_t arrivals(int64_t *next) {
         push_backlog(*next);
         *next += (int64_t)((poisson ? -log(fraction()) : 1) / rate * (double)SECOND);
     }
-    while (backlog_size && idle_size) {
-        struct connection *c = &connections[idle[idle_first]];
-        idle_first = (idle_first + 1) % (size_t)n_connections, idle_size--;
+    while (backlog_size && n_idle) {
+        struct connection *c = &connections[idle[--n_idle]];
         int64_t due = backlog[backlog_first];
         backlog_first = (backlog_first + 1) % backlog_room, backlog_size--;
         begin(c, due);
@@ -526,7 +525,7 @@ static double quantile_ms(double q) {
 }
 
 static void report(double cpu_s) {
-    qsort(latencies, n_latencies, sizeof *latencies, ascending);
+    if (n_latencies) qsort(latencies, n_latencies, sizeof *latencies, ascending);
     double took = mode == OPEN_LOOP ? seconds : (double)((last_answer ? last_answer : now_ns()) - began) / 1e9;
     long unanswered = n_busy + (long)backlog_size;
     printf("{\"seconds\": %.6f, \"sent\": %ld, \"answered\": %ld, \"in_time\": %ld, \"refused\": %ld, \"rejected\": %ld, \"broken\": %ld, ", took,
