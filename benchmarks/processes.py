@@ -39,16 +39,11 @@ class Processes:
 
     def living(self) -> list[int]:
         """Return the ids of those that live; ended ones that nobody has waited for do not count."""
-        roots = [self._pid, *(pid for pid, began in self._seen.items() if _began(pid) == began), *self._marked()]
-        found = list(dict.fromkeys(roots))
-        for pid in found:  # grows while it is walked
-            found.extend(child for child in _children(pid) if child not in found)
-        self._seen = {pid: began for pid in found if (began := _began(pid))}
-        return list(self._seen)
+        return [pid for pid in self._family() if (stat := _stat(pid)) and stat[0] not in "ZX"]
 
     def cpu_s(self) -> float:
         """Return the CPU seconds they have used, user and system, and those of their ended children."""
-        return sum(sum(int(word) for word in stat[11:15]) for pid in self.living() if (stat := _stat(pid))) / TICKS_PER_S
+        return sum(sum(int(word) for word in stat[11:15]) for pid in self._family() if (stat := _stat(pid))) / TICKS_PER_S
 
     def pss_bytes(self) -> int:
         """Return their memory: of a page that several processes share, each has its share, so that the sum counts it once."""
@@ -67,6 +62,15 @@ class Processes:
         left = self._wait(self.living(), KILL_S)
         if left:
             raise ProcessesLeft(f"processes {left} cannot be ended")
+
+    def _family(self) -> list[int]:
+        """Return the ids of all of them, those included that have ended and that nobody has waited for."""
+        roots = [self._pid, *(pid for pid, began in self._seen.items() if _began(pid) == began), *self._marked()]
+        found = list(dict.fromkeys(roots))
+        for pid in found:  # grows while it is walked
+            found.extend(child for child in _children(pid) if child not in found)
+        self._seen = {pid: began for pid in found if (began := _began(pid))}
+        return list(self._seen)
 
     def _wait(self, pids: list[int], seconds: float) -> list[int]:
         """Wait until these have ended, or the time is up; return those that live."""
@@ -89,16 +93,15 @@ class Processes:
 
 
 def _stat(pid: int) -> list[str]:
-    """Return the fields of /proc/<pid>/stat from the state on, or nothing when the process has ended."""
+    """Return the fields of /proc/<pid>/stat from the state on, or nothing when there is no such process any more."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return []
-    return [] if fields[0] in "ZX" else fields
 
 
 def _began(pid: int) -> str:
-    """Return when a process began, so that an id that was given away again is not taken for it; empty when it has ended."""
+    """Return when a process began, so that an id that was given away again is not taken for it; empty when it is gone."""
     stat = _stat(pid)
     return stat[19] if stat else ""
 
