@@ -242,19 +242,21 @@ def running(server: Server, workload: Workload, log: Path, repository: Path | No
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    with tempfile.TemporaryDirectory(prefix="samegraph-benchmark-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="sg-", ignore_cleanup_errors=True) as scratch:  # a short name: Ray puts sockets below it
+        repository_of_one, temporary = Path(scratch) / "models", Path(scratch) / "t"
+        temporary.mkdir()
         package = workload.package(repository)
-        shutil.copytree(package, Path(scratch) / workload.model / package.name, copy_function=_link)
-        command = server.command(port, Path(scratch))
+        shutil.copytree(package, repository_of_one / workload.model / package.name, copy_function=_link)
+        command = server.command(port, repository_of_one)
         mark = uuid.uuid4().hex
-        variables = {**os.environ, **server.environment(workload, repository), MARK: mark}
+        variables = {**os.environ, **server.environment(workload, repository), "TMPDIR": str(temporary), MARK: mark}
         began = time.monotonic()
         with log.open("w") as out:  # a session of its own: Ctrl-C is for the benchmark, which then ends the server
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=variables, start_new_session=True)
         processes = Processes(process.pid, mark)
         try:
             _wait_until_ready(process, server, port, workload.bodies(repository)[0], workload, log)
-            shown = [Path(command[0]).name, *("PORT" if word == str(port) else _shown(word, scratch) for word in command[1:])]
+            shown = [Path(command[0]).name, *("PORT" if word == str(port) else _shown(word, repository_of_one) for word in command[1:])]
             yield Running(server, process.pid, port, time.monotonic() - began, shown, mark)
         finally:
             try:
@@ -271,9 +273,9 @@ def _link(source: str, target: str) -> None:
         shutil.copyfile(source, target)
 
 
-def _shown(word: str, scratch: str) -> str:
+def _shown(word: str, repository: Path) -> str:
     """Return a word of a command line without the places of this machine."""
-    return os.path.relpath(word, ROOT) if word.startswith(str(ROOT)) else word.replace(scratch, "REPOSITORY")
+    return os.path.relpath(word, ROOT) if word.startswith(str(ROOT)) else word.replace(str(repository), "REPOSITORY")
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], server: Server, port: int, first: bytes, workload: Workload, log: Path) -> None:
