@@ -115,6 +115,8 @@ def load_version(repository: Path, name: str, version: int, options: LoadOptions
     examples = [s for s in samples if len(s.body) <= SHOWN_EXAMPLE_BYTES][:SHOWN_EXAMPLES]
     cost = cost_model(runtime.batch_sizes, None if runtime.shapes is None else runtime.shapes.elements)
     canary = _warm_up(runtime, _rows(runtime, samples), max_batch_size, cost)
+    if canary is not None:
+        runtime.give_back([canary])  # what proof and warm-up at the largest batch took
     return Loaded(
         package,
         runtime,
