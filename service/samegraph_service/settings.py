@@ -134,7 +134,7 @@ class DriftSettings(_Group):
         le=1,
         description="Most of one CPU that counting takes; rows beyond that are sampled, and counted as dropped.",
     )
-    max_queued_rows: int = Field(default=20_000, ge=1, description="Most rows of a version that wait to be counted.")
+    max_queued_rows: int = Field(default=50_000, ge=1, description="Most rows of a version that wait to be counted.")
     max_queued_bytes: int = Field(default=64 * MIB, ge=1024, description="Most bytes of a version's rows that wait to be counted, about.")
     max_series: int = Field(
         default=5000, ge=0, description="Most series about drift in the metrics; beyond it the least important fields are left out."

@@ -15,11 +15,13 @@ from fake_time import FakeTime
 from prometheus_client.core import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
+from samegraph_service.batching import Entry, Work
+from samegraph_service.device import Segment
 from samegraph_service.drift.distributions import normal_quantile
 from samegraph_service.drift.exposition import DriftExposition, fixed_series, label_value, series_of
 from samegraph_service.drift.monitor import DriftMonitor, DriftOptions
 from samegraph_service.drift.statistics import STATES, AlarmRule
-from samegraph_service.drift.tap import QueueLimits, Share, Tap
+from samegraph_service.drift.tap import QueueLimits, Tap
 from samegraph_service.drift.version import VersionDrift
 from samegraph_service.drift.window_sizes import parse_windows
 from samegraph_transforms.errors import InputError
@@ -48,8 +50,9 @@ def watch(monitor: DriftMonitor, of: Manifest | None = None, **options: Any) -> 
 
 def put(tap: Tap, rows: Sequence[Row], seed: int = 0) -> None:
     """Hand rows over as an execution does."""
-    tap.queue.append(Share(feeds_of(rows), (), None, answers_of(len(rows), seed), len(rows), 0))
-    tap.handed += len(rows)
+    work = Work(len(rows), 1e9, False, {}, lambda _: None)
+    ran = Segment(0, len(rows), answers_of(len(rows), seed), None, feeds=feeds_of(rows))
+    tap.executed([Entry(work, 0, rows)], [ran])
 
 
 def families(exposition: DriftExposition) -> dict[str, Metric]:

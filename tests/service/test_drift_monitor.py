@@ -90,9 +90,11 @@ class TestCounting:
         monitor = monitor_of()
         tap = monitor.add(runtime, baseline, 32)
         run(runtime, tap, plants(100, 1))
-        first = tap.queue[0]
-        tap.queue.append(first._replace(feeds=None, items=[[runtime.signature.check_row(p) for p in plants(50, 1)]]))
-        tap.handed += 50
+        rows = [runtime.signature.check_row(plant) for plant in plants(50, 1)]
+        (ran,) = execute(runtime, rows)
+        assert ran.arrays is not None
+        ran.arrays = [array[:, None] for array in ran.arrays]
+        tap.executed([Entry(Work(50, 1e9, False, {}, lambda _: None), 0, rows, 100)], [ran])
         monitor.flush()
         assert monitor.versions[0].totals.rows == 150
 
@@ -103,9 +105,12 @@ class TestCounting:
         runtime, baseline = version
         monitor = monitor_of()
         tap = monitor.add(runtime, baseline, 32)
+        rows = [runtime.signature.check_row(plant) for plant in plants(10, 1)]
         for _ in range(3):
-            run(runtime, tap, plants(10, 1))
-            tap.queue[-1] = tap.queue[-1]._replace(feeds=None, items=[[("not a plant",)] * 10])
+            (ran,) = execute(runtime, rows)
+            assert ran.feeds is not None
+            ran.feeds = {name: feed[:, :0] for name, feed in ran.feeds.items()}
+            tap.executed([Entry(Work(10, 1e9, False, {}, lambda _: None), 0, rows, 100)], [ran])
             monitor.flush()
         run(runtime, tap, plants(20, 1))
         monitor.flush()
@@ -124,7 +129,7 @@ class TestCounting:
         run(runtime, stays, plants(50, 1))
         monitor.flush()
         assert [v.totals.rows for v in monitor.versions] == [50]
-        assert sum(share.n for share in gone.queue) <= 100
+        assert gone.waiting()[0] <= 100
 
 
 class TestLooking:
@@ -221,7 +226,7 @@ class TestTheThread:
         try:
             for i in range(1000):
                 taps[i % 2].executed(batch, segments)
-            wait_for(lambda: not any(tap.queue for tap in taps), "the queues to be empty")
+            wait_for(lambda: not any(tap.waiting()[0] for tap in taps), "the queues to be empty")
         finally:
             monitor.stop()
         monitor.flush()
@@ -273,7 +278,7 @@ def test_it_rests_as_long_as_its_share_asks_for() -> None:
     cpu = FakeTime(0.0)
     rests: list[float] = []
     rest = Rest(0.03, rests.append, cpu)
-    for worked in (0.001, 0.0001, 0.00005, 0.0001, 10.0):
+    for worked in (0.001, 0.0003, 0.0001, 0.0002, 10.0):
         cpu.now += worked
         rest()
-    assert rests == pytest.approx([0.001 * 97 / 3, 0.00025 * 97 / 3, 1.0])
+    assert rests == pytest.approx([0.001 * 97 / 3, 0.0006 * 97 / 3, 1.0])

@@ -225,7 +225,8 @@ class PackageRuntime:
     @property
     def feed_columns(self) -> dict[str, tuple[str, int]]:
         """Field → (feed, column in it) of the scalar fields that enter the graph as one column, their missing rule applied."""
-        at = {feed.name: (feed.name, 0) for feed in self._loose if feed.field is not None and feed.field.kind not in _NO_COLUMN}
+        loose = [] if self._staged else self._loose  # what is stacked in a device's buffer is gone with the next batch
+        at = {feed.name: (feed.name, 0) for feed in loose if feed.field is not None and feed.field.kind not in _NO_COLUMN}
         alone = {f.name for f in self.signature.fields if f.companion is None}
         return {name: place for name, place in (at | self._packed_at).items() if name in alone}
 

@@ -189,6 +189,7 @@ class RowCounter:
         if plain and not self._others:
             read = [name for name, _ in self._fed_numbers] + [name for name, _, _ in self._fed_counted]
             self.feeds = tuple(dict.fromkeys(read))
+        self._place = {name: i for i, name in enumerate(self.feeds)}
 
     def count(
         self,
@@ -220,12 +221,12 @@ class RowCounter:
         return grown
 
     def count_columns(
-        self, feeds: Mapping[str, np.ndarray], arrays: Sequence[np.ndarray], breathe: Callable[[], object] = lambda: None
+        self, feeds: Sequence[np.ndarray], arrays: Sequence[np.ndarray], breathe: Callable[[], object] = lambda: None
     ) -> Totals:
         """Do what `count` does, from the graph's inputs.
 
         Args:
-            feeds: Each of `feeds`, [n, k].
+            feeds: The inputs named by `feeds`, in that order, [n, k].
             arrays: Per output [n, *shape].
             breathe: See `count`.
         """
@@ -235,11 +236,11 @@ class RowCounter:
         if self._fed_numbers:
             X = np.empty((len(self._fed_numbers), len(arrays[0])))
             for row, (name, column) in zip(X, self._fed_numbers, strict=True):
-                row[:] = feeds[name][:, column]
+                row[:] = feeds[self._place[name]][:, column]
             self._numbers.add(X, integers, floats)
             breathe()
         for (name, column, sentinel), (_, slot, binner) in zip(self._fed_counted, self._counted, strict=True):
-            seen = Counter(feeds[name][:, column].tolist())
+            seen = Counter(feeds[self._place[name]][:, column].tolist())
             if sentinel is not None and sentinel in seen:
                 seen[None] = seen.pop(sentinel)
             integers[slot.start : slot.stop] += _tally(binner, seen)

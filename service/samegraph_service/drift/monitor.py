@@ -29,12 +29,12 @@ from .windows import MINUTE_S
 log = get_logger("samegraph.drift")
 
 #: Seconds rows are gathered for before they are counted: a few large pieces cost less than many small ones.
-GATHER_S = 0.1
+GATHER_S = 0.2
 #: A piece of work, in seconds of CPU, after which the thread rests.
-PIECE_S = 0.0002
+PIECE_S = 0.0005
 #: Most rows counted at once, and how long that may take.
-MOST_ROWS = 4096
-LONGEST_S = 0.005
+MOST_ROWS = 8192
+LONGEST_S = 0.01
 #: Longest rest after a piece; a larger debt is forgiven, or a slow clock could stop the counting.
 LONGEST_REST_S = 1.0
 
@@ -142,7 +142,7 @@ class DriftMonitor:
         """Count everything that waits, here and now."""
         with self._counting:
             for version in self._versions:
-                while version.tap.queue:
+                while version.tap.waiting()[0]:
                     self._count(version, _no_rest)
                 version.tap.set_keep()
 
@@ -184,7 +184,7 @@ class DriftMonitor:
         versions = self._versions
         for i in range(len(versions)):
             version = versions[(self._next + i) % len(versions)]
-            if version.tap.queue:
+            if version.tap.waiting()[0]:
                 self._next = (self._next + i + 1) % len(versions)
                 return version
         return None
@@ -194,7 +194,7 @@ class DriftMonitor:
         self._wake.clear()
         for version in self._versions:
             version.tap.awake = False
-        if any(version.tap.queue for version in self._versions):
+        if any(version.tap.waiting()[0] for version in self._versions):
             return  # they came while the flags were set: nobody else would say so
         minute_s = MINUTE_S - self._clock() % MINUTE_S
         if self._wake.wait(minute_s if self._versions else None):
@@ -265,7 +265,7 @@ def _pieces(shares: Sequence[Share], most: int) -> list[list[Share]]:
         items = [item for part in share.items for item in part]
         for start in range(0, share.n, most):
             part = slice(start, start + most)
-            feeds = None if share.feeds is None else {name: feed[part] for name, feed in share.feeds.items()}
+            feeds = None if share.feeds is None else tuple(feed[part] for feed in share.feeds)
             rows = None if share.rows is None else share.rows[part]
             n = min(most, share.n - start)
             pieces.append([Share(feeds, [items[part]], rows, [array[part] for array in share.arrays], n, 0)])

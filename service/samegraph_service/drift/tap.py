@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -31,8 +31,10 @@ DROP_REASONS: tuple[DropReason, ...] = ("sampled", "overflow", "failed")
 CALM = 0.25
 #: How often the chance is halved between there and a full queue.
 HALVINGS = 10
-#: What a row takes in memory besides what its request's body did: Python's objects.
-ROW_OVERHEAD_BYTES = 512
+#: What a row takes in memory: as columns; and as Python's objects, besides what its request's body did. The second is more than it is, so
+#: that fewer of them wait: what waits as objects slows the loop down.
+COLUMNS_BYTES = 512
+OBJECTS_BYTES = 2048
 
 #: Stands for a field that is none of the model's, and for a request that is wrong as a whole.
 UNKNOWN_FIELD = "_unknown"
@@ -43,7 +45,7 @@ class Share(NamedTuple):
     """What one execution handed over.
 
     Attributes:
-        feeds: What the rows entered the graph as, when that tells all about them: then there are no items.
+        feeds: The graph's inputs that tell all about the rows, in the order the tap was given: then there are no items.
         items: What ran, in pieces, in the order of the arrays.
         rows: The raw rows, when items are something else.
         arrays: Per output [n, *shape].
@@ -51,7 +53,7 @@ class Share(NamedTuple):
         bytes: What it takes in memory, about.
     """
 
-    feeds: Mapping[str, np.ndarray] | None
+    feeds: tuple[np.ndarray, ...] | None
     items: Sequence[Sequence[Any]]
     rows: Sequence[Row] | None
     arrays: Sequence[np.ndarray]
@@ -63,7 +65,7 @@ class Share(NamedTuple):
 class QueueLimits:
     """Bounds of what waits to be counted."""
 
-    max_rows: int = 20_000
+    max_rows: int = 50_000
     max_bytes: int = 64 << 20
 
 
@@ -81,7 +83,6 @@ class Tap:
         rng: Returns numbers from 0 to 1.
 
     Attributes:
-        queue: What waits.
         keep: Chance of an execution to be kept.
         handed: Rows handed over so far.
         dropped: Rows of them that were not counted, by reason.
@@ -94,23 +95,23 @@ class Tap:
         *,
         fields: Sequence[str],
         raw_rows: bool,
-        feeds: Collection[str] = (),
+        feeds: Sequence[str] = (),
         row_bytes: int,
         limits: QueueLimits,
         wake: Callable[[], None],
         rng: Callable[[], float] = random.random,
     ) -> None:
-        self.queue: deque[Share] = deque()
+        self._waiting: deque[tuple[Any, ...]] = deque()
         self.keep = 1.0
         self.handed = 0
         self.dropped: dict[DropReason, int] = dict.fromkeys(DROP_REASONS, 0)
         self.errors: dict[tuple[str, str], int] = {}
         self.awake = False
-        self.limits = limits
+        self._max_rows, self._max_bytes = limits.max_rows, limits.max_bytes
         self._fields = frozenset(fields)
         self._raw_rows = raw_rows
         self._feeds = tuple(feeds)
-        self._row_bytes = row_bytes + ROW_OVERHEAD_BYTES
+        self._row_bytes = row_bytes + (COLUMNS_BYTES if feeds else OBJECTS_BYTES)
         self._wake = wake
         self._rng = rng
         # One writer each, so that no lock is needed: their difference is what waits.
@@ -122,77 +123,73 @@ class Tap:
     def executed(self, batch: Sequence[Entry], segments: Sequence[Segment]) -> None:
         """Take the rows of one execution and their answers (see `device.LaneTap`); before the works are told of them."""
         try:
-            self._executed(batch, segments)
+            segment, raw = segments[0], self._raw_rows
+            whole = len(segments) == 1 and segment.arrays is not None
+            for entry in batch:
+                if not entry.work.counted or (raw and not entry.work.rows):
+                    whole = False
+                    break
+            if not whole:
+                self._executed_in_part(batch, segments)
+            elif self._feeds:
+                self._put(self._columns(segment), (), None, segment.arrays, segment.stop, 0)
+            else:
+                rows = [entry.work.rows[entry.start] for entry in batch] if raw else None
+                size = sum([entry.bytes for entry in batch])
+                self._put(None, [entry.items for entry in batch], rows, segment.arrays, segment.stop, size)
         except Exception:  # nobody's answer waits for drift, and none is lost to it
+            self.handed += segments[-1].stop
             self.dropped["failed"] += segments[-1].stop
             log.exception("drift_tap_failed")
 
-    def _executed(self, batch: Sequence[Entry], segments: Sequence[Segment]) -> None:
-        arrays = segments[0].arrays
-        if arrays is None or len(segments) > 1:
-            self._executed_in_part(batch, segments)
-            return
-        raw = self._raw_rows
-        for entry in batch:
-            if not entry.work.counted or (raw and not entry.work.rows):
-                self._executed_in_part(batch, segments)
-                return
-        feeds = self._columns(segments[0])
-        size = 0 if feeds is not None else sum([entry.bytes for entry in batch])
-        items = () if feeds is not None else [entry.items for entry in batch]
-        self._put(feeds, items, [entry.work.rows[entry.start] for entry in batch] if raw else None, arrays, segments[0].stop, size)
-
-    def _columns(self, segment: Segment) -> Mapping[str, np.ndarray] | None:
-        """Return the feeds that tell all about the rows; None when there are no such, or a device's buffers stand in for them."""
+    def _columns(self, segment: Segment) -> tuple[np.ndarray, ...]:
         feeds = segment.feeds
-        if feeds is None or not self._feeds:
-            return None
-        mine = {name: feeds[name] for name in self._feeds}
-        return mine if all(isinstance(feed, np.ndarray) for feed in mine.values()) else None
+        assert feeds is not None
+        return tuple([feeds[name] for name in self._feeds])
 
     def _executed_in_part(self, batch: Sequence[Entry], segments: Sequence[Segment]) -> None:
         """Take what counts: rows that were answered, of callers that still wait, and not of shadows."""
+        raw = self._raw_rows
         flat = [(entry, place) for entry in batch for place in range(len(entry.items))]
+        counts = [entry.work.counted and not (raw and not entry.work.rows) for entry, _ in flat]
         for segment in segments:
-            if segment.arrays is None:
+            chosen = [i for i in range(segment.start, segment.stop) if counts[i]]
+            if segment.arrays is None or not chosen:
                 continue
-            chosen = [
-                i for i in range(segment.start, segment.stop) if flat[i][0].work.counted and (not self._raw_rows or flat[i][0].work.rows)
-            ]
-            if chosen:
-                picked = [flat[i] for i in chosen]
-                rows = [entry.work.rows[entry.start + place] for entry, place in picked] if self._raw_rows else None
+            picked = [flat[i] for i in chosen]
+            places = np.array(chosen) - segment.start
+            arrays = [array[places] for array in segment.arrays]
+            if self._feeds:
+                self._put(tuple([feed[places] for feed in self._columns(segment)]), (), None, arrays, len(chosen), 0)
+            else:
+                rows = [entry.work.rows[entry.start + place] for entry, place in picked] if raw else None
                 size = sum(entry.bytes // len(entry.items) for entry, _ in picked)
-                places = np.array(chosen) - segment.start
-                columns = self._columns(segment)
-                feeds = None if columns is None else {name: feed[places] for name, feed in columns.items()}
-                items = [] if columns is not None else [[entry.items[place] for entry, place in picked]]
-                self._put(feeds, items, rows, [a[places] for a in segment.arrays], len(chosen), size)
+                self._put(None, [[entry.items[place] for entry, place in picked]], rows, arrays, len(chosen), size)
 
     def _put(
         self,
-        feeds: Mapping[str, np.ndarray] | None,
+        feeds: tuple[np.ndarray, ...] | None,
         items: Sequence[Sequence[Any]],
         rows: Sequence[Row] | None,
-        arrays: Sequence[np.ndarray],
+        arrays: Sequence[np.ndarray] | None,
         n: int,
         size: int,
     ) -> None:
+        size += n * self._row_bytes
+        if rows is not None:
+            size += sum(len(value) for row in rows for value in row if isinstance(value, bytes))
         self.handed += n
         if self.keep < 1.0 and self._rng() >= self.keep:
             self.dropped["sampled"] += n
             return
-        size += n * self._row_bytes
-        if rows is not None:
-            size += sum(len(value) for row in rows for value in row if isinstance(value, bytes))
-        waiting_rows, waiting_bytes = self._put_rows - self._taken_rows, self._put_bytes - self._taken_bytes
+        waiting = self._put_rows - self._taken_rows
         # What is alone is always taken: an execution is bounded by itself, and a queue it could never enter would count none of its kind.
-        if waiting_rows and (waiting_rows + n > self.limits.max_rows or waiting_bytes + size > self.limits.max_bytes):
+        if waiting and (waiting + n > self._max_rows or self._put_bytes - self._taken_bytes + size > self._max_bytes):
             self.dropped["overflow"] += n
             return
-        self.queue.append(Share(feeds, items, rows, arrays, n, size))
         self._put_rows += n
         self._put_bytes += size
+        self._waiting.append((feeds, items, rows, arrays, n, size))  # a plain tuple is made in an eighth of a named one's time
         if not self.awake:
             self.awake = True
             self._wake()
@@ -206,14 +203,18 @@ class Tap:
                 key = (field, error.code)
                 self.errors[key] = self.errors.get(key, 0) + 1
 
+    def waiting(self) -> tuple[int, int]:
+        """Return how many rows wait, and what they take in memory, about."""
+        return self._put_rows - self._taken_rows, self._put_bytes - self._taken_bytes
+
     # --- the counting thread's side -----------------------------------------------------------------------------------
 
     def take(self, most: int) -> list[Share]:
         """Take shares from the queue until they hold `most` rows or more; at least one, when there is one."""
         taken: list[Share] = []
         rows = 0
-        while self.queue and rows < most:
-            share = self.queue.popleft()
+        while self._waiting and rows < most:
+            share = Share._make(self._waiting.popleft())
             taken.append(share)
             rows += share.n
             self._taken_bytes += share.bytes
@@ -222,6 +223,6 @@ class Tap:
 
     def set_keep(self) -> None:
         """Fit the chance of being kept to how full the queue is."""
-        rows, size = self._put_rows - self._taken_rows, self._put_bytes - self._taken_bytes
-        full = max(rows / self.limits.max_rows, size / self.limits.max_bytes)
+        rows, size = self.waiting()
+        full = max(rows / self._max_rows, size / self._max_bytes)
         self.keep = 1.0 if full <= CALM else 2.0 ** (-HALVINGS * min(1.0, (full - CALM) / (1 - CALM)))

@@ -145,7 +145,7 @@ def scale_of(variable: Variable) -> Scale | None:
 class _Gathered(NamedTuple):
     """Rows of one or several shares as one."""
 
-    feeds: Mapping[str, np.ndarray] | None
+    feeds: Sequence[np.ndarray] | None
     rows: Sequence[Row]
     pixels: Mapping[str, Sequence[Any]] | None
     arrays: Sequence[np.ndarray]
@@ -160,7 +160,7 @@ def _gathered(shares: Sequence[Share], pixels: Mapping[str, int]) -> list[_Gathe
     first = shares[0]
     arrays = first.arrays if len(shares) == 1 else [np.concatenate(of) for of in zip(*(share.arrays for share in shares), strict=True)]
     if first.feeds is not None:
-        feeds = {name: np.concatenate([share.feeds[name] for share in shares if share.feeds is not None]) for name in first.feeds}
+        feeds = [np.concatenate(of) for of in zip(*(share.feeds or () for share in shares), strict=True)]
         return [_Gathered(feeds, (), None, arrays)]
     items = list(chain.from_iterable(chain.from_iterable(share.items for share in shares)))
     if first.rows is None:
