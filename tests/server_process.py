@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import queue
 import signal
@@ -11,7 +12,7 @@ import threading
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 ROOT = Path(__file__).parents[1]
 MODELS = ROOT / "models"
@@ -55,6 +56,10 @@ class ServerProcess:
                 self._answers.put(line.removeprefix(self._announced).split()[0].rstrip(","))
         if self._answers.empty():
             self._answers.put("")
+
+    def events(self) -> list[dict[str, Any]]:
+        """Return the log so far."""
+        return [json.loads(line) for line in self.lines if line.startswith("{")]
 
     def get(self, path: str) -> tuple[int, bytes]:
         try:

@@ -17,11 +17,14 @@ from samegraph_transforms.errors import EnvironmentUnfit
 from samegraph_transforms.executor import available_providers, check_environment
 
 from .app import create_app
-from .logs import LogOutput, configure_logging, report_crashes
+from .logs import LogOutput, configure_logging, get_logger, report_crashes
 from .openapi import ModelDoc, example_instance
+from .operation import StartTimes
 from .server import CannotListen, Server
 from .service import Service
 from .settings import Settings, unknown_variables
+
+log = get_logger("samegraph.start")
 
 
 def launch(overrides: Mapping[str, Mapping[str, Any]]) -> int:
@@ -37,6 +40,8 @@ def launch(overrides: Mapping[str, Mapping[str, Any]]) -> int:
         click.UsageError: A setting is wrong or unknown; it names the variable.
         click.ClickException: The environment is unfit, or the address cannot be listened on.
     """
+    times = StartTimes()
+    times.lap("imports")
     unknown = unknown_variables(dict(os.environ))
     if unknown:
         raise click.UsageError(f"unknown setting {', '.join(unknown)}; variables are SAMEGRAPH_<GROUP>__<NAME>, see docs/settings.md")
@@ -54,18 +59,18 @@ def launch(overrides: Mapping[str, Mapping[str, Any]]) -> int:
     output.start()
     try:
         with report_crashes():
-            return _serve(settings, output)
+            return _serve(settings, output, times)
     finally:
         output.stop()
 
 
-def _serve(settings: Settings, output: LogOutput) -> int:
+def _serve(settings: Settings, output: LogOutput, times: StartTimes) -> int:
     try:
         check_environment()
         available_providers(settings.execution.device)
     except EnvironmentUnfit as error:
         raise click.ClickException(str(error)) from error
-    server = Server(create_app(settings, log_output=output), settings, on_listening=partial(_announce_when_ready, output))
+    server = Server(create_app(settings, log_output=output), settings, on_listening=partial(_announce_when_ready, output, times))
     try:
         server.run()
     except CannotListen as error:
@@ -86,11 +91,16 @@ def _settings_errors(error: ValidationError) -> str:
     return "; ".join(lines)
 
 
-def _announce_when_ready(output: LogOutput, service: Service, url: str) -> None:
-    """Print what to try next once the models have loaded, for a person at a terminal or in front of `make serve`."""
+def _announce_when_ready(output: LogOutput, times: StartTimes, service: Service, url: str) -> None:
+    """Once the models have loaded, log how long that took, and print what to try next for a person at a terminal or behind `make serve`."""
+    times.lap("setup")
 
     async def announce() -> None:
         await service.loaded.wait()
+        times.lap("loading")
+        service.operation.start = times.phases
+        phases = {phase: round(seconds, 3) for phase, seconds in times.phases.items()}
+        log.info("server_started", ready=service.readiness()[0], seconds=round(times.seconds, 3), phases=phases, url=url)
         output.put(_what_next(service, url) + "\n")  # not click.echo: it would wait for a reader who stalls
 
     service.background(announce())

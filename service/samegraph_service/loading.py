@@ -1,13 +1,13 @@
 """Load one version: read and verify the package, replay its golden samples on the device it will serve from, warm it up.
 
-Runs in a thread of its own, beside the serving of everything else.
+Runs on the threads of `loaders`, beside the serving of everything else.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -29,7 +29,9 @@ from .cost import CostModel, ShapedCost, cost_model
 from .errors import NotReady
 
 #: Longest time spent on measuring execution times at load, in seconds.
-WARM_UP_S = 1.0
+WARM_UP_S = 0.25
+#: What a load is made of, in order.
+PHASES = ("digest", "item_stage", "session", "golden", "warm_up")
 #: Golden samples kept in memory to be shown as examples, and the largest body one may have.
 SHOWN_EXAMPLES = 8
 SHOWN_EXAMPLE_BYTES = 32768
@@ -48,6 +50,7 @@ class LoadOptions:
         max_image_bytes: Largest encoded image; a field may state less.
         max_pixels: Most pixels of an image; a field may state fewer.
         gpu: How batch stages run on a GPU; None on the CPU.
+        spread: Runs the executions of a proof; `map` one after another.
     """
 
     providers: Sequence[str]
@@ -58,6 +61,7 @@ class LoadOptions:
     max_image_bytes: int
     max_pixels: int
     gpu: GpuOptions | None = None
+    spread: golden.Spread = map
 
 
 @dataclass(frozen=True)
@@ -71,9 +75,9 @@ class Loaded:
         max_batch_size: Largest batch it will be given.
         bytes: Size of its graphs and weights.
         golden_samples: How many samples were replayed.
-        examples: The first small ones of them.
+        examples: The first small ones of them, without what lies between request and answer.
         max_ulp: Largest distance from the training code among them.
-        seconds: How long all this took.
+        phases: How long each of `PHASES` took, in seconds.
         canary: An instance that is known to run, after the item stage; None when there was none to try.
         baseline: Statistics of its training rows; None when its package has none.
     """
@@ -86,9 +90,30 @@ class Loaded:
     golden_samples: int
     examples: Sequence[GoldenSample]
     max_ulp: int
-    seconds: float
+    phases: Mapping[str, float]
     canary: Item | None = None
     baseline: Baseline | None = None
+
+    @property
+    def seconds(self) -> float:
+        """How long all this took."""
+        return sum(self.phases.values())
+
+
+class _Stopwatch:
+    """Seconds by phase: what passed since the phase before ended."""
+
+    def __init__(self) -> None:
+        self.phases = dict.fromkeys(PHASES, 0.0)
+        self._since = time.perf_counter()
+
+    def lap(self, phase: str, *, other: str = "", of_it: float = 0.0) -> None:
+        """Count the time since the last lap to `phase`, but for the seconds `of_it` that were `other`."""
+        now = time.perf_counter()
+        self.phases[phase] += now - self._since - of_it
+        if other:
+            self.phases[other] += of_it
+        self._since = now
 
 
 def load_version(repository: Path, name: str, version: int, options: LoadOptions, budget_left: int) -> Loaded:
@@ -104,32 +129,22 @@ def load_version(repository: Path, name: str, version: int, options: LoadOptions
     Raises:
         SamegraphError: Why the version cannot be served.
     """
-    started = time.perf_counter()
+    watch = _Stopwatch()
     package = _bounded(open_version(repository, name, version), options)
     size = _weight_bytes(package)
     if size > budget_left:
         raise NotReady(f"memory budget: the package needs {size} bytes and {budget_left} of {options.memory_budget_bytes} are free")
+    baseline = package.baseline()
+    watch.lap("digest")
     samples = golden.read_samples(package.golden_dir()) if package.manifest.golden_samples else []
+    watch.lap("golden")
     max_batch_size = min(package.manifest.batching.max_batch_size, options.max_batch_size or package.manifest.batching.max_batch_size)
-    runtime, max_ulp = _proven_runtime(package, samples, options, max_batch_size)
-    examples = [s for s in samples if len(s.body) <= SHOWN_EXAMPLE_BYTES][:SHOWN_EXAMPLES]
+    runtime, max_ulp = _proven_runtime(package, samples, options, max_batch_size, watch)
     cost = cost_model(runtime.batch_sizes, None if runtime.shapes is None else runtime.shapes.elements)
     canary = _warm_up(runtime, _rows(runtime, samples), max_batch_size, cost)
-    if canary is not None:
-        runtime.give_back([canary])  # what proof and warm-up at the largest batch took
-    return Loaded(
-        package,
-        runtime,
-        cost,
-        max_batch_size,
-        size,
-        len(samples),
-        examples,
-        max_ulp,
-        time.perf_counter() - started,
-        canary,
-        package.baseline(),
-    )
+    watch.lap("warm_up")
+    examples = [replace(s, values={}) for s in samples if len(s.body) <= SHOWN_EXAMPLE_BYTES][:SHOWN_EXAMPLES]
+    return Loaded(package, runtime, cost, max_batch_size, size, len(samples), examples, max_ulp, watch.phases, canary, baseline)
 
 
 def _bounded(package: Package, options: LoadOptions) -> Package:
@@ -149,15 +164,19 @@ def _bounded(package: Package, options: LoadOptions) -> Package:
 
 
 def _proven_runtime(
-    package: Package, samples: Sequence[GoldenSample], options: LoadOptions, max_batch_size: int
+    package: Package, samples: Sequence[GoldenSample], options: LoadOptions, max_batch_size: int, watch: _Stopwatch
 ) -> tuple[PackageRuntime, int]:
     """Load merged if that still answers as promised, else as a chain; refuse when neither does."""
     failure: NotExact | ExecutionError | None = None
     for merge in (True, False):
         try:
             runtime = _runtime(package, options, merge)
-            return runtime, _replay(runtime, samples, max_batch_size)
+            watch.lap("session", other="item_stage", of_it=runtime.item_stage_s)
+            max_ulp = _replay(runtime, samples, max_batch_size, options.spread)
+            watch.lap("golden")
+            return runtime, max_ulp
         except (NotExact, ExecutionError) as error:
+            watch.lap("golden")
             failure = failure or error
     assert failure is not None
     raise failure
@@ -174,7 +193,7 @@ def _runtime(package: Package, options: LoadOptions, merge: bool) -> PackageRunt
     )
 
 
-def _replay(runtime: PackageRuntime, samples: Sequence[GoldenSample], max_batch_size: int) -> int:
+def _replay(runtime: PackageRuntime, samples: Sequence[GoldenSample], max_batch_size: int, spread: golden.Spread) -> int:
     """Replay the golden samples alone, in pairs and in full batches; return the largest distance in ULP.
 
     Only answers are compared while they are right; when one is not, that sample runs again stage by stage to name the first tensor.
@@ -182,7 +201,7 @@ def _replay(runtime: PackageRuntime, samples: Sequence[GoldenSample], max_batch_
     if not samples:
         return 0
     sizes = sorted({1, min(2, max_batch_size), max_batch_size})
-    results = golden.replay(runtime, samples, sizes, intermediates=False)
+    results = golden.replay(runtime, samples, sizes, intermediates=False, spread=spread)
     for result in results:
         if not result.passed:
             again = [s for s in samples if s.name == result.sample]
@@ -225,21 +244,35 @@ def _warm_up(runtime: PackageRuntime, rows: Sequence[Row], max_batch_size: int, 
     """
     if not rows:
         return None
-    items: list[Item] = [runtime.prepare(row) for row in rows[:max_batch_size]]
+    items = _prepared(runtime, rows[:max_batch_size])
     runtime.warm_up(items)
     shapes = list(runtime.warm_shapes(items))
     for key, fitting in shapes if len(shapes) > 1 else ():
         for size in sorted({1, max_batch_size}):
             _measure(runtime, key, fitting, size, cost, runs=2)
-    until = time.perf_counter() + WARM_UP_S
+    runtime.give_back(items[:1])  # what the largest batches took until here; serving takes what it needs
+    started = time.perf_counter()
     size = 1
     while True:
+        before = time.perf_counter()
         for key, fitting in shapes:
-            if not _measure(runtime, key, fitting, size, cost, runs=4, until=until):
+            if not _measure(runtime, key, fitting, size, cost, runs=4, until=started + WARM_UP_S):
                 return items[0]
-        if size >= max_batch_size:
+        now = time.perf_counter()
+        if size >= max_batch_size or now + 4 * (now - before) > started + WARM_UP_S:
             return items[0]
         size = min(size * 4, max_batch_size)
+
+
+def _prepared(runtime: PackageRuntime, rows: Sequence[Row]) -> list[Item]:
+    """Run the item stage on some rows: all of them, or as many as half the time for the warm-up allows, at least one."""
+    until = time.perf_counter() + WARM_UP_S / 2
+    items: list[Item] = []
+    for row in rows:
+        items.append(runtime.prepare(row))
+        if time.perf_counter() > until:
+            break
+    return items
 
 
 def _measure(

@@ -1,6 +1,6 @@
 """The model repository: which versions are on disk, which are served, and why the others are not.
 
-Looks at the directory when told to, loads what is new in a thread, and swaps routes on the event loop in one assignment.
+Looks at the directory when told to, loads what is new on the threads of `loaders`, and swaps routes on the event loop in one assignment.
 A version that fails never takes traffic and never displaces one that works.
 """
 
@@ -9,16 +9,17 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 from samegraph_transforms.errors import SamegraphError
 from samegraph_transforms.package import list_models, list_versions, read_package
 
+from . import memory
 from .errors import Internal
+from .loaders import Loaders
 from .loading import Loaded, LoadOptions, load_version
 from .logs import get_logger
 from .predict import Served
@@ -28,6 +29,7 @@ log = get_logger("samegraph.repository")
 
 State = Literal["loading", "ready", "failed", "unloading"]
 Key: TypeAlias = tuple[str, int]
+T = TypeVar("T")
 
 
 _HALF_COPIED = (
@@ -42,10 +44,12 @@ class Fingerprint(NamedTuple):
     Attributes:
         bare: Whether there is no manifest, only a model.onnx.
         files: Hash of the names, times, sizes and inodes of its files.
+        bytes: Size of its graphs and weights: everything but the golden samples.
     """
 
     bare: bool
     files: int
+    bytes: int
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,7 @@ class Repository:
         serve: Makes a loaded version take traffic (registers its queue with the device).
         retire: Stops a version that no route names any more.
         load: Loads one version; replaceable for tests.
+        threads: Versions that load at the same time until everything was tried once; afterwards it is one.
 
     Attributes:
         routes: The table in force.
@@ -95,6 +100,7 @@ class Repository:
         serve: Callable[[Loaded], Served],
         retire: Callable[[Served], None],
         load: Callable[[Path, str, int, LoadOptions, int], Loaded] = load_version,
+        threads: int = 1,
     ) -> None:
         self.path = path
         self.routes: RouteTable[Served] = RouteTable()
@@ -102,14 +108,15 @@ class Repository:
         self.problem: str | None = None
         self.loads = {"success": 0, "failure": 0}
         self._keep = keep_versions
-        self._options = options
+        self._loaders = Loaders(threads)
+        self._options = replace(options, spread=self._loaders.spread)
         self._serve = serve
         self._retire = retire
         self._load = load
         self._states: dict[Key, VersionState] = {}
         self._expected: set[str] = set()
         self._read_once = False
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="samegraph-load")
+        self._loading: dict[Key, int] = {}
         self._busy = asyncio.Lock()
 
     # --- looking ------------------------------------------------------------------------------------------------------
@@ -155,18 +162,25 @@ class Repository:
                 return
             self.problem = None
             self._expected = self._expected & set(found) if self._read_once else set(found)
-            self._read_once = True
             self._forget_missing(found)
-            for name in sorted(found):
-                await self._sync_model(name, found[name])
+            if self._read_once:
+                with self._loaders.beside_the_serving():
+                    for name in sorted(found):
+                        await self._sync_model(name, found[name])
+            else:
+                self._read_once = True
+                async with asyncio.TaskGroup() as models:
+                    for name in sorted(found):
+                        models.create_task(self._sync_model(name, found[name]))
+                self._loaders.stand_back()
             self.scanned = True
 
     def close(self) -> None:
-        """End the loading thread."""
-        self._thread.shutdown(wait=True, cancel_futures=True)
+        """End the loading threads."""
+        self._loaders.close()
 
-    async def _in_thread(self, call: Callable[[], dict[str, dict[int, Fingerprint]] | str]) -> dict[str, dict[int, Fingerprint]] | str:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, call)
+    async def _in_thread(self, call: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._loaders.pool, call, *arguments)
 
     def _scan(self) -> dict[str, dict[int, Fingerprint]] | str:
         """Return model → version → fingerprint, or why the directory cannot be read (in the loading thread)."""
@@ -223,11 +237,11 @@ class Repository:
     async def _try_load(self, name: str, version: int, fingerprint: Fingerprint) -> bool:
         self._set(VersionState(name, version, "loading", "loading", fingerprint))
         log.info("version_loading", model=name, version=version)
-        in_use = sum(s.loaded.bytes for s in self._states.values() if s.loaded is not None)
+        in_use = sum(s.loaded.bytes for s in self._states.values() if s.loaded is not None) + sum(self._loading.values())
         left = self._options.memory_budget_bytes - in_use
-        loop = asyncio.get_running_loop()
+        self._loading[name, version] = fingerprint.bytes
         try:
-            loaded = await loop.run_in_executor(self._thread, self._load, self.path, name, version, self._options, left)
+            loaded = await self._in_thread(_load_and_trim, self._load, self.path, name, version, self._options, left)
         except SamegraphError as error:
             self._failed(name, version, fingerprint, str(error))
             return False
@@ -235,6 +249,8 @@ class Repository:
             log.exception("version_load_crashed", model=name, version=version)
             self._failed(name, version, fingerprint, f"{Internal()} ({type(error).__name__})")
             return False
+        finally:
+            del self._loading[name, version]
         warning = "" if loaded.package.proven else "a bare model.onnx: served as tensors, nothing was proven"
         self._set(VersionState(name, version, "ready", warning, fingerprint, loaded, self._serve(loaded)))
         self._expected.add(name)
@@ -245,6 +261,7 @@ class Repository:
             version=version,
             digest=loaded.package.digest[:12],
             seconds=round(loaded.seconds, 3),
+            phases={phase: round(seconds, 3) for phase, seconds in loaded.phases.items()},
             golden_samples=loaded.golden_samples,
             max_ulp=loaded.max_ulp,
             merged=loaded.runtime.merged,
@@ -267,9 +284,7 @@ class Repository:
     async def _refuse_replacement(self, state: VersionState, fingerprint: Fingerprint) -> None:
         """A version is immutable: other files under a served number change nothing, and are said to."""
         assert state.loaded is not None
-        reason = await asyncio.get_running_loop().run_in_executor(
-            self._thread, _difference, self.path / state.model / str(state.version), state.loaded
-        )
+        reason = await self._in_thread(_difference, self.path / state.model / str(state.version), state.loaded)
         if reason:
             log.error("version_replaced", model=state.model, version=state.version, reason=reason)
         self._set(replace(state, fingerprint=fingerprint, reason=reason))
@@ -297,6 +312,14 @@ class Repository:
         self.routes = RouteTable(MappingProxyType(models))
 
 
+def _load_and_trim(load: Callable[[Path, str, int, LoadOptions, int], Loaded], *arguments: Any) -> Loaded:
+    """Load a version and give back what only its loading took."""
+    try:
+        return load(*arguments)
+    finally:
+        memory.trim()
+
+
 def _fingerprint(directory: Path) -> Fingerprint:
     bare = not os.path.lexists(directory / "manifest.json")
     os.lstat(directory / ("model.onnx" if bare else "manifest.json"))  # raises when the version is gone
@@ -308,7 +331,9 @@ def _fingerprint(directory: Path) -> Fingerprint:
             except OSError:
                 continue  # a temporary file of whoever is copying
             found.append((folder, name, status.st_mtime_ns, status.st_size, status.st_ino))
-    return Fingerprint(bare, hash(tuple(sorted(found))))
+    golden = str(directory / "golden")
+    size = sum(entry[3] for entry in found if not (entry[0] == golden or entry[0].startswith(f"{golden}{os.sep}")))
+    return Fingerprint(bare, hash(tuple(sorted(found))), size)
 
 
 def _difference(directory: Path, loaded: Loaded) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import json
 from collections.abc import Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from samegraph_transforms.gpu import GpuOptions
 from samegraph_transforms.wire import predictions
 from starlette.types import ASGIApp
 
+from . import memory
 from .admission import Gate, Limits
 from .api.access import AccessLogged
 from .api.asgi import PredictGateway
@@ -35,7 +35,7 @@ from .loading import Loaded, LoadOptions
 from .logs import AccessLog, LogOutput, get_logger
 from .metrics import Metrics, Reading, VersionMetrics, VersionReading
 from .openapi import ExampleRequest, ModelDoc
-from .operation import OperationMetrics
+from .operation import LoadPhases, OperationMetrics
 from .pages import ModelEntry, VersionEntry
 from .predict import Deadlines, Predictor, Served, served_version
 from .quota import cpu_quota, memory_limit
@@ -69,11 +69,13 @@ class Service:
             options=_load_options(settings, providers, self.device.slots),
             serve=self._serve,
             retire=self._retire,
+            threads=quota,
         )
         self.metrics = Metrics()
         self.drift = DriftMonitor(_drift_options(settings))
         self.drift_exposition = DriftExposition(self.drift, settings.drift.max_series)
-        self.registry = self._registry(log_output)
+        self.operation = OperationMetrics(dropped_events=lambda: 0 if log_output is None else log_output.dropped, loads=self._load_phases)
+        self.registry = self._registry()
         self.access_log = _access_log(settings, log_output)
         self.predictor = Predictor(
             loop,
@@ -116,6 +118,7 @@ class Service:
         if self.access_log is not None:
             self.access_log.start()
         self.drift.start()
+        memory.before_loading()
         self.background(self._watch())
 
     def background(self, work: Coroutine[Any, Any, None]) -> None:
@@ -167,7 +170,7 @@ class Service:
             try:
                 await self.repository.sync()
                 if not self.loaded.is_set():
-                    _settle_memory()
+                    memory.after_loading()
                 self.loaded.set()
             except Exception:  # a look that fails must not end all later ones
                 log.exception("repository_sync_crashed")
@@ -240,7 +243,7 @@ class Service:
             entries.append(ModelEntry(name, "" if described is None else described.runtime.manifest.description, versions))
         return entries
 
-    def _registry(self, log_output: LogOutput | None) -> CollectorRegistry:
+    def _registry(self) -> CollectorRegistry:
         registry = CollectorRegistry(auto_describe=False)
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=registry)
@@ -252,7 +255,7 @@ class Service:
             loads=lambda: self.repository.loads,
         )
         registry.register(self.metrics)
-        registry.register(OperationMetrics(dropped_events=lambda: 0 if log_output is None else log_output.dropped))
+        registry.register(self.operation)
         return registry
 
     def _gauges(self) -> Iterable[tuple[str, str, float]]:
@@ -270,6 +273,11 @@ class Service:
         yield "samegraph_run_slots_busy", "Executions that run now on a thread.", self.device.busy_slots
         yield "samegraph_predicted_drain_seconds", "Predicted run time of everything that waits.", self.device.pending_s()
 
+    def _load_phases(self) -> Iterable[LoadPhases]:
+        for state in self.repository.states():
+            if state.loaded is not None:
+                yield state.model, str(state.version), state.loaded.phases
+
     def _version_readings(self) -> Iterable[VersionReading]:
         for state in self.repository.states():
             loaded, served = state.loaded, state.served
@@ -286,15 +294,6 @@ class Service:
                 load_seconds=0.0 if loaded is None else loaded.seconds,
                 metrics=None if served is None else served.metrics,
             )
-
-
-def _settle_memory() -> None:
-    """Take what start-up made (modules, packages, sessions) out of the garbage collector's sight, once.
-
-    The collector otherwise walks hundreds of thousands of objects that never die while requests wait.
-    """
-    gc.collect()
-    gc.freeze()
 
 
 def engines(loaded: Loaded) -> dict[str, int]:

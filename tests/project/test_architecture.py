@@ -38,7 +38,7 @@ SERVICE_ORDER = (
     "drift.counting drift.tap",
     "call device",
     "batching admission routing clock",
-    "cost poison quota metrics logs operation settings example_image drift.statistics",
+    "cost poison quota metrics loaders logs memory operation settings example_image drift.statistics",
     "drift.distributions drift.window_sizes log_writer",
     "errors",
 )

@@ -149,6 +149,7 @@ def _metadata(service: Service, model: str, version: int | None) -> dict[str, An
             "max_ulp": loaded.max_ulp,
             "promised": {name: t.model_dump(mode="json") for name, t in manifest.tolerances.items()},
         },
+        "loading": {"seconds": round(loaded.seconds, 3), "phases": {phase: round(s, 3) for phase, s in loaded.phases.items()}},
         "execution": {
             "providers": list(loaded.runtime.providers),
             "one_graph": loaded.runtime.merged,
