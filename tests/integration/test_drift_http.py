@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,9 @@ from odd_packages import image_file, pack_greeting, pack_tint
 from package_builders import KINDS, draft, samples
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
+from ragged_models import draft as ragged_draft
+from ragged_models import samples as ragged_samples
+from ragged_models import sentence
 from samegraph_transforms.draft import BaselineRows
 from samegraph_transforms.pack import pack
 
@@ -237,6 +242,41 @@ def test_a_retired_version_leaves_the_metrics(repository: Path, tmp_path: Path) 
         scrape = Scrape(server)
         assert scrape.value("samegraph_input_rows_total", model="plants") == 3
         assert {s.labels["version"] for s in scrape.samples if s.labels.get("model") == "plants" and "_bin_rows" in s.name} == {"2"}
+
+
+def test_sentences_of_any_length_are_counted(tmp_path: Path) -> None:
+    """Rows that run padded, in shapes of their own, are counted as they were sent, each once."""
+    rows = [sentence(n, seed) for n in range(1, 17) for seed in range(3)]
+    pack(
+        replace(ragged_draft(tokens=True), baseline=BaselineRows(rows=[{"ids": ids} for ids in rows])),
+        ragged_samples(tokens=True),
+        tmp_path,
+    )
+    with live_server(tmp_path) as server:
+        for ids in rows[::5]:
+            assert server.predict("sentences", {"instances": [{"ids": ids}]}).status == 200
+        scrape = Scrape(server)
+        assert set(scrape.rows_by_quantity("sentences").values()) == {len(rows[::5])}
+        assert scrape.value("samegraph_drift_dropped_rows_total", model="sentences", reason="failed") == 0
+        document = server.get("/v1/models/sentences/drift").json()
+        largest = next(v for v in document["variables"] if v["name"] == "ids.maximum")
+        assert largest["total"]["mean"] == pytest.approx(np.mean([max(ids) for ids in rows[::5]]))
+
+
+def test_a_baseline_that_cannot_be_read_is_a_reason(repository: Path, tmp_path: Path) -> None:
+    """A version whose baseline is of a format we do not know is not served, and says why; the others are."""
+    models = tmp_path / "models"
+    shutil.copytree(repository, models)
+    where = models / "greeting" / "1"
+    raw = (where / "baseline.json").read_bytes().replace(b'"format": 1', b'"format": 99')
+    (where / "baseline.json").write_bytes(raw)
+    manifest = json.loads((where / "manifest.json").read_bytes())
+    manifest["files"]["baseline.json"] = {"sha256": hashlib.sha256(raw).hexdigest(), "bytes": len(raw)}
+    (where / "manifest.json").write_text(json.dumps(manifest))
+    with live_server(models) as server:
+        status = server.get("/v1/models/greeting").json()["model_version_status"][0]
+        assert "format is 99" in status["status"]["error_message"]
+        assert server.predict("plants", {"instances": plants(1, 1)}).status == 200
 
 
 class TestWithoutABaseline:

@@ -98,7 +98,8 @@ class DriftMonitor:
         """
         manifest = runtime.manifest
         raw_rows = runtime.item_plan is not None
-        counter = RowCounter(manifest, baseline, {} if raw_rows else runtime.feed_columns)
+        plain = not raw_rows and runtime.shapes is None
+        counter = RowCounter(manifest, baseline, runtime.feed_columns if plain else None)
         tap = Tap(
             fields=[f.name for f in manifest.fields],
             raw_rows=raw_rows,

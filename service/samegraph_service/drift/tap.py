@@ -114,6 +114,7 @@ class Tap:
         self._row_bytes = row_bytes + (COLUMNS_BYTES if feeds else OBJECTS_BYTES)
         self._wake = wake
         self._rng = rng
+        self._failing = False
         # One writer each, so that no lock is needed: their difference is what waits.
         self._put_rows = self._put_bytes = 0
         self._taken_rows = self._taken_bytes = 0
@@ -140,7 +141,9 @@ class Tap:
         except Exception:  # nobody's answer waits for drift, and none is lost to it
             self.handed += segments[-1].stop
             self.dropped["failed"] += segments[-1].stop
-            log.exception("drift_tap_failed")
+            if not self._failing:
+                self._failing = True
+                log.exception("drift_tap_failed")
 
     def _columns(self, segment: Segment) -> tuple[np.ndarray, ...]:
         feeds = segment.feeds
