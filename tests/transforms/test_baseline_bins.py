@@ -259,6 +259,16 @@ class TestCategories:
         assert hashed.categories[0] == category_digest("who", "anna")
         assert counts(hashed, ["ben", "dora", None]) == counts(plain, ["ben", "dora", None])
 
+    def test_values_of_few_rows_share_a_bin_where_there_are_even_rarer_ones(self) -> None:
+        """Of a long tail the frequent values alone have bins of their own; of a closed set all have, however few their rows."""
+        tail = ["a"] * 50 + ["b"] * 10 + ["c"] * 9 + ["d"] * 3 + ["e"] * 2 + ["f"]
+        variable = categorical_variable("x", tail)
+        assert variable.categories == ["a", "b"]
+        assert counts(variable, tail) == {"00": 50, "01": 10, "other": 14, "unseen": 1}
+        # In the baseline itself each row of two counts as if it had not been there when its value became known.
+        assert variable.counts == [50, 10, 12, 3, 0, 0]
+        assert categorical_variable("x", tail[:-3]).categories == ["a", "b", "c", "d"]
+
     def test_order_is_by_frequency_and_then_by_value(self) -> None:
         """The same rows in any order give the same variable."""
         values = ["b"] * 3 + ["a"] * 3 + ["c"] * 9

@@ -27,6 +27,10 @@ SUM_REACH = 10.0
 LARGEST_SUMMED = 1e150
 #: Computed numbers that differ by less than this share, of their range or of their size, may be one number on another processor.
 ROUNDING = 1e-5
+#: Rows a value must have for a bin of its own where nobody says what training knew and there are values of one or two rows. Chosen because
+#: it occurred, a value occurs less often in other rows, which among a few rows is much: with bins for values of three rows, and 3,000 rows of
+#: a long tail, 60 % of unchanged windows had a p value below 1 %.
+OWN_BIN_ROWS = 10
 #: Digests of categories that a binner of a hashed variable remembers.
 REMEMBERED_DIGESTS = 4_096
 
@@ -302,7 +306,10 @@ def categorical_variable(
     occurring = Counter(str(v) for v in listed if type(v) is wanted and len(str(v)) <= MAX_CATEGORY_LENGTH)
     chosen = [v for v in known if len(v) <= MAX_CATEGORY_LENGTH] if known is not None else [v for v, n in occurring.items() if n > 1]
     chosen = sorted(dict.fromkeys(chosen), key=lambda v: (-occurring[v], v))
-    top, rare = chosen[:MAX_CATEGORIES], chosen[MAX_CATEGORIES : MAX_CATEGORIES + MAX_RARE]
+    open_set = known is None and any(n <= 2 for n in occurring.values())
+    frequent = sum(occurring[v] >= OWN_BIN_ROWS for v in chosen) if open_set else len(chosen)
+    own = min(MAX_CATEGORIES, frequent)
+    top, rare = chosen[:own], chosen[own : own + MAX_RARE]
     kept: Callable[[str], str] = (lambda v: category_digest(name, v)) if hashed else (lambda v: v)
     empty = Variable(
         name=name,
