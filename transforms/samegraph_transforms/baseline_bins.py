@@ -27,9 +27,9 @@ SUM_REACH = 10.0
 LARGEST_SUMMED = 1e150
 #: Computed numbers that differ by less than this share, of their range or of their size, may be one number on another processor.
 ROUNDING = 1e-5
-#: Rows a value must have for a bin of its own where nobody says what training knew and there are values of one or two rows. Chosen because
-#: it occurred, a value occurs less often in other rows, which among a few rows is much: with bins for values of three rows, and 3,000 rows of
-#: a long tail, 60 % of unchanged windows had a p value below 1 %.
+#: Rows a value must have for a bin of its own where nobody says what training knew and there are values of one or two rows. Chosen as it
+#: occurred, a value occurs less often in other rows, which among a few rows is much: with bins for values of three rows, and 3,000 rows
+#: of a long tail, 60 % of unchanged windows had a p value below 1 %.
 OWN_BIN_ROWS = 10
 #: Digests of categories that a binner of a hashed variable remembers.
 REMEMBERED_DIGESTS = 4_096
