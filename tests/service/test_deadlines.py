@@ -131,7 +131,7 @@ def test_callers_who_leave_the_queue_leave_nothing_behind(server: LiveServer) ->
         waiting: list[Any] = server.run(lambda: [cast(Any, job).args[0] for lane in lanes for job in lane.items])
         assert len(waiting) == 150
         assert not any(work.rows for work in waiting), "images are kept for callers who left"
-        entries = server.run(lambda: [entry for lane in lanes for entry in lane.queue._entries])
+        entries = server.run(lambda: [entry for lane in lanes for entry in cast(Any, lane.queue)._entries])
         assert sum(len(entry.items) for entry in entries) == 4, "rows are kept for callers who left"
     assert is_right(first.result())
     assert all(is_right(f.result()) for f in staying)
