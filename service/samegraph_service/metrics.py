@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -29,8 +29,11 @@ SORT_AT = 1024
 BATCH_BUCKETS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
 
 
-#: Name, help and attribute of `VersionMetrics` of what is counted about batches.
-_BATCHING_COUNTERS = (
+#: Name, help and attribute of `VersionMetrics` of what is counted about a version.
+_VERSION_COUNTERS = (
+    ("samegraph_instances", "Instances answered.", "instances"),
+    ("samegraph_failed_instances", "Instances that failed alone.", "failed_instances"),
+    ("samegraph_expired_requests", "Requests dropped because their deadline passed while they waited.", "expired_works"),
     ("samegraph_backlog_rows", "Rows of executions that started with others left waiting.", "backlog_rows"),
     ("samegraph_backlog_wanted_rows", "Rows the batch policy wanted in those executions.", "backlog_wanted_rows"),
     ("samegraph_input_elements", "Elements that executions read in inputs of varying shape, padding included.", "input_elements"),
@@ -72,13 +75,15 @@ class Histogram:
         self.sort()
         return self._total
 
+    def cumulative(self) -> list[int]:
+        """Return how many values were at most each bound, the last being all of them."""
+        self.sort()
+        return [int(count) for count in self._counts.cumsum()]
+
     def buckets(self) -> list[tuple[str, float]]:
         """Return cumulative (upper bound, count) pairs."""
-        pairs, running = [], 0
-        for bound, count in zip((*self.bounds, float("inf")), self.counts, strict=True):
-            running += count
-            pairs.append(("+Inf" if bound == float("inf") else repr(bound), float(running)))
-        return pairs
+        bounds = (*map(repr, self.bounds), "+Inf")
+        return [(bound, float(count)) for bound, count in zip(bounds, self.cumulative(), strict=True)]
 
     def sort(self) -> None:
         """Put the pending values into their buckets."""
@@ -171,6 +176,32 @@ class VersionReading:
     metrics: VersionMetrics | None
 
 
+#: (label, value) pairs.
+Labels: TypeAlias = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class HistogramFamily:
+    """A metric that is a histogram for each set of labels.
+
+    Attributes:
+        name: Its name.
+        help: A sentence.
+        series: The labels and the histogram of each.
+    """
+
+    name: str
+    help: str
+    series: Sequence[tuple[Labels, Histogram]]
+
+    def metric(self) -> HistogramMetricFamily:
+        """Return it as the Prometheus client knows it."""
+        family = HistogramMetricFamily(self.name, self.help, labels=[label for label, _ in self.series[0][0]] if self.series else ())
+        for labels, histogram in self.series:
+            family.add_metric([value for _, value in labels], histogram.buckets(), histogram.total)
+        return family
+
+
 class Metrics(Collector):
     """All counters of the process that are not a version's own, and the collector of everything."""
 
@@ -198,7 +229,11 @@ class Metrics(Collector):
         self.errors[pair] = self.errors.get(pair, 0) + 1
 
     def collect(self) -> Iterable[Metric]:
-        """Render everything (called by the Prometheus client at a scrape)."""
+        """Give everything to the Prometheus client; `exposition` does that faster."""
+        return (family.metric() if isinstance(family, HistogramFamily) else family for family in self.families())
+
+    def families(self) -> Iterable[Metric | HistogramFamily]:
+        """Give everything."""
         yield from self._request_families()
         if self.reading is not None:
             versions = list(self.reading.versions())
@@ -263,33 +298,20 @@ def _version_families(versions: Sequence[VersionReading]) -> Iterable[Metric]:
     return (info, state, golden, ulp, steps, queued, load)
 
 
-def _timing_families(versions: Sequence[VersionMetrics]) -> Iterable[Metric]:
-    stage = HistogramMetricFamily(
-        "samegraph_stage_duration_seconds", "Time in each stage of the path.", labels=("model", "version", "stage")
+def _timing_families(versions: Sequence[VersionMetrics]) -> Iterable[Metric | HistogramFamily]:
+    keys = [(("model", v.model), ("version", v.version)) for v in versions]
+    yield HistogramFamily(
+        "samegraph_stage_duration_seconds",
+        "Time in each stage of the path.",
+        [((*key, ("stage", name)), histogram) for key, v in zip(keys, versions, strict=True) for name, histogram in v.stages.items()],
     )
-    whole = HistogramMetricFamily(
-        "samegraph_request_duration_seconds", "From the request's headers to its answer.", labels=("model", "version")
-    )
-    size = HistogramMetricFamily("samegraph_batch_size", "Rows in one execution.", labels=("model", "version"))
-    labels = ("model", "version")
-    instances = CounterMetricFamily("samegraph_instances", "Instances answered.", labels=labels)
-    failed = CounterMetricFamily("samegraph_failed_instances", "Instances that failed alone.", labels=labels)
-    expired = CounterMetricFamily(
-        "samegraph_expired_requests", "Requests dropped because their deadline passed while they waited.", labels=labels
-    )
-    counted = [(_counter(name, text, labels, ()), attribute) for name, text, attribute in _BATCHING_COUNTERS]
-    for v in versions:
-        key = (v.model, v.version)
-        for family, attribute in counted:
-            family.add_metric(key, getattr(v, attribute))
-        for name, histogram in v.stages.items():
-            stage.add_metric((*key, name), histogram.buckets(), histogram.total)
-        whole.add_metric(key, v.duration.buckets(), v.duration.total)
-        size.add_metric(key, v.batch_size.buckets(), v.batch_size.total)
-        instances.add_metric(key, v.instances)
-        failed.add_metric(key, v.failed_instances)
-        expired.add_metric(key, v.expired_works)
-    return (stage, whole, size, instances, failed, expired, *(family for family, _ in counted))
+    for name, text, attribute in (
+        ("samegraph_request_duration_seconds", "From the request's headers to its answer.", "duration"),
+        ("samegraph_batch_size", "Rows in one execution.", "batch_size"),
+    ):
+        yield HistogramFamily(name, text, [(key, getattr(v, attribute)) for key, v in zip(keys, versions, strict=True)])
+    for name, text, attribute in _VERSION_COUNTERS:
+        yield _counter(name, text, ("model", "version"), [((v.model, v.version), getattr(v, attribute)) for v in versions])
 
 
 def _counter(name: str, text: str, labels: Sequence[str], rows: Iterable[tuple[tuple[Any, ...], int]]) -> CounterMetricFamily:

@@ -31,6 +31,7 @@ from .drift.statistics import AlarmRule
 from .drift.tap import QueueLimits
 from .drift.window_sizes import parse_windows
 from .errors import Draining
+from .exposition import Exposition
 from .loading import Loaded, LoadOptions
 from .logs import AccessLog, LogOutput, get_logger
 from .metrics import Metrics, Reading, VersionMetrics, VersionReading
@@ -75,7 +76,7 @@ class Service:
         self.drift = DriftMonitor(_drift_options(settings))
         self.drift_exposition = DriftExposition(self.drift, settings.drift.max_series)
         self.operation = OperationMetrics(dropped_events=lambda: 0 if log_output is None else log_output.dropped, loads=self._load_phases)
-        self.registry = self._registry()
+        self.exposition = self._exposition()
         self.access_log = _access_log(settings, log_output)
         self.predictor = Predictor(
             loop,
@@ -243,10 +244,10 @@ class Service:
             entries.append(ModelEntry(name, "" if described is None else described.runtime.manifest.description, versions))
         return entries
 
-    def _registry(self) -> CollectorRegistry:
-        registry = CollectorRegistry(auto_describe=False)
+    def _exposition(self) -> Exposition:
+        process = CollectorRegistry(auto_describe=False)
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
-            collector(registry=registry)
+            collector(registry=process)
         self.metrics.reading = Reading(
             versions=self._version_readings,
             gauges=self._gauges,
@@ -254,9 +255,7 @@ class Service:
             dropped_log_lines=lambda: 0 if self.access_log is None else self.access_log.dropped,
             loads=lambda: self.repository.loads,
         )
-        registry.register(self.metrics)
-        registry.register(self.operation)
-        return registry
+        return Exposition(self.metrics, (process, self.operation))
 
     def _gauges(self) -> Iterable[tuple[str, str, float]]:
         load, limits = self.gate.load, self.gate.limits

@@ -31,7 +31,7 @@ SERVICE_ORDER = (
     "api.access api.error_document api.multipart api.paths",
     "repository",
     "loading predict",
-    "drift.document drift.exposition",
+    "drift.document drift.exposition exposition",
     "drift.monitor",
     "drift.version",
     "drift.windows",

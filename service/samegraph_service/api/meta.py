@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import itertools
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -63,13 +64,15 @@ def _health(router: APIRouter, service: Callable[[], Service]) -> None:
 def _metrics(router: APIRouter, service: Callable[[], Service]) -> None:
     @router.get("/metrics", tags=["health"], summary="Prometheus metrics", response_class=Response)
     async def metrics(request: Request) -> Response:
-        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        _, content_type = choose_encoder(request.headers.get("accept", ""))
         running = service()
         openmetrics = content_type.startswith("application/openmetrics-text")
-        text = [encode(running.registry).decode().removesuffix("# EOF\n")]
-        for family in running.drift_exposition.write(openmetrics=openmetrics):
-            text.append(family)
-            await asyncio.sleep(0)  # there may be thousands of series: predictions go on between two families
+        text = []
+        for piece in itertools.chain(
+            running.exposition.write(openmetrics=openmetrics), running.drift_exposition.write(openmetrics=openmetrics)
+        ):
+            text.append(piece)
+            await asyncio.sleep(0)  # there may be thousands of series: predictions go on between two pieces
         return Response("".join([*text, "# EOF\n" if openmetrics else ""]), media_type=content_type)
 
 
