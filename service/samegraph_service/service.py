@@ -118,7 +118,8 @@ class Service:
         """Start the access log and the watch over the repository; returns before anything is loaded."""
         if self.access_log is not None:
             self.access_log.start()
-        self.drift.start()
+        if self.settings.drift.enabled:
+            self.drift.start()
         memory.before_loading()
         self.background(self._watch())
 

@@ -282,3 +282,7 @@ def test_it_rests_as_long_as_its_share_asks_for() -> None:
         cpu.now += worked
         rest()
     assert rests == pytest.approx([0.001 * 97 / 3, 0.0006 * 97 / 3, 1.0])
+    cpu.now += 5.0  # somebody else's work on this thread
+    rest.begin()
+    rest()
+    assert len(rests) == 3

@@ -351,6 +351,11 @@ def test_too_few_rows_are_never_fine() -> None:
         assert found.rows == sum(window)
 
 
+def test_no_change_is_in_no_bin() -> None:
+    """Equal shares name no guilty bin."""
+    assert compare([500, 300, 200], [250, 150, 100], AlarmRule()).linf_bin is None
+
+
 def test_an_ordered_statistic_needs_values() -> None:
     """A window of missing values only has a PSI but nothing to order."""
     found = compare([500, 500, 10], [0, 0, 300], AlarmRule(), scale=Scale([0, 1], [1.0, 1.0], 0.5))

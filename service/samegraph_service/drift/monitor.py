@@ -35,6 +35,9 @@ PIECE_S = 0.0005
 #: Most rows counted at once, and how long that may take.
 MOST_ROWS = 8192
 LONGEST_S = 0.01
+#: Share of a CPU while windows are compared with their baselines, once a minute for a tenth of a millisecond a variable or two: at the share
+#: of the counting it would take seconds, in which nothing was counted.
+LOOK_RATIO = 0.2
 #: Longest rest after a piece; a larger debt is forgiven, or a slow clock could stop the counting.
 LONGEST_REST_S = 1.0
 
@@ -160,24 +163,26 @@ class DriftMonitor:
 
     def _run(self) -> None:
         rest = Rest(self.options.cpu_ratio, self._stopping.wait)
+        short_rest = Rest(max(self.options.cpu_ratio, LOOK_RATIO), self._stopping.wait)
         while not self._stopping.is_set():
             try:
-                self._turn(rest)
+                self._turn(rest, short_rest)
             except Exception:  # drift is looked at beside the predictions and must not end because of one of them
                 log.exception("drift_failed")
                 self._stopping.wait(1.0)
 
-    def _turn(self, rest: Rest) -> None:
-        worked = False
+    def _turn(self, rest: Rest, short_rest: Rest) -> None:
+        rest.begin()
         with self._counting:
             version = self._waiting()
             if version is not None:
-                worked = True
                 self._count(version, rest)
                 version.tap.set_keep()
-            self._look(self._clock(), rest)
         rest()
-        if not worked:
+        short_rest.begin()
+        with self._counting:
+            self._look(self._clock(), short_rest)
+        if version is None:
             self._sleep()
 
     def _waiting(self) -> VersionDrift | None:
@@ -244,6 +249,10 @@ class Rest:
         self._sleep = sleep
         self._cpu = cpu
         self._since = cpu()
+
+    def begin(self) -> None:
+        """Forget what was done before."""
+        self._since = self._cpu()
 
     def __call__(self) -> None:
         """Rest, if enough was done since the last rest."""

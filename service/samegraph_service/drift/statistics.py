@@ -384,7 +384,7 @@ def compare(baseline: ArrayLike, window: ArrayLike, rule: AlarmRule, *, tests: i
         p_value=p_value,
         js_divergence_bits=js_divergence_bits(baseline, window),
         linf=linf,
-        linf_bin=guilty,
+        linf_bin=guilty if linf > 0 else None,
         ks=ks,
         w1_std=w1,
         state=state_of(psi, critical, p_value, alpha),
