@@ -35,8 +35,8 @@ PIECE_S = 0.0005
 #: Most rows counted at once, and how long that may take.
 MOST_ROWS = 8192
 LONGEST_S = 0.01
-#: Share of a CPU while windows are compared with their baselines, once a minute for a tenth of a millisecond a variable or two: at the share
-#: of the counting it would take seconds, in which nothing was counted.
+#: Share of a CPU while windows are compared with their baselines, once a minute for a tenth of a millisecond or two a variable: at the
+#: share of the counting it would take seconds, in which nothing was counted.
 LOOK_RATIO = 0.2
 #: Longest rest after a piece; a larger debt is forgiven, or a slow clock could stop the counting.
 LONGEST_REST_S = 1.0
@@ -75,7 +75,6 @@ class DriftMonitor:
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
-        self._next = 0
         self._failing: set[VersionDrift] = set()
 
     @property
@@ -172,42 +171,33 @@ class DriftMonitor:
                 self._stopping.wait(1.0)
 
     def _turn(self, rest: Rest, short_rest: Rest) -> None:
-        rest.begin()
         with self._counting:
-            version = self._waiting()
-            if version is not None:
-                self._count(version, rest)
-                version.tap.set_keep()
+            for version in self._versions:
+                if version.tap.waiting()[0]:
+                    self._count(version, rest)
+                    version.tap.set_keep()
         rest()
         short_rest.begin()
         with self._counting:
             self._look(self._clock(), short_rest)
-        if version is None:
-            self._sleep()
+        rest.begin()
+        self._gather()
 
-    def _waiting(self) -> VersionDrift | None:
-        """Return the next version, in turn, whose rows wait."""
-        versions = self._versions
-        for i in range(len(versions)):
-            version = versions[(self._next + i) % len(versions)]
-            if version.tap.waiting()[0]:
-                self._next = (self._next + i + 1) % len(versions)
-                return version
-        return None
-
-    def _sleep(self) -> None:
-        """Wait for rows or for the next minute, and then a moment longer for more rows."""
+    def _gather(self) -> None:
+        """Wait for rows, or for the next minute, and then for more of them; not at all when many are there."""
+        if any(version.tap.waiting()[0] >= _at_once(version) for version in self._versions):
+            return
         self._wake.clear()
         for version in self._versions:
             version.tap.awake = False
-        if any(version.tap.waiting()[0] for version in self._versions):
-            return  # they came while the flags were set: nobody else would say so
-        minute_s = MINUTE_S - self._clock() % MINUTE_S
-        if self._wake.wait(minute_s if self._versions else None):
-            self._stopping.wait(GATHER_S)
+        if not any(version.tap.waiting()[0] for version in self._versions):  # what came before the flags fell, nobody else would tell of
+            minute_s = MINUTE_S - self._clock() % MINUTE_S
+            if not self._wake.wait(minute_s if self._versions else None):
+                return
+        self._stopping.wait(GATHER_S)
 
     def _count(self, version: VersionDrift, breathe: Callable[[], object]) -> None:
-        most = MOST_ROWS if version.row_s <= 0 else max(1, min(MOST_ROWS, int(LONGEST_S / version.row_s)))
+        most = _at_once(version)
         shares = version.tap.take(most)
         n = sum(share.n for share in shares)
         started = time.thread_time()
@@ -260,6 +250,11 @@ class Rest:
         if worked >= PIECE_S:
             self._sleep(min(worked * self._debt, LONGEST_REST_S))
             self._since = self._cpu()
+
+
+def _at_once(version: VersionDrift) -> int:
+    """Return how many of a version's rows are counted at once."""
+    return MOST_ROWS if version.row_s <= 0 else max(1, min(MOST_ROWS, int(LONGEST_S / version.row_s)))
 
 
 def _no_rest() -> None:
