@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from samegraph_service.batching import Entry, Work
 from samegraph_service.device import Segment
 from samegraph_service.drift.tap import QueueLimits, Tap
-from samegraph_service.errors import ExecutionFailed
+from samegraph_service.errors import CallerGone, ExecutionFailed
 from samegraph_transforms.errors import InputError
 
 
@@ -91,6 +91,15 @@ class TestWhatIsTaken:
         assert values_in(tap) == [0, 3]
         assert tap.handed == 2
 
+    def test_rows_nobody_waits_for_are_not(self, feeds: Sequence[str]) -> None:
+        """Rows whose caller left while they ran, or whose request failed on another row, were never answered."""
+        tap = tap_of(feeds=feeds)
+        gone = entry([1, 2])
+        gone.work.fail(CallerGone("he hung up"))
+        tap.executed([entry([0]), gone, entry([3])], [outcome(4)])
+        assert values_in(tap) == [0, 3]
+        assert tap.handed == 2
+
     def test_an_execution_that_failed_whole_is_not(self, feeds: Sequence[str]) -> None:
         """No answers, nothing to count."""
         tap = tap_of(feeds=feeds)
@@ -103,7 +112,8 @@ def test_raw_rows_come_along_where_an_item_stage_runs() -> None:
     """What ran are pixels; the file is in the request, as long as its caller waits."""
     tap = tap_of(raw_rows=True)
     batch = [Entry(Request([(b"file a",), (b"file b",)]), i, [(float(i),)], 10) for i in range(2)]
-    gone = Entry(Request([]), 0, [(2.0,)], 10)
+    gone = Entry(Request([(b"file c",)]), 0, [(2.0,)], 10)
+    gone.work.fail(CallerGone("he hung up"))
     tap.executed(batch, [outcome(2)])
     tap.executed([*batch, gone], [outcome(3)])
     whole, part = tap.take(10)

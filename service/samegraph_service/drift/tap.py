@@ -124,10 +124,10 @@ class Tap:
     def executed(self, batch: Sequence[Entry], segments: Sequence[Segment]) -> None:
         """Take the rows of one execution and their answers (see `device.LaneTap`); before the works are told of them."""
         try:
-            segment, raw = segments[0], self._raw_rows
+            segment = segments[0]
             whole = len(segments) == 1 and segment.arrays is not None
             for entry in batch:
-                if not entry.work.counted or (raw and not entry.work.rows):
+                if entry.work.finished or not entry.work.counted:
                     whole = False
                     break
             if not whole:
@@ -135,7 +135,7 @@ class Tap:
             elif self._feeds:
                 self._put(self._columns(segment), (), None, segment.arrays, segment.stop, 0)
             else:
-                rows = [entry.work.rows[entry.start] for entry in batch] if raw else None
+                rows = [entry.work.rows[entry.start] for entry in batch] if self._raw_rows else None
                 size = sum([entry.bytes for entry in batch])
                 self._put(None, [entry.items for entry in batch], rows, segment.arrays, segment.stop, size)
         except Exception:  # nobody's answer waits for drift, and none is lost to it
@@ -152,9 +152,8 @@ class Tap:
 
     def _executed_in_part(self, batch: Sequence[Entry], segments: Sequence[Segment]) -> None:
         """Take what counts: rows that were answered, of callers that still wait, and not of shadows."""
-        raw = self._raw_rows
         flat = [(entry, place) for entry in batch for place in range(len(entry.items))]
-        counts = [entry.work.counted and not (raw and not entry.work.rows) for entry, _ in flat]
+        counts = [entry.work.counted and not entry.work.finished for entry, _ in flat]
         for segment in segments:
             chosen = [i for i in range(segment.start, segment.stop) if counts[i]]
             if segment.arrays is None or not chosen:
@@ -165,7 +164,7 @@ class Tap:
             if self._feeds:
                 self._put(tuple([feed[places] for feed in self._columns(segment)]), (), None, arrays, len(chosen), 0)
             else:
-                rows = [entry.work.rows[entry.start + place] for entry, place in picked] if raw else None
+                rows = [entry.work.rows[entry.start + place] for entry, place in picked] if self._raw_rows else None
                 size = sum(entry.bytes // len(entry.items) for entry, _ in picked)
                 self._put(None, [[entry.items[place] for entry, place in picked]], rows, arrays, len(chosen), size)
 
