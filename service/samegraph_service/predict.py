@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor as ThreadPool
 from dataclasses import dataclass
 from functools import partial
@@ -191,9 +191,13 @@ class Predictor:
                 else:
                     self._host.submit(self._prepare_on_host, call, index)
             return
-        bytes_each = call.body_bytes // len(rows)
-        good = [(i, row) for i, row in enumerate(rows) if isinstance(row, tuple)]
-        for start, items in cut(good, served.lane.policy.max_batch_size):
+        bytes_each, size = call.body_bytes // len(rows), served.lane.policy.max_batch_size
+        runs: Iterable[tuple[int, Sequence[Any]]]
+        if call.errors:
+            runs = cut([(i, row) for i, row in enumerate(rows) if isinstance(row, tuple)], size)
+        else:
+            runs = ((start, rows[start : start + size]) for start in range(0, len(rows), size))
+        for start, items in runs:
             self._enqueue(call, Entry(call, start, items, bytes_each * len(items)))
 
     def _prepare(self, work: Call, index: int) -> Callable[[], None]:
