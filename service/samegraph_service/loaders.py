@@ -16,6 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
+from . import memory
+
 #: Added to the niceness of the thread that loads beside the serving. With more, others might stop it for long in the middle of holding the
 #: interpreter lock.
 NICENESS = 10
@@ -37,6 +39,7 @@ class Loaders:
     """
 
     def __init__(self, threads: int) -> None:
+        self._stands_back = False
         self._provers = ThreadPoolExecutor(threads, thread_name_prefix="samegraph-prove") if threads > 1 else None
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="samegraph-load")
 
@@ -47,6 +50,7 @@ class Loaders:
 
     def stand_back(self) -> None:
         """Load one version at a time from now on, and behind everything else; nothing may be loading when this is called."""
+        self._stands_back = True
         provers, self._provers = self._provers, None
         for pool in (provers, self.pool):
             if pool is not None:
@@ -54,13 +58,18 @@ class Loaders:
         self.pool = ThreadPoolExecutor(1, thread_name_prefix="samegraph-load", initializer=_step_behind)
 
     @contextmanager
-    def beside_the_serving(self) -> Iterator[None]:
-        """While the block runs, let no thread keep the interpreter lock from the others for long."""
+    def loading(self) -> Iterator[None]:
+        """Put around the load of one version; once loading stands back, no thread keeps the interpreter lock from the others for long."""
+        if not self._stands_back:
+            yield
+            return
         before = sys.getswitchinterval()
         sys.setswitchinterval(min(before, SWITCH_INTERVAL_S))
+        memory.before_loading()
         try:
             yield
         finally:
+            memory.after_loading()
             sys.setswitchinterval(before)
 
     def close(self) -> None:

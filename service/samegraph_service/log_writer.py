@@ -41,6 +41,10 @@ class LineSource(Protocol):
         """Whether there is anything to write."""
         ...
 
+    def ask_again_in(self) -> float | None:
+        """Return the seconds after which to ask for slices although nothing waits; None when that is never needed."""
+        ...
+
     def slices(self) -> Iterator[tuple[str, int]]:
         """Yield what waits: some whole lines as one text, and how many they are."""
         ...
@@ -220,7 +224,7 @@ class LogWriter:
         while self._life == life:
             self.asleep = True
             if not self._something_waits():  # what came before the flag was up woke nobody
-                self._bell.wait(self._report_due_in())
+                self._bell.wait(self._nap())
             self.asleep = False
             if not (self._lines or self._flushes) and self._life == life:
                 self._bell.wait(self._linger_s)  # sources gather a batch; a line that was put, a flush and the end cut it short
@@ -231,6 +235,12 @@ class LogWriter:
                 self._tell_drops()
             for done in flushes:
                 done.set()
+
+    def _nap(self) -> float | None:
+        """Return how long to sleep when nobody rings; None for ever."""
+        return min(
+            (s for s in (self._report_due_in(), *(source.ask_again_in() for source in self._sources)) if s is not None), default=None
+        )
 
     def _something_waits(self) -> bool:
         return bool(self._lines or self._flushes) or any(source.waiting() for source in self._sources)

@@ -1,9 +1,9 @@
 """Keep what only the loading of models needs from staying in the process for good.
 
 A load takes and frees hundreds of megabytes in pieces of all sizes on several threads. The C library keeps what was freed in the heap
-of each thread, with what goes on living strewn over it: after the start of three small models 60 MB that nobody could use. While a
-server starts, pieces of a megabyte and more are therefore taken from the system and given back to it one by one. Afterwards that would
-cost every image a hundred page faults, so the heap gets them again.
+of each thread, with what goes on living strewn over it: after the start of three small models 60 MB that nobody could use, and more after
+every load. While a version loads, pieces of a megabyte and more are therefore taken from the system and given back to it one by one.
+Otherwise that would cost every image a hundred page faults, so the heap gets them again.
 
 glibc only; elsewhere nothing happens.
 """
@@ -19,26 +19,31 @@ from typing import Any
 #: Parameters of mallopt(3).
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 MIB = 1 << 20
-#: Pieces from this size on come from the system while a server starts.
-STARTING_BYTES = MIB
-#: The same while it serves: the most glibc goes up to by itself. Free memory at the end of a heap is given back from twice that on.
+#: Pieces from this size on come from the system while something loads.
+LOADING_BYTES = MIB
+#: The same while nothing does: the most glibc goes up to by itself. Free memory at the end of a heap is given back from twice that on.
 SERVING_BYTES = 32 * MIB
 
 
 def before_loading() -> None:
     """Take large pieces of memory from the system from now on."""
-    _set(STARTING_BYTES)
+    _set(LOADING_BYTES)
 
 
 def after_loading() -> None:
-    """Give back all that loading took and serving does not need, and take what is there out of the garbage collector's sight.
+    """Take them from the heap again."""
+    _set(SERVING_BYTES)
+
+
+def settle() -> None:
+    """Give back all that the start took and serving does not need, and take what is there out of the garbage collector's sight.
 
     The collector otherwise walks hundreds of thousands of objects that never die (modules, packages, sessions) while requests wait.
     """
     gc.collect()
     gc.freeze()
     trim()
-    _set(SERVING_BYTES)
+    after_loading()
 
 
 def trim() -> None:

@@ -161,12 +161,14 @@ class Repository:
                 self.scanned = True
                 return
             self.problem = None
+            before = self.routes
             self._expected = self._expected & set(found) if self._read_once else set(found)
             self._forget_missing(found)
             if self._read_once:
-                with self._loaders.beside_the_serving():
-                    for name in sorted(found):
-                        await self._sync_model(name, found[name])
+                for name in sorted(found):
+                    await self._sync_model(name, found[name])
+                if self.routes is not before:
+                    await self._in_thread(memory.trim)  # what retired
             else:
                 self._read_once = True
                 async with asyncio.TaskGroup() as models:
@@ -241,7 +243,8 @@ class Repository:
         left = self._options.memory_budget_bytes - in_use
         self._loading[name, version] = fingerprint.bytes
         try:
-            loaded = await self._in_thread(_load_and_trim, self._load, self.path, name, version, self._options, left)
+            with self._loaders.loading():
+                loaded = await self._in_thread(_load_and_trim, self._load, self.path, name, version, self._options, left)
         except SamegraphError as error:
             self._failed(name, version, fingerprint, str(error))
             return False

@@ -172,7 +172,7 @@ class Service:
             try:
                 await self.repository.sync()
                 if not self.loaded.is_set():
-                    memory.after_loading()
+                    memory.settle()
                 self.loaded.set()
             except Exception:  # a look that fails must not end all later ones
                 log.exception("repository_sync_crashed")
@@ -349,7 +349,8 @@ def _drift_options(settings: Settings) -> DriftOptions:
 def _access_log(settings: Settings, output: LogOutput | None) -> AccessLog | None:
     if output is None or not settings.log.access:
         return None
-    return AccessLog(output, capacity=settings.log.access_queue, sample_ratio=settings.log.access_sample_ratio)
+    log = settings.log
+    return AccessLog(output, capacity=log.access_queue, sample_ratio=log.access_sample_ratio, per_s=log.access_per_s)
 
 
 def _examples(loaded: Loaded) -> list[ExampleRequest]:

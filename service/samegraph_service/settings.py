@@ -169,6 +169,12 @@ class LogSettings(_Group):
     level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least severe event that is written.")
     access: bool = Field(default=True, description="Whether every answered request gets a line.")
     access_sample_ratio: float = Field(default=1.0, ge=0, le=1, description="Share of answers below status 500 that gets a line.")
+    access_per_s: int = Field(
+        default=5000,
+        ge=1,
+        le=1_000_000,
+        description="Most lines a second, about; beyond that a share of the answers below status 500 gets one, which tells the share.",
+    )
     access_queue: int = Field(
         default=65_536,
         ge=100,

@@ -38,8 +38,8 @@ SERVICE_ORDER = (
     "drift.counting drift.tap",
     "call device",
     "batching admission routing clock",
-    "cost poison quota metrics loaders logs memory operation settings example_image drift.statistics",
-    "drift.distributions drift.window_sizes log_writer",
+    "cost poison quota metrics loaders logs operation settings example_image drift.statistics",
+    "drift.distributions drift.window_sizes log_writer memory",
     "errors",
 )
 #: The path of a prediction: knows callbacks and a clock, but neither HTTP nor settings nor files.

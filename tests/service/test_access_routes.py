@@ -13,8 +13,8 @@ from typing import Any
 import package_builders as build
 import pytest
 from raw_http import Wire, request
-from samegraph_service.api.access import MAX_PATH, AccessLogged
-from samegraph_service.logs import AccessLog, LogOutput, json_line
+from samegraph_service.api.access import AccessLogged
+from samegraph_service.logs import MAX_PATH, AccessLog, LogOutput, json_line
 from samegraph_transforms.pack import pack
 from server_process import ServerProcess
 from starlette.types import Message, Receive, Scope, Send

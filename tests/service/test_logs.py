@@ -14,7 +14,7 @@ import textwrap
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -73,6 +73,14 @@ def only(stream: io.StringIO) -> dict[str, Any]:
     """Parse the one line written so far."""
     (event,) = events(stream)
     return event
+
+
+def wait_for(condition: Callable[[], bool]) -> bool:
+    """Wait until something is true, for ten seconds at most; return whether it is."""
+    deadline = time.monotonic() + 10
+    while not condition() and time.monotonic() < deadline:
+        os.sched_yield()
+    return condition()
 
 
 def record_some(log: AccessLog, count: int, status: int = 200) -> None:
@@ -506,6 +514,35 @@ def test_sampling_keeps_the_share_and_every_server_error(sink: tuple[io.StringIO
     assert log.dropped == 0
 
 
+def test_beyond_the_rate_answers_share_lines_that_tell_how_many() -> None:
+    """Ten times too many answers: every sixteenth gets a line, every server error still does, and it ends with the rush."""
+    stream = BlockingStream()
+    output = LogOutput(stream, json_line, linger_s=0.0)
+    now = 0.0
+    log = AccessLog(output, per_s=100, clock=lambda: now)
+    log.start()
+    log.record("GET", "/first", 200, 0.0)
+    assert stream.entered.wait(10)
+    now = 1.0
+    record_some(log, 1000)  # while the writer is held up, so that it sees them all at once
+    stream.gate.set()
+    assert output.flush(10)
+    assert log.written == 1001
+    record_some(log, 160)
+    record_some(log, 5, status=503)
+    assert output.flush(10)
+    rush = events(stream)[1001:]
+    assert [e["path"] for e in rush if e["status"] == 200] == [f"/{i}" for i in range(0, 160, 16)]
+    assert {e["sample_ratio"] for e in rush if e["status"] == 200} == {1 / 16}
+    assert [e.get("sample_ratio") for e in rush if e["status"] == 503] == [None] * 5
+    now = 1000.0
+    assert wait_for(lambda: log.ask_again_in() is None)  # the writer looks by itself: answers that are passed over wake nobody
+    record_some(log, 20)
+    assert log.stop()
+    assert [e.get("sample_ratio") for e in events(stream)[-20:]] == [None] * 20
+    assert log.dropped == 0
+
+
 def test_it_can_be_started_again_and_counts_what_came_in_between(sink: tuple[io.StringIO, LogOutput]) -> None:
     """A record made while it is stopped is a counted drop, and stopping twice is harmless."""
     stream, output = sink
@@ -534,6 +571,7 @@ def test_starting_twice_is_refused(sink: tuple[io.StringIO, LogOutput]) -> None:
     [
         pytest.param({"capacity": 0}, "at least 1; got 0", id="capacity"),
         pytest.param({"sample_ratio": 1.5}, "between 0 and 1; got 1.5", id="sample ratio"),
+        pytest.param({"per_s": 0}, "above 0; got 0", id="rate"),
     ],
 )
 def test_a_number_out_of_range_is_refused(sink: tuple[io.StringIO, LogOutput], arguments: dict[str, Any], words: str) -> None:

@@ -38,7 +38,7 @@ PROGRAM = """
         for thread in threads:
             thread.join()
     if sys.argv[1] == "settled":
-        memory.after_loading()
+        memory.settle()
     print(resident_mib() - before)
 """
 
@@ -59,7 +59,7 @@ def test_what_is_there_after_loading_is_out_of_the_collectors_sight() -> None:
     """It never dies, and walking it would take the interpreter from whoever is served."""
     before = gc.get_freeze_count()
     try:
-        memory.after_loading()
+        memory.settle()
         assert gc.get_freeze_count() > before
     finally:
         gc.unfreeze()

@@ -11,8 +11,6 @@ from samegraph_service.logs import AccessLog
 
 #: Where an error handler leaves the code of the error it answered, in the scope.
 CODE = "samegraph.code"
-#: Longest path that is logged; a longer one is cut.
-MAX_PATH = 1024
 
 
 class AccessLogged:
@@ -43,7 +41,7 @@ class AccessLogged:
             client = scope.get("client")
             self._log.record(
                 scope["method"],
-                scope["path"][:MAX_PATH],
+                scope["path"],
                 answer.status,
                 self._now() - started,
                 answer.request_id,
