@@ -80,8 +80,10 @@ def test_onnx_runtime_is_declared_once() -> None:
 
 
 def test_client_needs_neither_onnx_nor_a_web_framework() -> None:
-    """The caller's distribution stays light."""
-    assert {package(line) for line in everything_asked_for("client/pyproject.toml")} == {"httpx2", "tenacity"}
+    """Its users install two packages; what extras add is none of the server's weight either."""
+    assert {package(line) for line in declared("client/pyproject.toml")["dependencies"]} == {"httpx2", "tenacity"}
+    heavy = {"onnx", "onnxruntime", "onnxruntime-gpu", "fastapi", "starlette", "uvicorn", "pydantic", "samegraph", "samegraph-transforms"}
+    assert {package(line) for line in everything_asked_for("client/pyproject.toml")} & heavy == set()
 
 
 def test_distributions_share_one_version() -> None:

@@ -42,28 +42,36 @@ def byte_server(answer: Answer, *, backlog: int = 1024, reads_body: bool = True)
                 if not written or b"connection: close" in written:
                     break
                 if not reads_body:
-                    await loop.create_future()  # until the server ends
+                    await ended.wait()  # and not a future of its own: nothing would hold on to that, nor to this task
+                    writer.transport.abort()  # `close` would wait for a caller who reads nothing
+                    break
         except (asyncio.IncompleteReadError, ConnectionError):
             pass  # the caller has gone
         finally:
             writer.close()
 
     loop = asyncio.new_event_loop()
+    ended = asyncio.Event()
     server = loop.run_until_complete(asyncio.start_server(converse, "127.0.0.1", 0, backlog=backlog))
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
     try:
         yield server.sockets[0].getsockname()[1]
     finally:
-        asyncio.run_coroutine_threadsafe(_end(server), loop).result(10)
+        asyncio.run_coroutine_threadsafe(_end(server, ended), loop).result(10)
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
 
 
-async def _end(server: asyncio.Server) -> None:
+async def _end(server: asyncio.Server, ended: asyncio.Event) -> None:
     server.close()
-    talking = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-    for task in talking:
-        task.cancel()
-    await asyncio.gather(*talking, return_exceptions=True)
+    ended.set()
+    quiet = 0
+    while quiet < 3:  # a connection that was just accepted gets its task a turn later, and is closed for good one after that
+        await asyncio.sleep(0)
+        talking = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        quiet = 0 if talking else quiet + 1
+        for task in talking:
+            task.cancel()
+        await asyncio.gather(*talking, return_exceptions=True)
