@@ -14,6 +14,7 @@ from samegraph_transforms.wire import Decoded, Form
 from .admission import Reservation
 from .batching import Arrays, Part, Work, joined
 from .errors import CallerGone
+from .experiments.assignment import Assignment
 
 OnError = Literal["fail", "partial"]
 
@@ -28,6 +29,7 @@ class Call(Work):
         decode: Turns the body into checked rows for the chosen version's signature; raises InputError.
         body: The request's body; let go of once it is decoded.
         request_id: Names the request in the answer and the logs.
+        assignment: What an experiment decided about it, or None.
         timeout_s: The caller's deadline in seconds from `received`, or None for the server's.
         received: Loop time when the request's headers were read.
         on_error: Whether one bad instance fails the request (`fail`) or only itself (`partial`).
@@ -41,6 +43,7 @@ class Call(Work):
     """
 
     __slots__ = (
+        "assignment",
         "body",
         "body_bytes",
         "cancelled",
@@ -72,6 +75,7 @@ class Call(Work):
         self.heavy = False
         self.reservation: Reservation | None = None
         self.served: Any = None
+        self.assignment: Assignment | None = None
         self.form: Form = "rows"
         self.rows: Sequence[Row | InputError] = ()
         self.cancelled = False
@@ -121,9 +125,10 @@ class Answer:
         n: Instances in the request.
         errors: Instance index → what went wrong (only with `on_error=partial`); those have no row in `arrays`.
         form: Rows or columns, as the caller sent them.
+        assignment: What an experiment decided about the request, or None.
     """
 
-    __slots__ = ("errors", "form", "n", "origin", "parts", "request_id")
+    __slots__ = ("assignment", "errors", "form", "n", "origin", "parts", "request_id")
 
     def __init__(
         self,
@@ -133,7 +138,9 @@ class Answer:
         n: int,
         errors: dict[int, SamegraphError],
         form: Form = "rows",
+        assignment: Assignment | None = None,
     ) -> None:
+        self.assignment = assignment
         self.origin = origin
         self.request_id = request_id
         self.parts = parts

@@ -22,6 +22,9 @@
         ├── ExecutionFailed               the model's graph failed on this instance
         ├── PoisonInstance                executions failed on this very instance before
         ├── CallerGone                    the caller hung up or cancelled
+        ├── RoutingProblem                routing.yaml is not valid, or names what is not there
+        ├── RoutingConflict               routing.yaml was changed by somebody else in between
+        ├── RoutingReadOnly               routing.yaml cannot be written here; it has to be applied elsewhere
         ├── Unauthorized                  an admin route needs a token
         └── Internal                      a bug of ours; the log has the traceback, the answer does not
 
@@ -171,6 +174,46 @@ class CallerGone(ServiceError):
 
 class Unauthorized(ServiceError):
     """Raised when an admin route is called without its token, or when no token is configured."""
+
+
+class RoutingProblem(ServiceError):
+    """Raised when a routing file is not valid, or names what the repository does not have.
+
+    Attributes:
+        problems: One sentence each, beginning with the path in the file.
+    """
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = tuple(problems)
+
+
+class RoutingConflict(ServiceError):
+    """Raised when the routing file has another revision than the one a change was made from.
+
+    Attributes:
+        revision: The revision there is.
+    """
+
+    def __init__(self, asked: str, revision: str) -> None:
+        super().__init__(
+            f"the routing file has revision {revision} and the change was made from {asked[:64]!r}; read it again and repeat the change"
+        )
+        self.revision = revision
+
+
+class RoutingReadOnly(ServiceError):
+    """Raised when the routing file cannot be written where the server reads it.
+
+    Attributes:
+        text: The file to apply elsewhere.
+    """
+
+    def __init__(self, text: str, reason: str) -> None:
+        super().__init__(
+            f"the model repository cannot be written to here ({reason}); put this file there the way the repository is deployed"
+        )
+        self.text = text
 
 
 class Internal(ServiceError):

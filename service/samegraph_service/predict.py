@@ -259,7 +259,7 @@ class Predictor:
             call.on_done(call, Failure(failure, served.model, served.version))
             return
         served.metrics.instances += call.n - failed
-        call.on_done(call, Answer(served.origin, call.request_id, parts, call.n, call.errors, call.form))
+        call.on_done(call, Answer(served.origin, call.request_id, parts, call.n, call.errors, call.form, call.assignment))
 
 
 def _mismatch(parts: Sequence[Part]) -> InputError | None:
