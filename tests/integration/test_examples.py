@@ -18,7 +18,7 @@ from samegraph_transforms.package import read_package
 from samegraph_transforms.runtime import PackageRuntime
 from server_process import ServerProcess
 
-EXAMPLES = [("penguins", 1), ("flights", 1), ("flights", 2), ("imagenet", 1)]
+EXAMPLES = [("penguins", 1), ("flights", 1), ("flights", 2), ("imagenet", 1), ("sentiment", 1)]
 IDS = [f"{name}-{version}" for name, version in EXAMPLES]
 
 

@@ -18,7 +18,7 @@ import pytest
 from documented import Block, blocks, difference
 from server_process import ROOT, ServerProcess
 
-DOCUMENTS = ("README.md", "docs/endpoints.md", "docs/image-models.md")
+DOCUMENTS = ("README.md", "docs/endpoints.md", "docs/image-models.md", "docs/text-models.md")
 #: Where the documents say the checkout lies and the server answers.
 DIRECTORY = "/home/you/samegraph"
 ADDRESS = "http://127.0.0.1:8000"

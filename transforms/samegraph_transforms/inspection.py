@@ -22,7 +22,7 @@ from .baseline import Baseline, Expected, Variable
 from .baseline_view import sparkline, words
 from .errors import BaselineInvalid, SamegraphError
 from .itemplan import Step
-from .manifest import Decoder, Manifest, Output, Ragged, RawField, Stage
+from .manifest import Decoder, Manifest, Output, Ragged, RawField, Stage, Tokenizer
 from .pack import describe_tolerance
 from .package import Package, graph_names, parse_model
 from .runtime import PackageRuntime
@@ -126,6 +126,8 @@ class Inspection:
             sections.append(("Instances of different lengths", _ragged(manifest)))
         if manifest.decoders:
             sections.append(("Image decoding", _decoders(manifest)))
+        if manifest.tokenizers:
+            sections.append(("Tokenizing", _tokenizers(manifest)))
         sections += [("Exactness", _exactness(self.package)), ("Files", _files(manifest)), ("Provenance", _provenance(manifest))]
         return Group(_head(self.package), *(_section(title, body) for title, body in sections))
 
@@ -426,6 +428,27 @@ def decoder_facts(decoder: Decoder) -> list[tuple[str, str]]:
         ("modes", ", ".join(mode if mode == to else f"{mode}→{to}" for mode, to in decoder.modes.items())),
         ("EXIF", f"orientation: {decoder.exif_orientation}"),
         ("cut short", decoder.truncated),
+    ]
+
+
+def _tokenizers(manifest: Manifest) -> RenderableType:
+    parts: list[RenderableType] = []
+    for tokenizer in manifest.tokenizers:
+        table = Table.grid(padding=(0, 2))
+        for label, value in tokenizer_facts(tokenizer):
+            add_row(table, label, value)
+        parts += [Text(tokenizer.node, "bold"), Padding(table, (0, 0, 0, 2))]
+    return Group(*parts)
+
+
+def tokenizer_facts(tokenizer: Tokenizer) -> list[tuple[str, str]]:
+    """Return what a tokenizer reads and gives, as label and value."""
+    return [
+        ("trained with", f"{tokenizer.library} {tokenizer.library_version}"),
+        ("file", tokenizer.file),
+        ("gives", ", ".join(tokenizer.arrays)),
+        ("special tokens", "added" if tokenizer.add_special_tokens else "not added"),
+        ("at most", f"{tokenizer.max_length} tokens" if tokenizer.max_length is not None else "what the file says"),
     ]
 
 

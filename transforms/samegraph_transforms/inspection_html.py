@@ -20,6 +20,7 @@ from .inspection import (
     size_words,
     some,
     stage_facts,
+    tokenizer_facts,
     total_bytes,
 )
 from .pack import describe_tolerance
@@ -73,6 +74,9 @@ def render(inspection: Inspection) -> str:
     if manifest.decoders:
         cards = "".join(f'<div class="card"><h3>{escape(d.node)}</h3>{_facts(decoder_facts(d))}</div>' for d in manifest.decoders)
         sections.append(("decoding", "Image decoding", cards))
+    if manifest.tokenizers:
+        cards = "".join(f'<div class="card"><h3>{escape(t.node)}</h3>{_facts(tokenizer_facts(t))}</div>' for t in manifest.tokenizers)
+        sections.append(("tokenizing", "Tokenizing", cards))
     sections += [
         ("files", "Files", _table(("file", "size", "sha256"), file_rows(manifest), right=(1,))),
         ("provenance", "Provenance", _facts(provenance_rows(manifest))),

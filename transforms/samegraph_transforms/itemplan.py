@@ -4,6 +4,7 @@
 and some of it Pillow runs faster with the same result. `compile_item_plan` cuts the graph once, when a package is loaded:
 
     host      ai.onnx::ImageDecoder, run by decode.py as the manifest's `Decoder` of that node says
+    host      samegraph::Tokenize, run by the `tokenizers` library as the manifest's `Tokenizer` of that node says
     kernel    a call of one of our functions, or a resize and the crop of it, for which kernels.py has proven native code equal here
     onnx      everything else, in runs as long as the order of the data allows, each an ONNX Runtime session of its own
 
@@ -44,6 +45,8 @@ from .kernels import (
 )
 from .manifest import BINARY_KINDS, Decoder, Manifest, RawField, Stage
 from .opsets import DOMAIN, IR_VERSION
+from .tokenization import OP_TYPE as TOKENIZE
+from .tokenization import TextTokenizer, tokenizers_of
 
 Engine = Literal["host", "kernel", "onnx"]
 Values = dict[str, object]
@@ -130,6 +133,7 @@ def compile_item_plan(
     make_executor: MakeExecutor,
     kernels: Literal["auto", "off"] = "auto",
     cache_dir: Path | None = None,
+    read_file: Callable[[str], bytes] | None = None,
 ) -> ItemPlan:
     """Compile the item stage of a package.
 
@@ -139,25 +143,39 @@ def compile_item_plan(
         make_executor: How ONNX subgraphs are run.
         kernels: `auto` uses host kernels where they are proven equal on this machine; `off` runs every function's ONNX body.
         cache_dir: Where kernel verdicts are kept; None for the user's cache directory.
+        read_file: Returns the content of a file of the package; only needed where there are tokenizers.
 
     Raises:
-        ManifestInvalid: The graph and the manifest do not fit: a decoder is missing, or reads something that is not a raw field.
-        EnvironmentUnfit: A decoder asks for a format that is not supported here.
+        ManifestInvalid: The graph and the manifest do not fit: a decoder or tokenizer is missing, or reads what is no raw field.
+        EnvironmentUnfit: A decoder asks for a format that is not supported here, or the tokenizers' library is missing.
         ExecutionError: A subgraph does not load.
     """
     stage = manifest.stage(_STAGE)
     if stage is None:
         raise ManifestInvalid(f"{manifest.name}: the manifest has no {_STAGE} stage, so there is nothing to compile")
-    return _Compiler(model, manifest, stage, make_executor, kernels, cache_dir).compile()
+    tokenizers = tokenizers_of(manifest.tokenizers, read_file or _no_file)
+    return _Compiler(model, manifest, stage, make_executor, kernels, cache_dir, tokenizers).compile()
+
+
+def _no_file(name: str) -> bytes:
+    raise ManifestInvalid(f"there is no package to read {name} from")
 
 
 class _Compiler:
     """Cuts one graph into steps."""
 
     def __init__(
-        self, model: onnx.ModelProto, manifest: Manifest, stage: Stage, make_executor: MakeExecutor, kernels: str, cache_dir: Path | None
+        self,
+        model: onnx.ModelProto,
+        manifest: Manifest,
+        stage: Stage,
+        make_executor: MakeExecutor,
+        kernels: str,
+        cache_dir: Path | None,
+        tokenizers: Mapping[str, TextTokenizer],
     ) -> None:
         self.manifest = manifest
+        self.tokenizers = tokenizers
         self.stage = stage
         self.make_executor = make_executor
         self.kernels = kernels
@@ -228,6 +246,8 @@ class _Compiler:
         """Compile what the host can do from `node` on: the step and the nodes it does, or None."""
         if _is_decoder(node):
             return self._decoder_step(node), [node]
+        if _is_tokenizer(node):
+            return self._tokenizer_step(node), [node]
         then = self._only_reader(node, pending)
         for nodes in ([node, then], [node]) if then is not None else ([node],):
             step = self._kernel_step(nodes)
@@ -256,6 +276,19 @@ class _Compiler:
         step = Step((_label(node),), "host", f"Pillow {PIL.__version__}", note)
         return _Compiled(step, partial(_decode, node.input[0], node.output[0], decoder, field.max_pixels, field.name))
 
+    def _tokenizer_step(self, node: onnx.NodeProto) -> _Compiled:
+        tokenizer = self.tokenizers.get(node.name)
+        if tokenizer is None:
+            raise self._invalid(f"the manifest declares no tokenizer for node {node.name!r} of {_STAGE}; add one to `tokenizers`")
+        field = self._field(self.stage.inputs.get(node.input[0], node.input[0]))
+        if field is None or field.kind not in ("text", "string") or node.input[0] not in {i.name for i in self.graph.input}:
+            raise self._invalid(f"tokenizer {node.name!r} must read a text field directly; it reads {node.input[0]!r}")
+        if len(node.output) != len(tokenizer.declared.arrays):
+            arrays = ", ".join(tokenizer.declared.arrays)
+            raise self._invalid(f"tokenizer {node.name!r} has {len(node.output)} outputs in the graph, and the manifest names {arrays}")
+        step = Step((_label(node),), "host", tokenizer.library, f"trained with tokenizers {tokenizer.declared.library_version}")
+        return _Compiled(step, partial(_tokenize, node.input[0], tuple(node.output), tokenizer, field.name))
+
     def _kernel_step(self, nodes: Sequence[onnx.NodeProto]) -> _Compiled | None:
         """Compile `nodes`, one or two, as a host kernel if there is one and it is proven equal here."""
         first, last = nodes[0], nodes[-1]
@@ -279,7 +312,7 @@ class _Compiler:
         made: set[str] = set()
         run: list[onnx.NodeProto] = []
         for node in pending:
-            if not _is_decoder(node) and (available | made).issuperset(_reads(node)) and self._host_step(node, pending) is None:
+            if not _is_host_node(node) and (available | made).issuperset(_reads(node)) and self._host_step(node, pending) is None:
                 run.append(node)
                 made.update(node.output)
         if not run:
@@ -375,6 +408,11 @@ def _decode(source: str, target: str, decoder: Decoder, max_pixels: int | None, 
     env[target] = Pixels(image=open_image(bytes(data), decoder, max_pixels=max_pixels, field=field))
 
 
+def _tokenize(source: str, targets: Sequence[str], tokenizer: TextTokenizer, field: str, env: Values) -> None:
+    text = _as_array(env[source])[0]
+    env.update(zip(targets, tokenizer(text, field), strict=True))
+
+
 def _run_kernel(source: str, target: str, kernel: Kernel, field: str | None, env: Values) -> None:
     value = env[source]
     pixels = value if isinstance(value, Pixels) else Pixels(array=_as_array(value))
@@ -409,6 +447,14 @@ def _at_field(error: InputError, field: str | None) -> InputError:
 
 def _is_decoder(node: onnx.NodeProto) -> bool:
     return node.op_type == "ImageDecoder" and node.domain in _ONNX_DOMAINS
+
+
+def _is_tokenizer(node: onnx.NodeProto) -> bool:
+    return node.op_type == TOKENIZE and node.domain == DOMAIN
+
+
+def _is_host_node(node: onnx.NodeProto) -> bool:
+    return _is_decoder(node) or _is_tokenizer(node)
 
 
 #: An input of an ONNX step, and what its (height, width) must pass before the step runs.
@@ -480,6 +526,9 @@ def _value_types(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
     for node in model.graph.node:
         if _is_decoder(node) or host_kernel(node) is not None:
             known[node.output[0]] = helper.make_tensor_value_info(node.output[0], onnx.TensorProto.UINT8, _open_dims(node.output[0], 3))
+        elif _is_tokenizer(node):
+            for output in node.output:
+                known[output] = helper.make_tensor_value_info(output, onnx.TensorProto.INT64, _open_dims(output, 1))
     return known
 
 

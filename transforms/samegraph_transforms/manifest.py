@@ -173,6 +173,42 @@ class Decoder(_Model):
     truncated: Literal["refuse"] = Field(default="refuse", description="What a file that ends early gets.")
 
 
+#: What a tokenizer makes of a text.
+TokenArray = Literal["ids", "mask", "type_ids"]
+
+
+def _ids_and_mask() -> list[TokenArray]:
+    return ["ids", "mask"]
+
+
+class Tokenizer(_Model):
+    """Which tokenizer a `samegraph::Tokenize` host node stands for."""
+
+    node: str = Field(description="Name of the Tokenize node in preprocess.item.onnx.")
+    file: str = Field(default="assets/tokenizer.json", description="The tokenizer.json, by its path in the package.")
+    library: Literal["tokenizers"] = Field(default="tokenizers", description="The library training tokenized with.")
+    library_version: str = Field(description="Version of the library training tokenized with.")
+    arrays: list[TokenArray] = Field(
+        default_factory=_ids_and_mask,
+        min_length=1,
+        description="What the node gives, in the order of its outputs, int64 [length] each: ids, ones (mask), segments (type_ids).",
+    )
+    add_special_tokens: bool = Field(default=True, description="Whether tokens such as [CLS] and [SEP] are put around a text.")
+    max_length: int | None = Field(
+        default=None,
+        ge=1,
+        le=MAX_BUCKET,
+        description="Most tokens of a text, special ones included; the rest is cut off. Unset: what the file says about truncation.",
+    )
+
+    @field_validator("arrays")
+    @classmethod
+    def _each_once(cls, arrays: list[TokenArray]) -> list[TokenArray]:
+        if len(set(arrays)) != len(arrays):
+            raise ValueError(f"arrays are given once each; got {', '.join(arrays)}")
+        return arrays
+
+
 class RaggedInput(_Model):
     """Where a ragged length is in one input, and what stands beyond the end of a shorter one."""
 
@@ -311,6 +347,12 @@ class Manifest(_Model):
     outputs: list[Output] = Field(min_length=1, description="Outputs of one instance, in the order of answers.")
     stages: list[Stage] = Field(min_length=1, description="The chain of graphs, in the order they run; `model` is always there.")
     decoders: list[Decoder] = Field(default_factory=list, description="One per ImageDecoder node of preprocess.item.onnx.")
+    tokenizers: list[Tokenizer] = Field(
+        default_factory=list,
+        # Left out of manifest.json when empty, as `batching.ragged` is: the digest of packages without text stays what it was.
+        exclude_if=lambda tokenizers: not tokenizers,
+        description="One per Tokenize node of preprocess.item.onnx. An empty list is left out.",
+    )
     batching: Batching = Field(default_factory=Batching, description="Hints for forming batches.")
     tolerances: dict[str, Tolerance] = Field(
         default_factory=lambda: dict(DEFAULT_TOLERANCES),

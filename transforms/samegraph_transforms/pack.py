@@ -35,6 +35,7 @@ from .manifest import (
     Provenance,
     RawField,
     StageName,
+    Tokenizer,
     Tolerance,
 )
 from .package import Package, PackageWriter, parse_model, validation_summary, version_path, write_baseline, write_files
@@ -272,6 +273,7 @@ class DraftFile(BaseModel):
     outputs: list[Output] = Field(min_length=1)
     stages: list[_StageFile] = Field(min_length=1, description="Stages with their graphs, in order.")
     decoders: list[Decoder] = Field(default_factory=list)
+    tokenizers: list[Tokenizer] = Field(default_factory=list)
     batching: Batching = Field(default_factory=Batching)
     tolerances: dict[str, Tolerance] = Field(default_factory=lambda: dict(DEFAULT_TOLERANCES))
     provenance: Provenance = Field(default_factory=Provenance)
@@ -296,6 +298,7 @@ def read_draft(directory: Path | str) -> tuple[PackageDraft, list[GoldenSample]]
         outputs=facts.outputs,
         stages=[_read_stage(directory, stage) for stage in facts.stages],
         decoders=facts.decoders,
+        tokenizers=facts.tokenizers,
         batching=facts.batching,
         tolerances=facts.tolerances,
         provenance=facts.provenance,

@@ -662,6 +662,7 @@ def _manifest(draft: PackageDraft, stages: list[Stage], golden_samples: int, fil
             outputs=list(draft.outputs),
             stages=stages,
             decoders=list(draft.decoders),
+            tokenizers=list(draft.tokenizers),
             batching=draft.batching,
             tolerances=dict(draft.tolerances),
             golden_samples=golden_samples,

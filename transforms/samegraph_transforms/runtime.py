@@ -89,7 +89,7 @@ class PackageRuntime:
         if item_stage is not None:
             started = time.perf_counter()
             model = package.load_stage("preprocess.item")
-            self.item_plan = compile_item_plan(model, self.manifest, make_executor=make_item, kernels=kernels)
+            self.item_plan = compile_item_plan(model, self.manifest, make_executor=make_item, kernels=kernels, read_file=package.read_file)
             open_outputs = {item_stage.outputs[value.name] for value in model.graph.output if _is_open(value)}
             self.item_stage_s = time.perf_counter() - started
         self._batch_stages = [s for s in self.manifest.stages if s.name != "preprocess.item"]
