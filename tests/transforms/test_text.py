@@ -311,7 +311,7 @@ def run_both(stage: DraftStage, feeds: dict[str, np.ndarray]) -> np.ndarray:
     """Run a head in ONNX Runtime and in the reference evaluator, and return the former once they agree."""
     onnx.checker.check_model(stage.model, full_check=True)
     [got] = OrtExecutor(stage.model).run(feeds)
-    reference = np.asarray(list(ReferenceEvaluator(stage.model).run(None, feeds))[0])
+    reference = np.asarray(next(iter(ReferenceEvaluator(stage.model).run(None, feeds))))
     np.testing.assert_allclose(got, reference, rtol=3e-7)
     return got
 
