@@ -24,7 +24,7 @@ from .api.asgi import PredictGateway
 from .api.front import Front, HttpLimits
 from .batching import BatchPolicy
 from .clock import PreciseLoop
-from .device import Device, Lane
+from .device import Device, Lane, Runner
 from .drift.exposition import DriftExposition
 from .drift.monitor import DriftMonitor, DriftOptions
 from .drift.statistics import AlarmRule
@@ -42,6 +42,7 @@ from .predict import Deadlines, Predictor, Served, served_version
 from .quota import cpu_quota, memory_limit
 from .repository import Repository
 from .settings import Settings
+from .simulated import Pace, Paced, paced_cost
 
 log = get_logger("samegraph.service")
 
@@ -102,6 +103,9 @@ class Service:
         self.loaded = asyncio.Event()  # set once everything in the repository was tried
         self._look = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
+        self.pace = Pace(execution.simulated_batch_s, execution.simulated_row_s)
+        if self.pace:
+            log.warning("execution_times_simulated", batch_s=self.pace.batch_s, row_s=self.pace.row_s, reason="for load tests only")
         if providers == CPU and execution.device == "auto" and gpu_present():
             log.warning("gpu_unusable", reason="ONNX Runtime cannot run a graph on it; what it misses is on standard error above")
         log.info(
@@ -187,7 +191,11 @@ class Service:
         metrics = VersionMetrics(manifest.name, manifest.version)
         self.metrics.expect(manifest.name, manifest.version)
         policy = BatchPolicy(loaded.max_batch_size, manifest.batching.max_queue_delay_s)
-        lane = Lane(f"{manifest.name}/{manifest.version}", loaded.runtime, policy, loaded.cost, metrics, loaded.canary)
+        runner: Runner = loaded.runtime
+        cost = loaded.cost
+        if self.pace:
+            runner, cost = Paced(runner, self.pace), paced_cost(self.pace, loaded.max_batch_size)
+        lane = Lane(f"{manifest.name}/{manifest.version}", runner, policy, cost, metrics, loaded.canary)
         self.device.add(lane)
         served = served_version(loaded.runtime, lane, metrics)
         if loaded.baseline is not None and self.settings.drift.enabled:
@@ -201,6 +209,15 @@ class Service:
 
     # --- readings -----------------------------------------------------------------------------------------------------
 
+    def warnings(self) -> list[str]:
+        """Return what an operator should look at although everything answers."""
+        found = self.repository.warnings()
+        if self.pace:
+            found.append(
+                f"execution times are simulated ({self.pace.batch_s:g} s a batch, {self.pace.row_s:g} s a row); for load tests only"
+            )
+        return found
+
     def readiness(self) -> tuple[bool, dict[str, Any]]:
         """Return whether the process should get traffic, and the reasons as a document."""
         reasons: list[str] = []
@@ -212,7 +229,7 @@ class Service:
         if self.repository.scanned and not self.repository.ready_models():
             reasons.append(f"no model in {self.settings.repository.path} is ready")
         ready = not reasons
-        warnings = self.repository.warnings()
+        warnings = self.warnings()
         status = "ready" if ready and not warnings else "degraded" if ready else "not ready"
         return ready, {"ready": ready, "status": status, "reasons": reasons, "degraded": warnings, "models": self.repository.ready_models()}
 
@@ -262,7 +279,7 @@ class Service:
         load, limits = self.gate.load, self.gate.limits
         ready, _ = self.readiness()
         yield "samegraph_ready", "One when the process should get traffic.", float(ready)
-        yield "samegraph_degraded", "How many things an operator should look at.", float(len(self.repository.warnings()))
+        yield "samegraph_degraded", "How many things an operator should look at.", float(len(self.warnings()))
         yield "samegraph_in_flight_requests", "Requests accepted and not answered.", load.requests
         yield "samegraph_in_flight_rows", "Instances accepted and not answered.", load.rows
         yield "samegraph_in_flight_bytes", "Body bytes accepted and not answered.", load.bytes

@@ -88,6 +88,33 @@ class ExecutionSettings(_Group):
     inline_below_s: float = Field(
         default=0.0005, ge=0, le=0.01, description="Executions predicted to be shorter run on the event loop; 0 never does."
     )
+    simulated_batch_s: float = Field(
+        default=0.0, ge=0, le=60, description="For load tests only: every execution is made to take at least so many seconds."
+    )
+    simulated_row_s: float = Field(default=0.0, ge=0, le=60, description="For load tests only: and so many more for each of its rows.")
+
+
+class AdmissionSettings(_Group):
+    """What is let in under load, and what a caller who is not is told."""
+
+    caller_header: str = Field(
+        default="", max_length=64, description="Request header that names the caller, set by your gateway. Empty: the peer's address."
+    )
+    max_callers: int = Field(
+        default=4096, ge=1, le=1_000_000, description="Callers told apart at the same time; further ones share a place."
+    )
+    max_hint_s: float = Field(
+        default=60.0, ge=1, le=86400, description="Longest hint, in seconds; beyond it callers are spread over the half below."
+    )
+    max_keys: int = Field(
+        default=10_000, ge=1, le=1_000_000, description="Most tickets of refused callers, and most idempotency keys, kept at the same time."
+    )
+    replay_s: float = Field(
+        default=120.0, ge=0, le=86400, description="Seconds the answer to an idempotency key is kept; 0 keeps none, and joins only."
+    )
+    replay_bytes: int = Field(default=64 * MIB, ge=0, description="Most bytes of such answers.")
+    priorities: bool = Field(default=True, description="Whether callers may choose a priority; false takes all as normal.")
+    advertise: bool = Field(default=True, description="Whether answers to predictions carry the in-flight limit.")
 
 
 class GpuSettings(_Group):
@@ -200,6 +227,7 @@ class Settings(BaseSettings):
     repository: RepositorySettings = Field(default_factory=RepositorySettings)
     limits: LimitSettings = Field(default_factory=LimitSettings)
     execution: ExecutionSettings = Field(default_factory=ExecutionSettings)
+    admission: AdmissionSettings = Field(default_factory=AdmissionSettings)
     gpu: GpuSettings = Field(default_factory=GpuSettings)
     drift: DriftSettings = Field(default_factory=DriftSettings)
     shutdown: ShutdownSettings = Field(default_factory=ShutdownSettings)

@@ -39,6 +39,7 @@ SERVICE_ORDER = (
     "call device",
     "batching admission routing clock",
     "experiments.assignment",
+    "simulated",
     "cost poison quota metrics loaders logs operation settings example_image drift.statistics",
     "drift.distributions drift.window_sizes log_writer memory",
     "errors",

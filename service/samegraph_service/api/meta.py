@@ -158,6 +158,7 @@ def _metadata(service: Service, model: str, version: int | None) -> dict[str, An
             "one_graph": loaded.runtime.merged,
             "item_steps": [{"nodes": list(s.nodes), "engine": s.engine, "library": s.library, "note": s.note} for s in steps],
             "max_batch_size": loaded.max_batch_size,
+            **({"simulated_s": {"batch": service.pace.batch_s, "row": service.pace.row_s}} if service.pace else {}),
             "predicted_seconds": {"per_row": served.lane.cost.per_row_s, "fixed": served.lane.cost.fixed_s},
         },
         "provenance": manifest.provenance.model_dump(mode="json"),
