@@ -21,7 +21,7 @@ from .logs import LogOutput, configure_logging, get_logger, report_crashes
 from .openapi import ModelDoc, example_instance
 from .operation import StartTimes
 from .server import CannotListen, Server
-from .service import Service
+from .service import Service, capture_options
 from .settings import Settings, unknown_variables
 
 log = get_logger("samegraph.start")
@@ -68,6 +68,7 @@ def _serve(settings: Settings, output: LogOutput, times: StartTimes) -> int:
     try:
         check_environment()
         available_providers(settings.execution.device)
+        capture_options(settings)
     except EnvironmentUnfit as error:
         raise click.ClickException(str(error)) from error
     server = Server(create_app(settings, log_output=output), settings, on_listening=partial(_announce_when_ready, output, times))

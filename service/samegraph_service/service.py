@@ -8,7 +8,7 @@ import json
 from collections.abc import Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
@@ -23,6 +23,7 @@ from .api.access import AccessLogged
 from .api.asgi import PredictGateway
 from .api.front import Front, HttpLimits
 from .batching import BatchPolicy
+from .capture.options import CaptureOptions, check_libraries, parse_field_names, parse_ratios, read_key
 from .clock import PreciseLoop
 from .device import Device, Lane, Runner
 from .drift.exposition import DriftExposition
@@ -43,6 +44,9 @@ from .quota import cpu_quota, memory_limit
 from .repository import Repository
 from .settings import Settings
 from .simulated import Pace, Paced, paced_cost
+
+if TYPE_CHECKING:
+    from .capture.sink import CaptureSink
 
 log = get_logger("samegraph.service")
 
@@ -76,6 +80,7 @@ class Service:
         self.metrics = Metrics()
         self.drift = DriftMonitor(_drift_options(settings))
         self.drift_exposition = DriftExposition(self.drift, settings.drift.max_series)
+        self.capture = _capture(settings)
         self.operation = OperationMetrics(dropped_events=lambda: 0 if log_output is None else log_output.dropped, loads=self._load_phases)
         self.exposition = self._exposition()
         self.access_log = _access_log(settings, log_output)
@@ -96,6 +101,7 @@ class Service:
             access_log=self.access_log,
             host=self.host,
             limits=HttpLimits(limits.max_body_bytes, limits.max_instances, limits.body_timeout_s),
+            capture=None if self.capture is None else self.capture.tap,
         )
         others = fallback if self.access_log is None else AccessLogged(fallback, self.access_log, loop.time)
         self.gateway = PredictGateway(others, self.front)
@@ -124,6 +130,8 @@ class Service:
             self.access_log.start()
         if self.settings.drift.enabled:
             self.drift.start()
+        if self.capture is not None:
+            self.capture.start()
         memory.before_loading()
         self.background(self._watch())
 
@@ -166,6 +174,8 @@ class Service:
         stop_host = partial(self.host.shutdown, wait=True, cancel_futures=True)
         for closing in (self.repository.close, self.device.close, stop_host, self.drift.stop):
             await loop.run_in_executor(None, closing)
+        if self.capture is not None:
+            await loop.run_in_executor(None, self.capture.stop)
         if self.access_log is not None:
             await loop.run_in_executor(None, self.access_log.stop)
 
@@ -198,6 +208,8 @@ class Service:
         lane = Lane(f"{manifest.name}/{manifest.version}", runner, policy, cost, metrics, loaded.canary)
         self.device.add(lane)
         served = served_version(loaded.runtime, lane, metrics)
+        if self.capture is not None:
+            self.capture.expect(manifest)
         if loaded.baseline is not None and self.settings.drift.enabled:
             lane.tap = self.drift.add(loaded.runtime, loaded.baseline, 8 * served.values_per_row)
         return served
@@ -216,6 +228,8 @@ class Service:
             found.append(
                 f"execution times are simulated ({self.pace.batch_s:g} s a batch, {self.pace.row_s:g} s a row); for load tests only"
             )
+        if self.capture is not None:
+            found += self.capture.warnings()
         return found
 
     def readiness(self) -> tuple[bool, dict[str, Any]]:
@@ -273,7 +287,12 @@ class Service:
             dropped_log_lines=lambda: 0 if self.access_log is None else self.access_log.dropped,
             loads=lambda: self.repository.loads,
         )
-        return Exposition(self.metrics, (process, self.operation))
+        others = [process, self.operation]
+        if self.capture is not None:
+            from .capture.exposition import CaptureMetrics
+
+            others.append(CaptureMetrics(self.capture))
+        return Exposition(self.metrics, others)
 
     def _gauges(self) -> Iterable[tuple[str, str, float]]:
         load, limits = self.gate.load, self.gate.limits
@@ -361,6 +380,46 @@ def _drift_options(settings: Settings) -> DriftOptions:
         cpu_ratio=drift.cpu_ratio,
         queue=QueueLimits(drift.max_queued_rows, drift.max_queued_bytes),
     )
+
+
+def capture_options(settings: Settings) -> CaptureOptions | None:
+    """Return how requests are captured, or None when they are not.
+
+    Raises:
+        EnvironmentUnfit: They are to be, and a library or the key is not there.
+    """
+    capture = settings.capture
+    if not capture.enabled:
+        return None
+    check_libraries(capture.url)
+    hashed = parse_field_names(capture.hashed)
+    return CaptureOptions(
+        url=capture.url,
+        sample_ratio=capture.sample_ratio,
+        model_ratios=parse_ratios(capture.model_ratios),
+        exclude=parse_field_names(capture.exclude),
+        hashed=hashed,
+        key=read_key(capture.hash_key_file, hashed),
+        rotate_rows=capture.rotate_rows,
+        rotate_bytes=capture.rotate_bytes,
+        rotate_s=capture.rotate_s,
+        max_bytes=capture.max_bytes,
+        max_age_s=capture.max_age_s,
+        max_image_bytes=capture.max_image_bytes,
+        max_queued_rows=capture.max_queued_rows,
+        max_queued_bytes=capture.max_queued_bytes,
+        cpu_ratio=capture.cpu_ratio,
+        flush_s=capture.flush_s,
+    )
+
+
+def _capture(settings: Settings) -> CaptureSink | None:
+    options = capture_options(settings)
+    if options is None:
+        return None
+    from .capture.sink import CaptureSink  # not above: a server that captures nothing needs no pyarrow
+
+    return CaptureSink(options)
 
 
 def _access_log(settings: Settings, output: LogOutput | None) -> AccessLog | None:

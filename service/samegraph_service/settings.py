@@ -6,11 +6,12 @@ Every setting is an environment variable `SAMEGRAPH_<GROUP>__<NAME>`, for exampl
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from .capture.options import parse_field_names, parse_ratios
 from .drift.window_sizes import parse_windows
 
 MIB = 1 << 20
@@ -174,6 +175,54 @@ class DriftSettings(_Group):
         return windows
 
 
+class CaptureSettings(_Group):
+    """Which requests are kept with their answers, and where; none unless a share of them is asked for."""
+
+    sample_ratio: float = Field(default=0.0, ge=0, le=1, description="Share of the answered requests that is kept; 0 is off.")
+    model_ratios: str = Field(
+        default="", description="Shares of single models, as `MODEL=RATIO,MODEL=RATIO`; they win over the one for all."
+    )
+    url: str = Field(default="", description="Where to: a directory, or any URL that fsspec knows, such as `s3://bucket/prefix`.")
+    exclude: str = Field(default="", description="Fields of which nothing is kept: `FIELD` of every model or `MODEL:FIELD`, by commas.")
+    hashed: str = Field(default="", description="Fields of which a keyed digest is kept instead of the value, written likewise.")
+    hash_key_file: Path | None = Field(default=None, description="File with the key of those digests, 16 bytes or more.")
+    rotate_rows: int = Field(default=10_000, ge=1, description="Rows after which a file is closed.")
+    rotate_bytes: int = Field(default=64 * MIB, ge=1024, description="Bytes of waiting rows after which a file is closed, about.")
+    rotate_s: float = Field(default=300.0, gt=0, le=86400, description="Seconds after which a row is in a file at the latest.")
+    max_bytes: int = Field(default=10_240 * MIB, ge=1024, description="Most bytes of files in a local directory; the oldest are deleted.")
+    max_image_bytes: int = Field(
+        default=10_240 * MIB, ge=1024, description="Most bytes of images in a local directory; the least recently seen are deleted."
+    )
+    max_age_s: float = Field(default=2_592_000.0, ge=60, description="Age at which local files and images are deleted; 30 days.")
+    max_queued_rows: int = Field(default=20_000, ge=1, description="Most rows that are not yet in a file; further ones are dropped.")
+    max_queued_bytes: int = Field(default=128 * MIB, ge=1024, description="Most bytes of rows that are not yet in a file, about.")
+    cpu_ratio: float = Field(default=0.05, ge=0.001, le=1, description="Most of one CPU that turning rows into columns takes, about.")
+    flush_s: float = Field(default=5.0, ge=0, le=300, description="Longest time a shutdown waits for what is not yet in a file.")
+
+    @field_validator("exclude", "hashed")
+    @classmethod
+    def _names_are_fields(cls, names: str) -> str:
+        parse_field_names(names)
+        return names
+
+    @field_validator("model_ratios")
+    @classmethod
+    def _ratios_are_shares(cls, ratios: str) -> str:
+        parse_ratios(ratios)
+        return ratios
+
+    @model_validator(mode="after")
+    def _somewhere_to(self) -> Self:
+        if self.enabled and not self.url:
+            raise ValueError("a share of the requests is to be kept, so SAMEGRAPH_CAPTURE__URL must say where")
+        return self
+
+    @property
+    def enabled(self) -> bool:
+        """Whether anything is captured."""
+        return self.sample_ratio > 0 or any(ratio > 0 for ratio in parse_ratios(self.model_ratios).values())
+
+
 class ShutdownSettings(_Group):
     """What happens after SIGTERM."""
 
@@ -230,6 +279,7 @@ class Settings(BaseSettings):
     admission: AdmissionSettings = Field(default_factory=AdmissionSettings)
     gpu: GpuSettings = Field(default_factory=GpuSettings)
     drift: DriftSettings = Field(default_factory=DriftSettings)
+    capture: CaptureSettings = Field(default_factory=CaptureSettings)
     shutdown: ShutdownSettings = Field(default_factory=ShutdownSettings)
     log: LogSettings = Field(default_factory=LogSettings)
     admin: AdminSettings = Field(default_factory=AdminSettings)

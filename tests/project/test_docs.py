@@ -104,7 +104,7 @@ def test_every_variable_named_anywhere_exists() -> None:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     models = tmp_path_factory.mktemp("models")
     pack(draft(baseline=BaselineRows(rows=list(ROWS))), samples(), models)
-    with live_server(models) as live:
+    with live_server(models, capture={"url": "memory://documented", "sample_ratio": 1}) as live:
         assert live.predict("plants", {"instances": [{"size": 1.5, "kind": "moss"}]}).status == 200
         assert live.predict("plants", {"instances": []}).status == 400
         yield live

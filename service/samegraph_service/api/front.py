@@ -28,6 +28,7 @@ from samegraph_service.admission import Gate
 from samegraph_service.api import error_document, v1, v2
 from samegraph_service.api.paths import Target
 from samegraph_service.call import Answer, Call, Failure, OnError, Origin, Outcome
+from samegraph_service.capture.tap import CaptureTap, Kept
 from samegraph_service.clock import Loop
 from samegraph_service.errors import BadDeadline, BodyTooLarge, BodyTooSlow, CallerGone, Internal, MethodNotAllowed
 from samegraph_service.logs import AccessLog, bind_request_id, get_logger
@@ -229,6 +230,7 @@ class Front:
         access_log: Notes answers; None for no access log.
         host: Threads for large answers.
         limits: Bounds on the wire.
+        capture: Takes sampled requests with their answers; None when nothing is captured.
     """
 
     def __init__(
@@ -242,6 +244,7 @@ class Front:
         access_log: AccessLog | None,
         host: ThreadPoolExecutor,
         limits: HttpLimits,
+        capture: CaptureTap | None = None,
     ) -> None:
         self.limits = limits
         self.now = loop.time  # the clock of `Head.received`: the core's, not uvloop's, which stands still within a turn
@@ -251,6 +254,7 @@ class Front:
         self._routes = routes
         self._metrics = metrics
         self._access_log = access_log
+        self._capture = capture
         self._host = host
         self._next_id = itertools.count(1).__next__
         self._boot = os.urandom(6).hex()
@@ -326,6 +330,8 @@ class Front:
         exchange.body = body
         size = exchange.body_bytes = len(body)
         exchange.heavy = size > DECODE_ON_HOST_BYTES and exchange.head.protocol != "raw"
+        if self._capture is not None:
+            self._capture.sample(exchange)
         self._predictor.submit(exchange.served, exchange)
 
     def _finished(self, exchange: Exchange, outcome: Outcome) -> None:
@@ -374,6 +380,8 @@ class Front:
             if answer.errors:
                 for failure in answer.errors.values():
                     self._metrics.error(model, error_document.mapping_of(failure).code)
+            if self._capture is not None and type(exchange.decode) is Kept:
+                self._capture.take(exchange, answer, head.protocol)
         else:
             version = 0
             model, code = self._count_failure(head, response)
