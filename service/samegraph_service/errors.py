@@ -9,6 +9,7 @@
         ├── UnknownModel                  no model of that name is in the repository
         ├── UnknownVersion                the model has no such version or label
         ├── NoBaseline                    the version has nothing its rows could be compared with
+        ├── NoEvidence                    nothing was counted of that experiment
         ├── NotReady                      the model or version is known but cannot answer now
         ├── Overloaded                    admission refused: come back after the hint
         ├── Draining                      the server is shutting down
@@ -82,6 +83,10 @@ class UnknownVersion(ServiceError):
 
 class NoBaseline(ServiceError):
     """Raised when a version has no baseline, or none is watched."""
+
+
+class NoEvidence(ServiceError):
+    """Raised when nothing is known of the experiment, or of the arm, that is asked about."""
 
 
 class NotReady(ServiceError):

@@ -1,1 +1,1 @@
-"""A/B testing: the routing file, assignment of units to arms, shadows, and what is counted about them."""
+"""A/B testing: the routing file, assignment of units to arms, shadows, what is counted about them, and what that says."""
