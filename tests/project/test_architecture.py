@@ -126,9 +126,7 @@ def test_every_module_of_the_service_has_its_place() -> None:
     """A new module is put into the order on purpose; a removed one leaves it."""
     placed = [name for line in SERVICE_ORDER for name in line.split()]
     assert sorted(placed) == sorted(
-        name
-        for name in modules("samegraph_service")
-        if name not in ("", "api", "capture", "drift", "experiments", "experiments.analysis")
+        name for name in modules("samegraph_service") if name not in ("", "api", "capture", "drift", "experiments", "experiments.analysis")
     )
 
 
