@@ -3,6 +3,7 @@
     SamegraphError
     ├── InputError, ExecutionError, …     (samegraph_transforms.errors)
     ├── DriftInputError                   counts that cannot be compared
+    ├── FeedbackKeyError                  the file of keys for prediction ids cannot be used
     └── ServiceError
         ├── NoSuchRoute                   nothing answers this path
         ├── MethodNotAllowed              the path exists, the method does not
@@ -10,6 +11,7 @@
         ├── UnknownVersion                the model has no such version or label
         ├── NoBaseline                    the version has nothing its rows could be compared with
         ├── NoEvidence                    nothing was counted of that experiment
+        ├── NoFeedbackKey                 feedback is closed: no key signs prediction ids
         ├── NotReady                      the model or version is known but cannot answer now
         ├── Overloaded                    admission refused: come back after the hint
         ├── Draining                      the server is shutting down
@@ -41,6 +43,10 @@ from samegraph_transforms.errors import SamegraphError
 
 class DriftInputError(SamegraphError):
     """Raised when counts cannot be compared: they are over other bins, or there are none."""
+
+
+class FeedbackKeyError(SamegraphError):
+    """Raised when the file of keys that sign prediction ids cannot be used."""
 
 
 class ServiceError(SamegraphError):
@@ -87,6 +93,16 @@ class NoBaseline(ServiceError):
 
 class NoEvidence(ServiceError):
     """Raised when nothing is known of the experiment, or of the arm, that is asked about."""
+
+
+class NoFeedbackKey(ServiceError):
+    """Raised when feedback is sent to a server that signs no prediction ids."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this server takes no feedback: no SAMEGRAPH_FEEDBACK__KEY_FILE is configured, so its prediction ids are not signed; "
+            "docs/feedback.md says how to make a key"
+        )
 
 
 class NotReady(ServiceError):

@@ -223,6 +223,28 @@ class CaptureSettings(_Group):
         return self.sample_ratio > 0 or any(ratio > 0 for ratio in parse_ratios(self.model_ratios).values())
 
 
+class FeedbackSettings(_Group):
+    """Outcomes that come back for predictions."""
+
+    key_file: Path | None = Field(
+        default=None,
+        description="File of the keys that sign prediction ids, one a line; SIGHUP reads it again. Unset: no feedback is taken.",
+    )
+    max_age_s: float = Field(
+        default=1_209_600.0, ge=60, le=31_536_000, description="Oldest prediction that feedback is taken for, in seconds: 14 days."
+    )
+    max_items: int = Field(default=1000, ge=1, le=100_000, description="Most items in one feedback request.")
+    dedupe_s: float = Field(default=3600.0, ge=0, le=604_800, description="Seconds a value is remembered, so that it is counted once.")
+    dedupe_entries: int = Field(
+        default=100_000, ge=0, le=10_000_000, description="Most values remembered; beyond it the oldest are forgotten."
+    )
+    max_series: int = Field(
+        default=20_000,
+        ge=0,
+        description="Most series about experiments and feedback in the metrics; beyond it the least important are left out.",
+    )
+
+
 class ShutdownSettings(_Group):
     """What happens after SIGTERM."""
 
@@ -280,6 +302,8 @@ class Settings(BaseSettings):
     gpu: GpuSettings = Field(default_factory=GpuSettings)
     drift: DriftSettings = Field(default_factory=DriftSettings)
     capture: CaptureSettings = Field(default_factory=CaptureSettings)
+
+    feedback: FeedbackSettings = Field(default_factory=FeedbackSettings)
     shutdown: ShutdownSettings = Field(default_factory=ShutdownSettings)
     log: LogSettings = Field(default_factory=LogSettings)
     admin: AdminSettings = Field(default_factory=AdminSettings)

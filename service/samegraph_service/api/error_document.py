@@ -34,6 +34,7 @@ _BY_CLASS: dict[type[SamegraphError], Mapping] = {
     errors.UnknownVersion: Mapping(404, "unknown_version", False),
     errors.NoBaseline: Mapping(404, "no_baseline", False),
     errors.NoEvidence: Mapping(404, "no_evidence", False),
+    errors.NoFeedbackKey: Mapping(409, "no_feedback_key", False),
     errors.NotReady: Mapping(503, "not_ready", True),
     errors.Overloaded: Mapping(429, "overloaded", True),
     errors.Draining: Mapping(503, "draining", True),
