@@ -30,6 +30,7 @@ class Call(Work):
         body: The request's body; let go of once it is decoded.
         request_id: Names the request in the answer and the logs.
         assignment: What an experiment decided about it, or None.
+        undecided: The experiment (a `routing.Experiment`) that decides once the first row is known, or None.
         timeout_s: The caller's deadline in seconds from `received`, or None for the server's.
         received: Loop time when the request's headers were read.
         on_error: Whether one bad instance fails the request (`fail`) or only itself (`partial`).
@@ -59,6 +60,7 @@ class Call(Work):
         "running",
         "served",
         "timeout_s",
+        "undecided",
     )
 
     def __init__(  # not the base's: how many rows there are is known when they are decoded
@@ -76,6 +78,7 @@ class Call(Work):
         self.reservation: Reservation | None = None
         self.served: Any = None
         self.assignment: Assignment | None = None
+        self.undecided: Any = None
         self.form: Form = "rows"
         self.rows: Sequence[Row | InputError] = ()
         self.cancelled = False

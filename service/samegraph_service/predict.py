@@ -7,8 +7,9 @@ the item stage and long executions happens on the event loop's thread.
 from __future__ import annotations
 
 import math
+import random
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor as ThreadPool
 from dataclasses import dataclass
 from functools import partial
@@ -24,9 +25,10 @@ from .call import Answer, Call, Failure, Origin
 from .clock import Loop
 from .device import Device, Lane
 from .errors import CallerGone, DeadlineExceeded, DeadlineTooShort, ExecutionFailed, Internal
+from .experiments.assignment import unit_bytes
 from .logs import get_logger
 from .metrics import VersionMetrics
-from .routing import RouteTable
+from .routing import Decision, Experiment, RouteTable
 
 log = get_logger("samegraph.predict")
 
@@ -93,7 +95,7 @@ class Predictor:
         self._on_finish = self._finished  # bound once
 
     def route(self, model: str, version: int | None = None, label: str | None = None) -> Served:
-        """Return what answers a call; it goes on answering that call even when it is retired before.
+        """Return what answers a call outside of any experiment; it goes on answering that call even when it is retired before.
 
         Raises:
             UnknownModel: The repository has no such model.
@@ -101,6 +103,16 @@ class Predictor:
             NotReady: It has, but it cannot answer now.
         """
         return self._routes().resolve(model, version, label)[1]
+
+    def decide(self, model: str, version: int | None, label: str | None, headers: Mapping[bytes, bytes]) -> Decision[Served]:
+        """Return what answers a call, as far as its head decides; it goes on answering that call even when it is retired before.
+
+        Raises:
+            UnknownModel: The repository has no such model.
+            UnknownVersion: The model has no such version or label.
+            NotReady: It has, but it cannot answer now.
+        """
+        return self._routes().decide(model, version, label, headers)
 
     def submit(self, served: Served, call: Call) -> None:
         """Run a call on the version `route` chose; its `on_done` is called exactly once, perhaps before this returns.
@@ -114,7 +126,7 @@ class Predictor:
             started = self._loop.time()
             decoded = _decode(call, served)
             now = self._loop.time()
-            self._decoded(call, served, decoded, now - started, now)
+            self._decoded(call, call.served, decoded, now - started, now)
 
     def fail_all(self, error: SamegraphError) -> int:
         """Answer everything unfinished with `error` (the end of a drain's grace) and return how many there were."""
@@ -128,7 +140,7 @@ class Predictor:
     def _decode_on_host(self, call: Call, served: Served) -> None:
         started = self._loop.time()
         decoded = _decode(call, served)
-        self._loop.call_soon_threadsafe(self._decoded, call, served, decoded, self._loop.time() - started, None)
+        self._loop.call_soon_threadsafe(self._decoded, call, call.served, decoded, self._loop.time() - started, None)
 
     def _decoded(self, call: Call, served: Served, decoded: Decoded | SamegraphError, seconds: float, now: float | None) -> None:
         if now is None:
@@ -278,6 +290,33 @@ def _nothing() -> None:
 
 
 def _decode(call: Call, served: Served) -> Decoded | SamegraphError:
+    if call.undecided is not None:
+        return _decode_and_decide(call, call.undecided)
+    return _decode_for(call, served)
+
+
+def _decode_and_decide(call: Call, experiment: Experiment[Served]) -> Decoded | SamegraphError:
+    """Read the unit out of the first row and let it decide what answers; the row is read by the first version that can read it."""
+    unit, reader, decoded = b"", experiment.candidates[0], None
+    for candidate in experiment.candidates:
+        signature = candidate.runtime.signature
+        if decoded is not None and signature.fields == reader.runtime.signature.fields:
+            continue
+        reader, decoded = candidate, _decode_for(call, candidate)
+        field = experiment.plan.unit.field
+        if isinstance(decoded, Decoded) and decoded.rows and isinstance(decoded.rows[0], tuple) and field in signature.names:
+            unit = unit_bytes(decoded.rows[0][signature.names.index(field)])
+            break
+    try:
+        call.served, call.assignment = experiment.by_unit(unit) if unit else experiment.at_random(random.random(), random.random())
+    except SamegraphError as error:
+        return error
+    if decoded is not None and call.served.runtime.signature.fields == reader.runtime.signature.fields:
+        return decoded
+    return _decode_for(call, call.served)
+
+
+def _decode_for(call: Call, served: Served) -> Decoded | SamegraphError:
     try:
         return call.decode(call, served.runtime.signature)
     except SamegraphError as error:

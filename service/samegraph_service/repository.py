@@ -7,23 +7,27 @@ A version that fails never takes traffic and never displaces one that works.
 from __future__ import annotations
 
 import asyncio
+import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 from samegraph_transforms.errors import SamegraphError
+from samegraph_transforms.manifest import RawField
 from samegraph_transforms.package import list_models, list_versions, read_package
 
 from . import memory
-from .errors import Internal
+from .errors import Internal, RoutingProblem
+from .experiments import routing_file
+from .experiments.routing_file import FILE_NAME, NOTHING, ModelRouting, RoutingFile
 from .loaders import Loaders
 from .loading import Loaded, LoadOptions, load_version
 from .logs import get_logger
 from .predict import Served
-from .routing import ModelRoutes, RouteTable
+from .routing import Experiment, ModelRoutes, RouteTable, ShadowRoute
 
 log = get_logger("samegraph.repository")
 
@@ -78,7 +82,7 @@ class Repository:
 
     Args:
         path: The directory.
-        keep_versions: Latest versions of each model that are served.
+        keep_versions: Latest versions of each model that are served, besides those that routing.yaml names.
         options: How versions are loaded.
         serve: Makes a loaded version take traffic (registers its queue with the device).
         retire: Stops a version that no route names any more.
@@ -89,6 +93,8 @@ class Repository:
         routes: The table in force.
         scanned: Whether the directory was looked at and everything in it tried at least once.
         problem: Why the directory cannot be read, or None.
+        routing: The routing file in force.
+        routing_problems: Why the file that lies there is not in force; empty when it is.
     """
 
     def __init__(
@@ -107,6 +113,9 @@ class Repository:
         self.scanned = False
         self.problem: str | None = None
         self.loads = {"success": 0, "failure": 0}
+        self.routing: RoutingFile = NOTHING
+        self.routing_problems: Sequence[str] = ()
+        self.routing_reads = {"success": 0, "failure": 0}
         self._keep = keep_versions
         self._loaders = Loaders(threads)
         self._options = replace(options, spread=self._loaders.spread)
@@ -116,6 +125,8 @@ class Repository:
         self._states: dict[Key, VersionState] = {}
         self._expected: set[str] = set()
         self._read_once = False
+        self._routing_seen: object = None  # what the routing file was read from, and compared with
+        self._withdrawn: set[tuple[str, str, str]] = set()
         self._loading: dict[Key, int] = {}
         self._busy = asyncio.Lock()
 
@@ -136,7 +147,7 @@ class Repository:
         that yet: while it loads, or when it is broken, the others go on and `warnings` tells of it.
         """
         return [
-            f"model {name!r}: " + ("; ".join(f"version {v}: {why}" for v, why in sorted(routes.states.items())) or "no version found")
+            f"model {name!r}: " + _why_not_ready(routes)
             for name, routes in sorted(self.routes.models.items())
             if routes.default is None and name in self._expected
         ]
@@ -146,7 +157,46 @@ class Repository:
         found = [
             f"version {s.version} of model {s.model!r}: {s.reason}" for s in self.states() if s.reason and s.state in ("ready", "failed")
         ]
-        return [self.problem, *found] if self.problem else found
+        return [*([self.problem] if self.problem else ()), *self._routing_warnings(), *found]
+
+    def _routing_warnings(self) -> list[str]:
+        found = [f"{FILE_NAME} is not in force: {problem}" for problem in self.routing_problems]
+        for name, routes in sorted(self.routes.models.items()):
+            for label, version in routes.labels.items():
+                if version not in routes.ready:
+                    found.append(f"label {label!r} of model {name!r} stands for version {version}: {routes.why_not(version)}")
+            if routes.experiment is not None:
+                found += routes.experiment.first_unready()
+            routing = self.routing.models.get(name)
+            for shadow in () if routing is None else routing.shadows:
+                version = routing.number(shadow.version, shadow.label) if routing is not None else 0
+                if version not in routes.ready:
+                    found.append(f"shadow version {version} of model {name!r} sees nothing: {routes.why_not(version)}")
+        return found
+
+    def withdraw(self, model: str, experiment: str, arm: str, *, withdrawn: bool = True) -> None:
+        """Let the experiment's fallback answer for an arm from now on, or let the arm answer again."""
+        key = (model, experiment, arm)
+        if withdrawn != (key in self._withdrawn):
+            self._withdrawn ^= {key}
+            self._publish()
+
+    def versions(self) -> dict[str, set[int]]:
+        """Return the versions of every model that are known, ready or not."""
+        found: dict[str, set[int]] = {}
+        for model, version in self._states:
+            found.setdefault(model, set()).add(version)
+        return found
+
+    def fields_of(self, model: str, version: int) -> Sequence[RawField] | None:
+        """Return a version's raw fields, from its package if it is not loaded; None when they cannot be known. For any thread."""
+        state = self._states.get((model, version))
+        if state is not None and state.loaded is not None:
+            return state.loaded.package.manifest.fields
+        try:
+            return read_package(self.path / model / str(version), verify_digests=False).manifest.fields
+        except (SamegraphError, OSError):
+            return None
 
     # --- keeping in step ----------------------------------------------------------------------------------------------
 
@@ -162,18 +212,22 @@ class Repository:
                 return
             self.problem = None
             before = self.routes
+            routing = await self._read_routing(found)
             self._expected = self._expected & set(found) if self._read_once else set(found)
             self._forget_missing(found)
             if self._read_once:
                 for name in sorted(found):
-                    await self._sync_model(name, found[name])
+                    await self._sync_model(name, found[name], (self.routing, routing))
+                if routing is not self.routing:
+                    await self._change_routing(routing, found)
                 if self.routes is not before:
                     await self._in_thread(memory.trim)  # what retired
             else:
                 self._read_once = True
+                self.routing = routing  # nothing answers yet
                 async with asyncio.TaskGroup() as models:
                     for name in sorted(found):
-                        models.create_task(self._sync_model(name, found[name]))
+                        models.create_task(self._sync_model(name, found[name], (routing,)))
                 self._loaders.stand_back()
             self.scanned = True
 
@@ -210,12 +264,56 @@ class Repository:
                     log.info("version_removed", model=model, version=version)
                     self._retire(state.served)
 
-    async def _sync_model(self, name: str, found: Mapping[int, Fingerprint]) -> None:
-        """Serve the latest versions that can be served; older ones leave only when newer ones work."""
+    async def _read_routing(self, found: Mapping[str, Mapping[int, Fingerprint]]) -> RoutingFile:
+        """Return the routing file to put in force: the one that lies there, or, when that is bad or unchanged, the one in force."""
+        versions = {name: frozenset(numbers) for name, numbers in found.items()}
+        seen, file = await self._in_thread(self._routing_there, versions)
+        if seen == self._routing_seen:
+            return self.routing
+        self._routing_seen = seen
+        if isinstance(file, RoutingProblem):
+            if file.problems != self.routing_problems:
+                self.routing_problems = file.problems
+                self.routing_reads["failure"] += 1
+                log.error("routing_refused", in_force=self.routing.revision, problems=list(file.problems))
+            return self.routing
+        self.routing_problems = ()
+        if file is None or file.revision == self.routing.revision:
+            return self.routing
+        self.routing_reads["success"] += 1
+        return file
+
+    def _routing_there(self, versions: Mapping[str, Collection[int]]) -> tuple[object, RoutingFile | RoutingProblem | None]:
+        """Return what the routing file is known by, and the file, why it is bad, or None when it was looked at before (in a thread)."""
+        try:
+            status = (self.path / FILE_NAME).stat()
+            seen = ((status.st_mtime_ns, status.st_size, status.st_ino), versions)
+        except OSError as error:
+            seen = ((error.errno or 0, 0, 0), versions)
+        if seen == self._routing_seen:
+            return seen, None
+        try:
+            file = routing_file.read(self.path)
+        except RoutingProblem as problem:
+            return seen, problem
+        problems = routing_file.problems_with(file, versions, self.fields_of)
+        return seen, RoutingProblem(problems) if problems else file
+
+    async def _change_routing(self, routing: RoutingFile, found: Mapping[str, Mapping[int, Fingerprint]]) -> None:
+        """Put a routing file in force, in one step, and let go of the versions that only the one before named."""
+        before, self.routing = self.routing, routing
+        self._publish()
+        log.info("routing_changed", revision=routing.revision, before=before.revision)
+        for name in sorted(found):
+            await self._sync_model(name, found[name], (routing,))
+
+    async def _sync_model(self, name: str, found: Mapping[int, Fingerprint], routings: Sequence[RoutingFile]) -> None:
+        """Serve the latest versions that can be served and those that routing files name; older ones leave only when newer ones work."""
+        named = {version for routing in routings if name in routing.models for version in routing.models[name].named()}
         ready: list[int] = []
         packages = not all(fingerprint.bare for fingerprint in found.values())
         for version in sorted(found, reverse=True):
-            if len(ready) < self._keep and await self._is_ready(name, version, found[version], packages):
+            if (len(ready) < self._keep or version in named) and await self._is_ready(name, version, found[version], packages):
                 ready.append(version)
         for (model, version), state in list(self._states.items()):
             if model == name and state.state == "ready" and version not in ready:
@@ -308,11 +406,40 @@ class Repository:
         models: dict[str, ModelRoutes[Served]] = {}
         for name in {model for model, _ in self._states}:
             mine = [s for s in self._states.values() if s.model == name]
-            models[name] = ModelRoutes(
+            models[name] = self._routes_of(
+                name,
                 ready=MappingProxyType({s.version: s.served for s in mine if s.served is not None}),
                 states=MappingProxyType({s.version: s.reason for s in mine if s.served is None}),
             )
         self.routes = RouteTable(MappingProxyType(models))
+
+    def _routes_of(self, name: str, ready: Mapping[int, Served], states: Mapping[int, str]) -> ModelRoutes[Served]:
+        routing = self.routing.models.get(name)
+        if routing is None:
+            return ModelRoutes(ready, states)
+        routes = ModelRoutes(ready, states, MappingProxyType(dict(routing.labels)), routing.default_version())
+        shadows = [(routing.number(shadow.version, shadow.label), shadow.share) for shadow in routing.shadows]
+        return replace(
+            routes,
+            experiment=self._experiment(name, routing, routes),
+            shadows=tuple(ShadowRoute(version, share, ready[version]) for version, share in shadows if version in ready and share > 0),
+        )
+
+    def _experiment(self, name: str, routing: ModelRouting, routes: ModelRoutes[Served]) -> Experiment[Served] | None:
+        plan, enabled = routing.plan(name), routing.enabled
+        if plan is None or enabled is None:
+            return None
+        slo_ms = enabled[1].slo_ms
+        withdrawn = {arm for model, experiment, arm in self._withdrawn if (model, experiment) == (name, plan.experiment)}
+        slow_s = math.inf if slo_ms is None else slo_ms / 1000
+        return Experiment(plan, routes.ready, routes.default, slow_s=slow_s, withdrawn=withdrawn)
+
+
+def _why_not_ready(routes: ModelRoutes[Served]) -> str:
+    """Return why a model's default route has no version that is ready."""
+    if routes.named_default is not None:
+        return f"its default is version {routes.named_default}: {routes.why_not(routes.named_default)}"
+    return "; ".join(f"version {v}: {why}" for v, why in sorted(routes.states.items())) or "no version found"
 
 
 def _load_and_trim(load: Callable[[Path, str, int, LoadOptions, int], Loaded], *arguments: Any) -> Loaded:

@@ -196,7 +196,7 @@ class TestAgainstTheRepository:
         """A label on a version nobody has would answer 404 for ever."""
         assert self.problems(GOOD, {"iris": {1}}) == ["models.flights: the repository has no such model; it has iris"]
         found = self.problems(GOOD, {"flights": {1}})
-        assert found == ["models.flights.experiments.delay-trees.arms.treatment: version 2 is not in the repository; it has 1"]
+        assert found == ["models.flights.labels.canary: version 2 is not in the repository; it has 1"]
 
     @pytest.mark.parametrize(
         ("field", "problem"), [("user", "version 2 (arm treatment) has no raw field 'user'"), ("age", "is of kind number; a unit is")]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import random
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -31,10 +32,11 @@ from samegraph_service.call import Answer, Call, Failure, OnError, Origin, Outco
 from samegraph_service.capture.tap import CaptureTap, Kept
 from samegraph_service.clock import Loop
 from samegraph_service.errors import BadDeadline, BodyTooLarge, BodyTooSlow, CallerGone, Internal, MethodNotAllowed
+from samegraph_service.experiments.assignment import Assignment
 from samegraph_service.logs import AccessLog, bind_request_id, get_logger
 from samegraph_service.metrics import UNKNOWN_MODEL, Metrics
 from samegraph_service.predict import Predictor, Served
-from samegraph_service.routing import RouteTable
+from samegraph_service.routing import Decision, Experiment, RouteTable
 
 log = get_logger("samegraph.http")
 
@@ -140,7 +142,7 @@ class Exchange(Call):
 
 @dataclass(frozen=True, slots=True)
 class Static:
-    """What is the same in every answer of a version.
+    """What is the same in every answer of a version, or in every answer of it that an experiment decided the same about.
 
     Attributes:
         pairs: Headers, for ASGI.
@@ -258,7 +260,7 @@ class Front:
         self._host = host
         self._next_id = itertools.count(1).__next__
         self._boot = os.urandom(6).hex()
-        self._judged: dict[Head, Served] = {}  # shared heads and what answers them, under the table in force
+        self._judged: dict[Head, Decision[Served]] = {}  # shared heads and what answers them, under the table in force
         self._judged_by: RouteTable[Served] | None = None
         self.finished = self._finished  # bound once
 
@@ -283,17 +285,28 @@ class Front:
         if table is not self._judged_by or len(self._judged) > MAX_JUDGED:
             self._judged.clear()
             self._judged_by = table
-        served = self._judged.get(head)
-        if served is None:
-            served = self._judge(head)
+        decision = self._judged.get(head)
+        if decision is None:
+            decision = self._judge(head)
             if head.shared:
-                self._judged[head] = served
-        exchange.served = served
+                self._judged[head] = decision
+        exchange.served = decision.served
+        exchange.assignment = decision.assignment
+        if decision.undecided is not None:
+            self._leave_open(exchange, decision.undecided)
         exchange.timeout_s = head.timeout_s
         exchange.on_error = head.on_error
         exchange.reservation = self._gate.reserve(head.declared)
 
-    def _judge(self, head: Head) -> Served:
+    @staticmethod
+    def _leave_open(exchange: Exchange, experiment: Experiment[Served]) -> None:
+        """Assign a request without a unit at random, or leave it to its body."""
+        if experiment.plan.unit.field:
+            exchange.undecided = experiment
+        else:
+            exchange.served, exchange.assignment = experiment.at_random(random.random(), random.random())
+
+    def _judge(self, head: Head) -> Decision[Served]:
         """Check what the head alone decides and return what answers it."""
         if head.method != "POST":
             raise MethodNotAllowed(f"predictions are asked for with POST, not {head.method[:16]}", allowed=("POST",))
@@ -308,10 +321,10 @@ class Front:
                 code="unsupported_media_type",
             )
         target = head.target
-        served = self._predictor.route(target.model, target.version, target.label)
+        decision = self._predictor.decide(target.model, target.version, target.label, head.headers)
         if head.protocol not in ("v1", "v2"):
-            v1.check_media_type(served.runtime.signature, head.content_type)
-        return served
+            v1.check_media_type(decision.served.runtime.signature, head.content_type)
+        return decision
 
     def too_large(self) -> BodyTooLarge:
         """Return the refusal of a body over the limit."""
@@ -354,7 +367,7 @@ class Front:
             exchange.respond(self.failed(body, exchange.request_id))
             return
         headers = [(b"samegraph-failed-instances", b"%d" % len(answer.errors))] if answer.errors else None
-        exchange.respond(Response(200, body, headers, None, answer, _static(answer.origin), answer.request_id.encode()))
+        exchange.respond(Response(200, body, headers, None, answer, _static(answer), answer.request_id.encode()))
 
     def failed(self, error: SamegraphError, request_id: str) -> Response:
         """Return the response to a request that failed."""
@@ -444,7 +457,7 @@ def _encoded(exchange: Exchange, answer: Answer) -> bytes | SamegraphError:
     """Write an answer, or say why it cannot be."""
     try:
         if exchange.v2 is None:
-            return v1.encode(answer, _static(answer.origin).v1)
+            return v1.encode(answer, _static(answer).v1)
         v2.check_outputs(answer.origin.outputs, exchange.v2)
         return v2.encode(answer, exchange.v2)
     except SamegraphError as error:
@@ -454,18 +467,25 @@ def _encoded(exchange: Exchange, answer: Answer) -> bytes | SamegraphError:
         return Internal()
 
 
-def _static(origin: Origin) -> Static:
-    static = origin.prepared
+def _static(answer: Answer) -> Static:
+    owner = answer.assignment or answer.origin
+    static = owner.prepared
     if static is None:
-        pairs = (
-            (b"content-type", b"application/json"),
-            (b"samegraph-model", origin.model.encode()),
-            (b"samegraph-model-version", b"%d" % origin.version),
-            (b"samegraph-package-digest", origin.digest.encode()),
-        )
-        raw = _status_line(200) + b"".join(b"%b: %b\r\n" % pair for pair in pairs)
-        static = origin.prepared = Static(pairs, raw, v1.ending(origin))
+        static = owner.prepared = _make_static(answer.origin, answer.assignment)
     return static  # type: ignore[no-any-return]
+
+
+def _make_static(origin: Origin, assignment: Assignment | None) -> Static:
+    pairs = [
+        (b"content-type", b"application/json"),
+        (b"samegraph-model", origin.model.encode()),
+        (b"samegraph-model-version", b"%d" % origin.version),
+        (b"samegraph-package-digest", origin.digest.encode()),
+    ]
+    if assignment is not None:
+        pairs += [(b"samegraph-%b" % name.encode(), value.encode()) for name, value in assignment.facts().items()]
+    raw = _status_line(200) + b"".join(b"%b: %b\r\n" % pair for pair in pairs)
+    return Static(tuple(pairs), raw, v1.ending(origin, {} if assignment is None else assignment.facts()))
 
 
 @lru_cache(maxsize=128)

@@ -263,7 +263,14 @@ def encode(answer: Answer, request: InferRequest) -> bytes:
         if output.name in chosen
     ]
     origin = answer.origin
-    document = {"model_name": origin.model, "model_version": str(origin.version), "id": request.id or answer.request_id, "outputs": outputs}
+    document: dict[str, Any] = {
+        "model_name": origin.model,
+        "model_version": str(origin.version),
+        "id": request.id or answer.request_id,
+        "outputs": outputs,
+    }
+    if answer.assignment is not None:
+        document["parameters"] = {name.replace("-", "_"): value for name, value in answer.assignment.facts().items()}
     return _encode(document)
 
 

@@ -170,7 +170,7 @@ class Assignment:
         bucket: Of the unit, 0 to 63, or -1 when the request has none that was assigned.
         reason: Why it does not count for the arm: `no_unit`, `not_enrolled`, `pinned`; "" when it counts.
         slow_s: Seconds over which its answer counts as slow, or infinity.
-        static: What the front has made of it once and uses for every answer.
+        prepared: What the front has made of it once and uses for every answer.
         counts: What the counters have made of it once; None until then.
     """
 
@@ -180,12 +180,12 @@ class Assignment:
         "counts",
         "experiment",
         "model",
+        "prepared",
         "reason",
         "revision",
         "served_arm",
         "served_version",
         "slow_s",
-        "static",
         "version",
     )
 
@@ -213,8 +213,19 @@ class Assignment:
         self.bucket = bucket
         self.reason = reason
         self.slow_s = slow_s
-        self.static: Any = None
+        self.prepared: Any = None
         self.counts: Any = None
+
+    def facts(self) -> dict[str, str]:
+        """Return what answers say of it, by name: headers put `samegraph-` in front, bodies write `_` for `-`."""
+        facts = {"experiment": f"{self.experiment}@{self.revision}"}
+        if self.arm:
+            facts["arm"] = self.arm
+        if self.fell_back:
+            facts["served-arm"] = self.served_arm
+        if self.reason:
+            facts["unassigned"] = self.reason
+        return facts
 
     @property
     def fell_back(self) -> bool:

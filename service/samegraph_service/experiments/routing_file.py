@@ -263,7 +263,7 @@ class ModelRouting(_Part):
 
     def named(self) -> dict[int, str]:
         """Return the versions it names, each with the path of one place that does."""
-        found: dict[int, str] = {}
+        found = {version: f"labels.{label}" for label, version in reversed(self.labels.items())}
         for name, spec in self.experiments.items():
             if spec.enabled:
                 for arm, part in spec.arms.items():
@@ -273,8 +273,6 @@ class ModelRouting(_Part):
         default = self.default_version()
         if default is not None:
             found.setdefault(default, "default")
-        for label, version in self.labels.items():
-            found.setdefault(version, f"labels.{label}")
         return found
 
     def plan(self, model: str) -> Plan | None:
