@@ -41,6 +41,7 @@ _CURRENT = ' aria-current="page"'
 _LINKS = (
     ("docs", "API documentation"),
     ("openapi.json", "OpenAPI"),
+    ("drift", "Drift"),
     ("metrics", "Metrics"),
     ("readyz", "Readiness"),
 )

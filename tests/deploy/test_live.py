@@ -16,12 +16,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from live_server import LiveServer, live_server
 from package_builders import KINDS, draft, samples
 from prometheus import INTERVAL, Prometheus, prometheus, wait_for
 from prometheus_client.parser import text_string_to_metric_families
 from samegraph_service.drift import statistics
+from samegraph_service.drift_command import drift
 from samegraph_transforms.baseline import Baseline, Variable
+from samegraph_transforms.cli import SamegraphGroup
 from samegraph_transforms.draft import BaselineRows
 from samegraph_transforms.pack import pack
 
@@ -29,6 +32,7 @@ ROOT = Path(__file__).parents[2]
 RULES = ROOT / "deploy" / "prometheus" / "rules"
 DASHBOARD = json.loads((ROOT / "deploy" / "grafana" / "dashboards" / "samegraph.json").read_text(encoding="utf-8"))
 PAGE = (ROOT / "docs" / "observability.md").read_text(encoding="utf-8")
+DRIFT_PAGE = (ROOT / "docs" / "drift.md").read_text(encoding="utf-8")
 #: The window of `exact_rules`.
 EXACT = "exact"
 #: Series that rest on those before them; the groups of rules they come from are evaluated one beside the other.
@@ -51,7 +55,8 @@ class Stage:
     Attributes:
         servers: Replicas of one service.
         prometheus: What scrapes them.
-        baseline: The baseline of the package both serve.
+        baseline: The baseline of the package all serve.
+        package: Where that package is.
         sent: The rows each replica was sent.
         answers: The labels each replica answered with.
     """
@@ -59,6 +64,7 @@ class Stage:
     servers: Sequence[LiveServer]
     prometheus: Prometheus
     baseline: Baseline
+    package: Path
     sent: Sequence[Sequence[Row]]
     answers: Sequence[Sequence[str]]
 
@@ -113,7 +119,8 @@ def exact_rules() -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     models, directory = tmp_path_factory.mktemp("models"), tmp_path_factory.mktemp("prometheus")
-    baseline = pack(draft(baseline=BaselineRows(rows=training_rows())), samples(), models).baseline()
+    package = pack(draft(baseline=BaselineRows(rows=training_rows())), samples(), models)
+    baseline = package.baseline()
     assert baseline is not None
     with ExitStack() as stack:
         servers = [stack.enter_context(live_server(models, drift={"cpu_ratio": 1.0})) for _ in traffic()]
@@ -134,7 +141,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
         for server, rows, labels in zip(servers, sent, answers, strict=True):
             labels += send(server, rows[50:])
         settle(watching, sum(map(len, sent)))
-        yield Stage(servers, watching, baseline, sent, answers)
+        yield Stage(servers, watching, baseline, package.path, sent, answers)
 
 
 def settle(watching: Prometheus, total: int) -> None:
@@ -257,6 +264,46 @@ def test_counts_of_every_quantity_sum_to_the_rows(stage: Stage) -> None:
         sums = stage.prometheus.query(f"sum by (instance, {label}) ({metric})")
         assert len(sums) > 2
         assert all(value == rows[dict(labels)["instance"]] for labels, value in sums.items())
+
+
+def test_differences_of_the_last_values_are_exact(stage: Stage) -> None:
+    """The expression docs/drift.md gives for exact numbers gives the pooled counts themselves, from the first scrape of all replicas on."""
+    (block,) = re.findall(r"    sum by \(job, model, version, field, bin\) \(\n.*?\n    \)", DRIFT_PAGE, flags=re.DOTALL)
+    began = stage.prometheus.value("max(min_over_time(timestamp(samegraph_input_rows_total)[10m:500ms]))")
+    now = stage.prometheus.at or time.time()
+    exact = block.replace("offset 1h", f"offset {int((now - began) * 1000)}ms")
+    for name in ("size", "kind"):
+        variable, values = variable_of(stage, name)
+        found = stage.prometheus.by("bin", f'({exact}) and on (field) label_replace(vector(1), "field", "{name}", "", "")')
+        assert [found[label] for label in variable.labels] == counted(variable, values)
+
+
+def test_a_report_is_made_from_prometheus(stage: Stage) -> None:
+    """`samegraph drift report --prometheus` says of all replicas what the rules say, and names the bin."""
+    group = SamegraphGroup(commands={"drift": drift})
+    asked = [
+        "drift",
+        "report",
+        f"--prometheus={stage.prometheus.url}",
+        f"--package={stage.package}",
+        "--window=1h",
+        "--job=samegraph",
+        "--json",
+    ]
+    result = CliRunner().invoke(group, asked)
+    assert result.exit_code == 3, result.output
+    report = json.loads(result.stdout)
+    assert report["rule"]["alpha"] == pytest.approx(0.001)
+    assert report["errors"] == [{"field": "size", "kind": "wrong_type", "count": pytest.approx(len(stage.servers), abs=4)}]
+    for variable in report["variables"]:
+        own = f'{{field="{variable["name"]}", window="1h", against="baseline"}}'
+        assert variable["psi"] == pytest.approx(stage.prometheus.value(f"field:samegraph_drift_psi:sum{own}"), rel=0.1), variable["name"]
+        assert sum(point["rows"] for point in variable["trend"]) > len(stage.rows) / 2
+    (size,) = [variable for variable in report["variables"] if variable["name"] == "size"]
+    change = {b["bin"]: b["now"] / size["rows"] - b["baseline"] / stage.baseline.rows for b in size["bins"]}
+    assert size["linf_bin"]["bin"] == max(change, key=lambda label: abs(change[label]))
+    mean = sum(value for row in stage.rows if (value := row["size"]) is not None) / sum(row["size"] is not None for row in stage.rows)
+    assert size["mean"]["now"] == pytest.approx(mean, rel=0.1)
 
 
 # --- the dashboard --------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ PACKAGES = {
 
 #: The service from top to bottom; a module imports only from lines below its own. docs/architecture.md gives the reasons.
 SERVICE_ORDER = (
-    "commands",
+    "commands drift_command",
     "launch",
     "server",
     "app",
@@ -37,7 +37,8 @@ SERVICE_ORDER = (
     "repository",
     "loading predict experiments.routing_file",
     "experiments.exposition",
-    "drift.document drift.exposition exposition capture.exposition capture.reader",
+    "drift.report_html drift.report_text drift.report_sources",
+    "drift.document drift.exposition drift.report exposition capture.exposition capture.reader",
     "capture.sink",
     "capture.columns",
     "drift.monitor",

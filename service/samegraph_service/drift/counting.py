@@ -88,6 +88,15 @@ class Slot:
         """Return how many finite numbers were counted: those within the training range, below and above."""
         return int(totals.integers[self.start : self.start + self.variable.n_bins + 2].sum())
 
+    def mean_and_std(self, totals: Totals) -> tuple[float | None, float | None]:
+        """Return mean and standard deviation of the counted numbers; None where there are none."""
+        n = self.finite(totals) if self.moments is not None else 0
+        if self.moments is None or n == 0:
+            return None, None
+        above, below, squared = totals.floats[self.moments : self.moments + 3].tolist()
+        offset = (above - below) / n
+        return (self.variable.mean or 0.0) + offset, math.sqrt(max(0.0, squared / n - offset * offset))
+
 
 @dataclass(frozen=True)
 class ExpectedSlot:

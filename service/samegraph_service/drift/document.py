@@ -10,10 +10,15 @@ from .counting import Slot, Totals
 from .monitor import DriftMonitor
 from .statistics import Comparison, bonferroni
 from .version import VersionDrift
+from .window_sizes import WindowSize
+from .windows import MINUTE_S, slices
+
+#: Most parts a window is cut into for its trend.
+TREND_PARTS = 24
 
 
 def drift_document(
-    version: VersionDrift, monitor: DriftMonitor, now: float, is_exported: Callable[[VersionDrift, int], bool]
+    version: VersionDrift, monitor: DriftMonitor, now: float, is_exported: Callable[[VersionDrift, int], bool], trend: str | None = None
 ) -> dict[str, Any]:
     """Return everything that is known about a version's drift on this replica.
 
@@ -22,9 +27,10 @@ def drift_document(
         monitor: Watches it.
         now: Seconds on the monitor's clock.
         is_exported: Whether a variable's series are in the metrics.
+        trend: A window's label: its counts are given in parts too, oldest first.
     """
     rule, totals, readings = monitor.options.rule, version.totals, version.readings
-    return {
+    document = {
         "model": version.model,
         "version": str(version.version),
         "digest": version.digest,
@@ -49,6 +55,20 @@ def drift_document(
         "variables": [_variable(version, i, slot, totals, is_exported(version, i)) for i, slot in enumerate(version.slots)],
         "expected": [_expected(version, place, totals) for place in range(len(version.counter.layout.expected))],
     }
+    size = next((size for size in monitor.options.windows if size.label == trend), None)
+    if size is not None:
+        document["trend"] = _trend(version, size)
+    return document
+
+
+def _trend(version: VersionDrift, size: WindowSize) -> dict[str, Any]:
+    """Return a window's counts in parts: per part one list per variable, in their order; null for a part without rows."""
+    readings = version.readings
+    if readings is None:
+        return {"window": size.label, "part_minutes": 1, "parts": []}
+    length, parts = slices(readings.minutes, math.floor(readings.at / MINUTE_S), size, TREND_PARTS)
+    counts = [[part[slot.start : slot.stop].tolist() for slot in version.slots] if len(part) else None for part in parts]
+    return {"window": size.label, "part_minutes": length, "parts": counts}
 
 
 def _variable(version: VersionDrift, i: int, slot: Slot, totals: Totals, exported: bool) -> dict[str, Any]:
@@ -72,18 +92,8 @@ def _variable(version: VersionDrift, i: int, slot: Slot, totals: Totals, exporte
 
 
 def _counts(slot: Slot, totals: Totals) -> dict[str, Any]:
-    mean, std = _moments(slot, totals)
+    mean, std = slot.mean_and_std(totals)
     return {"counts": slot.counts(totals).tolist(), "mean": mean, "std": std}
-
-
-def _moments(slot: Slot, totals: Totals) -> tuple[float | None, float | None]:
-    """Return mean and standard deviation of the counted numbers; None where there are none."""
-    n = slot.finite(totals) if slot.moments is not None else 0
-    if slot.moments is None or n == 0:
-        return None, None
-    above, below, squared = totals.floats[slot.moments : slot.moments + 3].tolist()
-    offset = (above - below) / n
-    return (slot.variable.mean or 0.0) + offset, math.sqrt(max(0.0, squared / n - offset * offset))
 
 
 def _comparison(slot: Slot, found: Comparison) -> dict[str, Any]:

@@ -40,11 +40,13 @@ class Readings:
         at: When, on the monitor's clock, in seconds.
         sampled_ratio: Rows that were counted, as a share of those handed over since the look before; 1 when there were none.
         windows: Label → window.
+        minutes: See `Windows.minutes`.
     """
 
     at: float
     sampled_ratio: float
     windows: Mapping[str, WindowReading]
+    minutes: Sequence[tuple[int, Totals]] = ()
 
 
 class VersionDrift:
@@ -120,7 +122,7 @@ class VersionDrift:
                 found.append(compare(slot.variable.counts, slot.counts(counts), rule, tests=len(self.slots), scale=scale))
                 breathe()
             windows[label] = WindowReading(counts, tuple(found))
-        self.readings = Readings(now, self._sampled_ratio(), windows)
+        self.readings = Readings(now, self._sampled_ratio(), windows, self._windows.minutes())
 
     def _nothing_said(self) -> bool:
         assert self.readings is not None

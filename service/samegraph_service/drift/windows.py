@@ -7,7 +7,7 @@ Minutes without traffic take no room, the others the smallest type that holds th
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -81,6 +81,33 @@ class Windows:
     def sums(self) -> dict[str, Totals]:
         """Return label → counts of the rows of that window."""
         return {window.size.label: window.sum() for window in self._windows}
+
+    def minutes(self) -> tuple[tuple[int, Totals], ...]:
+        """Return (minute, growth of the counts in it) of the longest window, oldest first; minutes without traffic are not among them."""
+        return tuple(max(self._windows, key=lambda window: window.size.minutes)._minutes) if self._windows else ()
+
+
+def slices(minutes: Sequence[tuple[int, Totals]], last: int, size: WindowSize, most: int) -> tuple[int, list[np.ndarray]]:
+    """Cut a window into equal parts.
+
+    Args:
+        minutes: As `Windows.minutes` gives them.
+        last: The minute the window ends with.
+        size: The window.
+        most: Most parts.
+
+    Returns:
+        Minutes of a part, and the integers of each, oldest first; the oldest may reach beyond the window's beginning.
+    """
+    length = -(-size.minutes // most)
+    parts = -(-size.minutes // length)
+    found: list[np.ndarray | None] = [None] * parts
+    for minute, grown in minutes:
+        place = parts - 1 - (last - minute) // length
+        if 0 <= place < parts:
+            before = found[place]
+            found[place] = grown.integers.astype(np.int64) if before is None else before + grown.integers
+    return length, [np.zeros(0, dtype=np.int64) if part is None else part for part in found]
 
 
 def _narrow(grown: Totals) -> Totals:
