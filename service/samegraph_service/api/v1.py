@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -76,7 +77,7 @@ def _part(signature: Signature, index: int, headers: Mapping[str, str], data: by
     return row.at(index) if isinstance(row, InputError) else row
 
 
-def ending(origin: Origin, facts: Mapping[str, str]) -> bytes:
+def ending(origin: Origin, facts: Mapping[str, str] = MappingProxyType({})) -> bytes:
     """Return the end of every V1 body of a version, up to where the prediction id goes; `facts` say what an experiment decided."""
     more = b"".join(b"%b:%b," % (_encode(name.replace("-", "_")), _encode(value)) for name, value in facts.items())
     return b',"model_name":%b,"model_version":"%d",%b"prediction_id":"' % (_encode(origin.model), origin.version, more)
