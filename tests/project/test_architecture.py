@@ -18,7 +18,8 @@ PACKAGES = {
 
 #: The service from top to bottom; a module imports only from lines below its own. docs/architecture.md gives the reasons.
 SERVICE_ORDER = (
-    "commands drift_command",
+    "commands drift_command top_command",
+    "top",
     "launch",
     "server",
     "app",
