@@ -18,7 +18,7 @@ PACKAGES = {
 
 #: The service from top to bottom; a module imports only from lines below its own. docs/architecture.md gives the reasons.
 SERVICE_ORDER = (
-    "commands drift_command top_command",
+    "commands drift_command top_command capture.commands",
     "top",
     "launch",
     "server",
@@ -39,7 +39,8 @@ SERVICE_ORDER = (
     "loading predict experiments.routing_file",
     "experiments.exposition",
     "drift.report_html drift.report_text drift.report_sources",
-    "drift.document drift.exposition drift.report exposition capture.exposition capture.reader",
+    "drift.document drift.exposition drift.report exposition capture.exposition capture.export",
+    "capture.reader",
     "capture.sink",
     "capture.columns",
     "drift.monitor",

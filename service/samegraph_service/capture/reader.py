@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -84,6 +82,8 @@ class Batch:
 
     Attributes:
         facts: What the file says.
+        file: Its name.
+        columns: The rows as they are in it.
         meta: Column → values: `time`, `experiment`, `arm`, `request_id`, `prediction_id`, `protocol`, `instance`.
         inputs: Captured field → values, as rows hold them; of an image or byte string its facts; of a hashed field its digest.
         outputs: Output → one array of its shape a row.
@@ -91,6 +91,8 @@ class Batch:
     """
 
     facts: FileFacts
+    file: str
+    columns: pa.RecordBatch
     meta: Mapping[str, Sequence[Any]]
     inputs: Mapping[str, Sequence[Any]]
     outputs: Mapping[str, Sequence[np.ndarray]]
@@ -118,7 +120,6 @@ class Capture:
     storage: Storage | None = None
     gone: int = 0
     unreadable: list[tuple[str, str]] = field(default_factory=list)
-    _recent: OrderedDict[str, bytes] = field(default_factory=OrderedDict, repr=False)
 
     def __post_init__(self) -> None:
         if self.storage is None:
@@ -136,6 +137,10 @@ class Capture:
         choice = choice or Choice()
         found, any_there = [], False
         for stored in self._stored():
+            parts = stored.name.split("/")
+            if choice.model is not None and len(parts) == 3 and parts[0] not in (choice.model, f"{choice.model}.model"):
+                any_there = True  # another model's, so it need not be opened
+                continue
             try:
                 with self._open(stored.name) as file:
                     facts = read_facts(pq.read_schema(file), stored.name)
@@ -153,6 +158,11 @@ class Capture:
     def _stored(self) -> list[Stored]:
         assert self.storage is not None
         return [s for s in self.storage.files() if s.name.endswith(".parquet") and not s.name.startswith(f"{IMAGES}/")]
+
+    def images(self) -> list[Stored]:
+        """Return the images and byte strings that are there."""
+        assert self.storage is not None
+        return [s for s in self.storage.files() if s.name.startswith(f"{IMAGES}/")]
 
     def _open(self, name: str) -> Any:
         assert self.storage is not None
@@ -179,7 +189,7 @@ class Capture:
     def _read(self, file: CaptureFile, choice: Choice) -> Iterator[Batch]:
         with self._open(file.stored.name) as opened:
             for columns in pq.ParquetFile(opened).iter_batches(batch_size=BATCH_ROWS):
-                batch = _batch(columns, file.facts)
+                batch = _batch(columns, file)
                 places = [i for i in range(batch.n) if _chosen(batch, i, choice)]
                 if choice.below is not None or choice.above is not None:
                     scores = confidences(batch)
@@ -227,27 +237,35 @@ class Capture:
         return found
 
 
-def check_whole(facts: FileFacts) -> None:
+def check_whole(facts: FileFacts, only: str | None = None) -> None:
     """Refuse rows that cannot be sent again.
+
+    Args:
+        facts: Of their file.
+        only: The one field that matters; None is all of them.
 
     Raises:
         CaptureError: A field was excluded or hashed; names it.
     """
     for name, treatment in facts.treated.items():
-        raise CaptureError(
-            f"field {name!r} of {facts.model}/{facts.version} was {treatment} when it was captured, so these rows cannot be run again"
-        )
+        if only in (None, name):
+            raise CaptureError(
+                f"field {name!r} of {facts.model}/{facts.version} was {treatment} when it was captured, so these rows cannot be run again"
+            )
 
 
 # --- rows -----------------------------------------------------------------------------------------------------------------
 
 
-def _batch(columns: pa.RecordBatch, facts: FileFacts) -> Batch:
+def _batch(columns: pa.RecordBatch, file: CaptureFile) -> Batch:
+    facts = file.facts
     fields = {f.name: f for f in facts.fields}
     outputs = {o.name: o for o in facts.outputs}
     names = ("time", "experiment", "arm", "request_id", "prediction_id", "protocol", "instance")
     return Batch(
         facts,
+        file.stored.name,
+        columns,
         {name: columns.column(name).to_pylist() for name in names},
         {name: _values(column, fields[name], facts) for name, column in members(columns, "inputs")},
         {name: output_array(column, outputs[name]) for name, column in members(columns, "outputs")},
@@ -266,7 +284,8 @@ def _rows_of(batch: Batch, places: Sequence[int]) -> Batch:
     def of(columns: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
         return {name: [values[i] for i in places] for name, values in columns.items()}
 
-    return Batch(batch.facts, of(batch.meta), of(batch.inputs), of(batch.outputs), len(places))
+    columns = batch.columns.take(pa.array(list(places), pa.int64()))
+    return Batch(batch.facts, batch.file, columns, of(batch.meta), of(batch.inputs), of(batch.outputs), len(places))
 
 
 def _chosen(batch: Batch, i: int, choice: Choice) -> bool:
@@ -315,15 +334,24 @@ def answered_class(batch: Batch, i: int) -> tuple[str, float]:
     return (names[place] if place < len(names) else str(place)), float(scores[place])
 
 
-def requests(batches: Iterable[Batch]) -> Iterator[tuple[Batch, list[int]]]:
-    """Yield the rows of each request: a batch and their places in it.
+def requests(batches: Iterable[Batch]) -> Iterator[list[tuple[Batch, int]]]:
+    """Yield the rows of each request, as places in batches.
 
-    A request's rows lie together in one file; one that goes over the end of a batch comes in two parts.
+    A request's rows lie together in one file, in the order of their places in it.
     """
+    found: list[tuple[Batch, int]] = []
     for batch in batches:
-        ids = batch.meta["request_id"]
-        for _, places in itertools.groupby(range(batch.n), key=lambda i: ids[i]):
-            yield batch, list(places)
+        ids, places = batch.meta["request_id"], batch.meta["instance"]
+        for i in range(batch.n):
+            if found:
+                last, k = found[-1]
+                same = last.file == batch.file and last.meta["request_id"][k] == ids[i] and last.meta["instance"][k] < places[i]
+                if not same:
+                    yield found
+                    found = []
+            found.append((batch, i))
+    if found:
+        yield found
 
 
 def parse_time(text: str, now: datetime | None = None) -> datetime:
