@@ -18,6 +18,7 @@ from .api import error_document
 from .api.access import CODE
 from .api.drift import drift_router
 from .api.meta import meta_router
+from .api.v2_routes import v2_router
 from .errors import Internal, MethodNotAllowed, NoSuchRoute, NotReady
 from .logs import LogOutput, get_logger
 from .openapi import openapi_document
@@ -74,6 +75,7 @@ class Application:
             lifespan=self._lifespan,
         )
         app.include_router(meta_router(self.running))
+        app.include_router(v2_router(self.running))
         app.include_router(drift_router(self.running))
         base: dict[str, Any] = {}
 

@@ -19,6 +19,7 @@
         ├── DeadlineTooShort              no answer could ever meet that deadline
         ├── BadDeadline                   the deadline header is not a positive number
         ├── BadRequest                    the bytes are not HTTP
+        ├── UnsupportedExtension          a part of a protocol that this server does not have
         ├── HeadTooLarge                  request line and headers are over the limit
         ├── BodyTooLarge                  the body is over the server's limit
         ├── BodyTooSlow                   the body did not arrive in time
@@ -148,6 +149,10 @@ class BadDeadline(ServiceError):
 
 class BadRequest(ServiceError):
     """Raised when the bytes on a connection are not a valid HTTP request."""
+
+
+class UnsupportedExtension(ServiceError):
+    """Raised when a request needs a part of a protocol that this server does not have, such as shared memory or sequences."""
 
 
 class HeadTooLarge(ServiceError):

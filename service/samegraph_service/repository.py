@@ -31,7 +31,7 @@ from .routing import Experiment, ModelRoutes, RouteTable, ShadowRoute
 
 log = get_logger("samegraph.repository")
 
-State = Literal["loading", "ready", "failed", "unloading"]
+State = Literal["loading", "ready", "failed", "unloading", "unloaded"]
 Key: TypeAlias = tuple[str, int]
 T = TypeVar("T")
 
@@ -117,6 +117,7 @@ class Repository:
         self.routing_problems: Sequence[str] = ()
         self.routing_reads = {"success": 0, "failure": 0}
         self._keep = keep_versions
+        self._unloaded: set[str] = set()  # models an operator does not want served
         self._loaders = Loaders(threads)
         self._options = replace(options, spread=self._loaders.spread)
         self._serve = serve
@@ -231,6 +232,29 @@ class Repository:
                 self._loaders.stand_back()
             self.scanned = True
 
+    def allow(self, model: str) -> None:
+        """Take back an `unload`: the next look serves the model again."""
+        self._unloaded.discard(model)
+
+    async def unload(self, model: str) -> None:
+        """Stop serving every version of a model until `allow` is called; what already chose one of them is answered."""
+        self._unloaded.add(model)
+        async with self._busy:
+            if model in self._unloaded:
+                await self._hold_back(model)
+
+    async def _hold_back(self, model: str) -> None:
+        self._expected.discard(model)
+        for state in [s for s in self.states() if s.model == model and s.state != "unloaded"]:
+            self._set(
+                VersionState(
+                    model, state.version, "unloaded", "unloaded by an operator; load the model to serve it again", state.fingerprint
+                )
+            )
+            log.info("version_unloaded", model=model, version=state.version)
+            if state.served is not None:
+                self._retire(state.served)
+
     def close(self) -> None:
         """End the loading threads."""
         self._loaders.close()
@@ -309,6 +333,9 @@ class Repository:
 
     async def _sync_model(self, name: str, found: Mapping[int, Fingerprint], routings: Sequence[RoutingFile]) -> None:
         """Serve the latest versions that can be served and those that routing files name; older ones leave only when newer ones work."""
+        if name in self._unloaded:
+            await self._hold_back(name)
+            return
         named = {version for routing in routings if name in routing.models for version in routing.models[name].named()}
         ready: list[int] = []
         packages = not all(fingerprint.bare for fingerprint in found.values())

@@ -241,9 +241,7 @@ class RouteTable(Generic[T]):
             UnknownVersion: The model has no such version or label.
             NotReady: It has, but it cannot answer now.
         """
-        routes = self.models.get(model)
-        if routes is None:
-            raise UnknownModel(model, sorted(self.models))
+        routes = self.resolve_model(model)
         if label is not None:
             version = self._labelled(model, routes, label)
         if version is None:
@@ -259,6 +257,17 @@ class RouteTable(Generic[T]):
         raise UnknownVersion(
             f"{named or f'model {model!r} has no version {version}'}; it has {', '.join(map(str, sorted(routes.ready))) or 'none ready'}"
         )
+
+    def resolve_model(self, model: str) -> ModelRoutes[T]:
+        """Return the routes of a model, ready or not.
+
+        Raises:
+            UnknownModel: The repository has no such model.
+        """
+        routes = self.models.get(model)
+        if routes is None:
+            raise UnknownModel(model, sorted(self.models))
+        return routes
 
     @staticmethod
     def _no_default(model: str, routes: ModelRoutes[T]) -> NotReady:

@@ -100,7 +100,12 @@ class Service:
             metrics=self.metrics,
             access_log=self.access_log,
             host=self.host,
-            limits=HttpLimits(limits.max_body_bytes, limits.max_instances, limits.body_timeout_s),
+            limits=HttpLimits(
+                limits.max_body_bytes,
+                limits.max_instances,
+                limits.body_timeout_s,
+                compress_from_bytes=settings.server.compress_from_bytes or None,
+            ),
             capture=None if self.capture is None else self.capture.tap,
         )
         others = fallback if self.access_log is None else AccessLogged(fallback, self.access_log, loop.time)

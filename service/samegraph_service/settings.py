@@ -36,6 +36,11 @@ class ServerSettings(_Group):
         default="direct",
         description="direct answers predictions on the connection itself; asgi sends them through ASGI too.",
     )
+    compress_from_bytes: int = Field(
+        default=65_536,
+        ge=0,
+        description="Smallest answer that is compressed for a caller whose `accept-encoding` allows gzip or deflate; 0 compresses none.",
+    )
     root_path: str = Field(default="", description="Path prefix a proxy strips before the request arrives.")
 
 

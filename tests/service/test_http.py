@@ -193,7 +193,7 @@ def test_multipart_parts_are_instances_in_order_and_partial_by_default(server: L
         ("POST", "/v1/models/plants:predict", json.dumps({"instances": [GOOD] * 51}).encode(), {}, 413, "too_many_instances"),
         ("POST", "/v1/models/plants:predict", b"x" * 20_001, {}, 413, "body_too_large"),
         ("POST", "/v1/models/plants:predict", b"x", {"content-type": "image/png"}, 415, "unsupported_media_type"),
-        ("POST", "/v1/models/plants:predict", b"\x1f\x8b", {"content-encoding": "gzip"}, 415, "unsupported_media_type"),
+        ("POST", "/v1/models/plants:predict", b"\x1f\x8b", {"content-encoding": "br"}, 415, "unsupported_media_type"),
         ("POST", "/v1/models/plants:predict", b"{}", {"x-request-timeout-seconds": "soon"}, 400, "bad_deadline"),
         ("POST", "/v1/models/plants:predict", b"{}", {"x-deadline-ms": "-1"}, 400, "bad_deadline"),
         ("POST", "/v1/models/plants:predict?on_error=maybe", b"{}", {}, 400, "bad_body"),

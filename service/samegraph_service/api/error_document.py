@@ -42,6 +42,7 @@ _BY_CLASS: dict[type[SamegraphError], Mapping] = {
     errors.DeadlineTooShort: Mapping(400, "deadline_too_short", False),
     errors.BadDeadline: Mapping(400, "bad_deadline", False),
     errors.BadRequest: Mapping(400, "bad_request", False),
+    errors.UnsupportedExtension: Mapping(400, "unsupported_extension", False),
     errors.HeadTooLarge: Mapping(431, "head_too_large", False),
     errors.BodyTooLarge: Mapping(413, "body_too_large", False),
     errors.BodyTooSlow: Mapping(408, "body_too_slow", True),

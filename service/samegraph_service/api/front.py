@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from http import HTTPStatus
+from typing import TypeAlias
 from urllib.parse import parse_qsl
 
 from samegraph_transforms.errors import InputError, SamegraphError
@@ -26,7 +27,7 @@ from samegraph_transforms.signature import Signature
 from samegraph_transforms.wire import Decoded, decode_v1
 
 from samegraph_service.admission import Gate
-from samegraph_service.api import error_document, v1, v2
+from samegraph_service.api import encoding, error_document, v1, v2
 from samegraph_service.api.paths import Target
 from samegraph_service.call import Answer, Call, Failure, OnError, Origin, Outcome
 from samegraph_service.capture.tap import CaptureTap, Kept
@@ -60,12 +61,14 @@ class HttpLimits:
         max_instances: Most instances.
         body_timeout_s: Longest time head and body may take to arrive, in seconds.
         discard_s: Longest time the rest of a refused body is read to be thrown away, in seconds.
+        compress_from_bytes: Smallest answer that is compressed for callers who accept it; None compresses none.
     """
 
     max_body_bytes: int
     max_instances: int
     body_timeout_s: float
     discard_s: float = 5.0
+    compress_from_bytes: int | None = None
 
 
 class Head:
@@ -81,9 +84,13 @@ class Head:
         shared: Other requests have this very head.
         timeout_s: The caller's deadline in seconds, once the head was judged.
         on_error: What one bad instance does to the others, once the head was judged.
+        coding: How the body is compressed, once the head was judged.
+        accepts: How the answer may be compressed, once the head was judged.
     """
 
     __slots__ = (
+        "accepts",
+        "coding",
         "content_type",
         "declared",
         "given_id",
@@ -115,6 +122,8 @@ class Head:
         self.shared = False
         self.timeout_s: float | None = None
         self.on_error: OnError = "fail"
+        self.coding: encoding.Coding | None = None
+        self.accepts: encoding.Coding | None = None
 
 
 class Exchange(Call):
@@ -134,6 +143,16 @@ class Exchange(Call):
         self.client = client
         self.max_instances = front.limits.max_instances
         self.v2: v2.InferRequest | None = None
+
+    def encode(self, answer: Answer) -> bytes | v2.Encoded:
+        """Write the answer in the caller's protocol.
+
+        Raises:
+            SamegraphError: It cannot be written.
+        """
+        if self.v2 is None:
+            return v1.encode(answer, _static(answer).v1)
+        return v2.encode(answer, self.v2)
 
     def respond(self, response: Response) -> None:
         """Take the response, exactly once after `Front.run`."""
@@ -189,9 +208,10 @@ class Response:
         """Return the headers for ASGI."""
         if self._static is None:
             return list(self._headers or ())
+        own = self._headers or ()
         return [
-            *self._static.pairs,
-            *(self._headers or ()),
+            *(self._static.pairs if not own or own[0][0] != b"content-type" else self._static.pairs[1:]),
+            *own,
             (b"content-length", b"%d" % len(self.body)),
             (b"x-request-id", self._request_id),
             (b"samegraph-prediction-id", self._request_id),
@@ -314,15 +334,13 @@ class Front:
         head.on_error = "fail" if head.protocol == "v1" and not head.query else _on_error(head)
         if head.declared > self.limits.max_body_bytes:
             raise self.too_large()
-        encoding = head.headers.get(b"content-encoding", b"identity")
-        if encoding.lower() != b"identity":
-            raise InputError(
-                f"content-encoding {encoding[:40].decode('latin-1')!r} is not supported; send the body as it is",
-                code="unsupported_media_type",
-            )
+        if b"content-encoding" in head.headers:
+            head.coding = encoding.coding_of(head.headers[b"content-encoding"][:64])
+        if b"accept-encoding" in head.headers and self.limits.compress_from_bytes is not None:
+            head.accepts = encoding.accepted(head.headers[b"accept-encoding"][:256])
         target = head.target
         decision = self._predictor.decide(target.model, target.version, target.label, head.headers)
-        if head.protocol not in ("v1", "v2"):
+        if head.protocol in ("raw", "multipart"):
             v1.check_media_type(decision.served.runtime.signature, head.content_type)
         return decision
 
@@ -343,9 +361,19 @@ class Front:
         exchange.body = body
         size = exchange.body_bytes = len(body)
         exchange.heavy = size > DECODE_ON_HOST_BYTES and exchange.head.protocol != "raw"
+        if exchange.head.coding is not None:
+            exchange.decode, exchange.heavy = self._decode_compressed, True
         if self._capture is not None:
             self._capture.sample(exchange)
         self._predictor.submit(exchange.served, exchange)
+
+    def _decode_compressed(self, call: Call, signature: Signature) -> Decoded:
+        """Inflate a body, then decode it; on a host thread."""
+        assert isinstance(call, Exchange)
+        assert call.head.coding is not None
+        call.body = encoding.inflate(call.body, call.head.coding, self.limits.max_body_bytes)
+        call.body_bytes = len(call.body)
+        return _DECODERS[call.head.protocol](call, signature)
 
     def _finished(self, exchange: Exchange, outcome: Outcome) -> None:
         if isinstance(outcome, Failure):
@@ -354,19 +382,47 @@ class Front:
             self._host.submit(self._encode_on_host, exchange, outcome)
         else:
             started = self.now()
-            self._respond(exchange, outcome, _encoded(exchange, outcome), self.now() - started)
+            body = _encoded(exchange, outcome)
+            if exchange.head.accepts is not None and self._coding(exchange, body) is not None:
+                self._host.submit(self._compress_on_host, exchange, outcome, body, self.now() - started)
+            else:
+                self._respond(exchange, outcome, body, None, self.now() - started)
 
     def _encode_on_host(self, exchange: Exchange, answer: Answer) -> None:
         started = self.now()
-        body = _encoded(exchange, answer)
-        self._loop.call_soon_threadsafe(self._respond, exchange, answer, body, self.now() - started)
+        self._compress_on_host(exchange, answer, _encoded(exchange, answer), self.now() - started)
 
-    def _respond(self, exchange: Exchange, answer: Answer, body: bytes | SamegraphError, seconds: float) -> None:
+    def _coding(self, exchange: Exchange, body: Body) -> encoding.Coding | None:
+        """Return how an answer is compressed; None when it is not worth it, or the caller does not accept it."""
+        smallest = self.limits.compress_from_bytes
+        if exchange.head.accepts is None or smallest is None or isinstance(body, SamegraphError):
+            return None
+        return exchange.head.accepts if len(body if isinstance(body, bytes) else body.body) >= smallest else None
+
+    def _compress_on_host(self, exchange: Exchange, answer: Answer, body: Body, seconds: float) -> None:
+        started, coding = self.now(), self._coding(exchange, body)
+        if coding is not None and not isinstance(body, SamegraphError):
+            body = (
+                encoding.deflate(body, coding)
+                if isinstance(body, bytes)
+                else v2.Encoded(encoding.deflate(body.body, coding), body.json_bytes)
+            )
+        self._loop.call_soon_threadsafe(self._respond, exchange, answer, body, coding, seconds + self.now() - started)
+
+    def _respond(self, exchange: Exchange, answer: Answer, body: Body, coding: encoding.Coding | None, seconds: float) -> None:
         exchange.served.metrics.encode.observe(seconds)
         if isinstance(body, SamegraphError):
             exchange.respond(self.failed(body, exchange.request_id))
             return
-        headers = [(b"samegraph-failed-instances", b"%d" % len(answer.errors))] if answer.errors else None
+        headers = None
+        if not isinstance(body, bytes):
+            if body.json_bytes is not None:
+                headers = [(b"content-type", _BINARY), (b"inference-header-content-length", b"%d" % body.json_bytes)]
+            body = body.body
+        if answer.errors:
+            headers = [(b"samegraph-failed-instances", b"%d" % len(answer.errors))]
+        if coding is not None:
+            headers = [*(headers or ()), (b"content-encoding", coding.encode()), (b"vary", b"accept-encoding")]
         exchange.respond(Response(200, body, headers, None, answer, _static(answer), answer.request_id.encode()))
 
     def failed(self, error: SamegraphError, request_id: str) -> Response:
@@ -441,25 +497,36 @@ def _decode_bytes(call: Call, signature: Signature) -> Decoded:
 
 
 def _decode_v2(call: Call, signature: Signature) -> Decoded:
-    """Read a V2 body; a deadline in it shortens the call's."""
     assert isinstance(call, Exchange)
-    request = call.v2 = v2.parse(call.body)
+    return decode_v2(call, signature, v2.parse(call.body, call.head.headers.get(b"inference-header-content-length")))
+
+
+def decode_v2(call: Exchange, signature: Signature, request: v2.InferRequest) -> Decoded:
+    """Decode a V2 request, whatever it came in; a deadline in it shortens the call's.
+
+    Raises:
+        SamegraphError: It cannot be answered as it is.
+    """
+    call.v2 = request
+    v2.check(request, call.served.origin.outputs)
     asked = v2.timeout_s(request)
     if asked is not None:
         call.timeout_s = asked if call.timeout_s is None else min(call.timeout_s, asked)
     return v2.decode(signature, request, call.max_instances)
 
 
-_DECODERS = {"v1": _decode_json, "raw": _decode_bytes, "multipart": _decode_bytes, "v2": _decode_v2}
+_DECODERS = {"v1": _decode_json, "raw": _decode_bytes, "multipart": _decode_bytes, "v2": _decode_v2, "grpc": _decode_v2}
 
 
-def _encoded(exchange: Exchange, answer: Answer) -> bytes | SamegraphError:
+#: A body in the caller's protocol, or why there is none.
+Body: TypeAlias = bytes | v2.Encoded | SamegraphError
+_BINARY = b"application/octet-stream"
+
+
+def _encoded(exchange: Exchange, answer: Answer) -> Body:
     """Write an answer, or say why it cannot be."""
     try:
-        if exchange.v2 is None:
-            return v1.encode(answer, _static(answer).v1)
-        v2.check_outputs(answer.origin.outputs, exchange.v2)
-        return v2.encode(answer, exchange.v2)
+        return exchange.encode(answer)
     except SamegraphError as error:
         return error
     except Exception as error:

@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import itertools
 from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request, Response
-from fastapi.responses import JSONResponse
 from prometheus_client.exposition import choose_encoder
-from pydantic import BaseModel, Field
 from samegraph_transforms.manifest import Manifest
 
-from samegraph_service import __version__
-from samegraph_service.errors import NotReady, Unauthorized, UnknownVersion
+from samegraph_service.errors import UnknownVersion
 from samegraph_service.predict import Served
 from samegraph_service.repository import VersionState
 from samegraph_service.service import Service, dumps
 
-from . import v2
+from . import v2_service
 
-_V2_STATES = {"loading": "LOADING", "ready": "READY", "failed": "UNAVAILABLE", "unloading": "UNLOADING"}
-_TFS_STATES = {"loading": "LOADING", "ready": "AVAILABLE", "failed": "END", "unloading": "UNLOADING"}
+_TFS_STATES = {"loading": "LOADING", "ready": "AVAILABLE", "failed": "END", "unloading": "UNLOADING", "unloaded": "END"}
 
 
 def meta_router(service: Callable[[], Service]) -> APIRouter:
@@ -32,7 +27,6 @@ def meta_router(service: Callable[[], Service]) -> APIRouter:
     _health(router, service)
     _metrics(router, service)
     _v1(router, service)
-    _v2(router, service)
     _admin(router, service)
     return router
 
@@ -165,75 +159,6 @@ def _metadata(service: Service, model: str, version: int | None) -> dict[str, An
     }
 
 
-# --- V2 -----------------------------------------------------------------------------------------------------------------
-
-
-#: V2 clients read the status; the body is the same with the other value.
-_NOT_READY: dict[int | str, dict[str, Any]] = {503: {"description": "Not ready", "content": {"application/json": {"schema": {}}}}}
-
-
-def _v2(router: APIRouter, service: Callable[[], Service]) -> None:
-    @router.get("/v2", tags=["v2"], summary="Server metadata")
-    async def server() -> dict[str, Any]:
-        return {"name": "samegraph", "version": __version__, "extensions": []}
-
-    @router.get("/v2/health/live", tags=["v2"], summary="Whether the server is live")
-    async def live() -> dict[str, bool]:
-        return {"live": True}
-
-    @router.get("/v2/health/ready", tags=["v2"], summary="Whether the server is ready", responses=_NOT_READY)
-    async def ready() -> JSONResponse:
-        answer, _ = service().readiness()
-        return JSONResponse({"ready": answer}, status_code=200 if answer else 503)
-
-    @router.post("/v2/repository/index", tags=["v2"], summary="Every known version with its state")
-    async def index(query: RepositoryQuery | None = None) -> list[dict[str, str]]:
-        return _index(service(), query is not None and query.ready)
-
-    @router.get("/v2/models/{model}", tags=["v2"], summary="Tensor metadata of the default version")
-    async def model_metadata(model: str) -> dict[str, Any]:
-        return _tensors(service(), model, None)
-
-    @router.get("/v2/models/{model}/versions/{version}", tags=["v2"], summary="Tensor metadata of one version")
-    async def version_metadata(model: str, version: int) -> dict[str, Any]:
-        return _tensors(service(), model, version)
-
-    @router.get("/v2/models/{model}/ready", tags=["v2"], summary="Whether a model is ready", responses=_NOT_READY)
-    async def model_ready(model: str) -> JSONResponse:
-        return _model_ready(service(), model, None)
-
-    @router.get("/v2/models/{model}/versions/{version}/ready", tags=["v2"], summary="Whether a version is ready", responses=_NOT_READY)
-    async def version_ready(model: str, version: int) -> JSONResponse:
-        return _model_ready(service(), model, version)
-
-
-class RepositoryQuery(BaseModel):
-    """Body of the V2 repository index."""
-
-    ready: bool = Field(default=False, description="List only versions that are ready.")
-
-
-def _index(service: Service, ready_only: bool) -> list[dict[str, str]]:
-    return [
-        {"name": s.model, "version": str(s.version), "state": _V2_STATES[s.state], "reason": s.reason}
-        for s in service.repository.states()
-        if s.state == "ready" or not ready_only
-    ]
-
-
-def _tensors(service: Service, model: str, version: int | None) -> dict[str, Any]:
-    _, served = _resolve(service, model, version)
-    return v2.model_metadata(served.runtime.manifest, sorted(service.repository.routes.models[model].ready))
-
-
-def _model_ready(service: Service, model: str, version: int | None) -> JSONResponse:
-    try:
-        _resolve(service, model, version)
-    except NotReady:
-        return JSONResponse({"name": model, "ready": False}, status_code=503)
-    return JSONResponse({"name": model, "ready": True})
-
-
 # --- admin --------------------------------------------------------------------------------------------------------------
 
 
@@ -246,20 +171,6 @@ def _admin(router: APIRouter, service: Callable[[], Service]) -> None:
     )
     async def reload(authorization: Annotated[str, Header(description="`Bearer` and the admin token.")] = "") -> list[dict[str, str]]:
         running = service()
-        _authorise(running, authorization)
+        v2_service.authorise(running, authorization)
         await running.repository.sync()
-        return _index(running, ready_only=False)
-
-
-def _authorise(service: Service, authorization: str) -> None:
-    """Let a caller change state only with the configured token.
-
-    Raises:
-        Unauthorized: No token is configured, or the caller's is another.
-    """
-    token = service.settings.admin.token
-    if token is None:
-        raise Unauthorized("admin routes are closed: no SAMEGRAPH_ADMIN__TOKEN is configured")
-    scheme, _, given = authorization.partition(" ")
-    if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), token.get_secret_value().encode()):
-        raise Unauthorized("this route needs the header `Authorization: Bearer <admin token>`")
+        return v2_service.index(running)
