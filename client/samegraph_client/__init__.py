@@ -5,17 +5,26 @@
     with Client("http://127.0.0.1:8000") as client:
         print(client.predict("imagenet", Path("cat.jpg")).value)
 
-`AsyncClient` is the same with `await`. Both drive one sans-IO core (`core.py`), so they retry, wait and fail alike.
+`AsyncClient` is the same with `await`. Both drive one sans-IO core (`dispatch.py`), so they retry, wait and fail alike. Many items go
+through `predict_many`, the frames of a video through `predict_frames`; docs/client.md of the repository has it all.
 """
 
+from .awaiting import AsyncClient, AsyncResults
+from .blocking import Client, Results
 from .core import Prediction
+from .dispatch import Event
 from .errors import (
     AnswerNotUnderstood,
     AttemptTimedOut,
     ClientError,
     ConnectionFailed,
     DeadlineExceeded,
+    ExtraMissing,
     InputRejected,
+    JournalBusy,
+    JournalError,
+    JournalFull,
+    JournalMismatch,
     NotAuthorized,
     NotFound,
     RawInputInvalid,
@@ -24,9 +33,15 @@ from .errors import (
     ServerError,
     ServerFault,
     TransportFailure,
+    Unreachable,
+    VideoUnreadable,
 )
-from .faces import AsyncClient, Client
-from .policy import RetryPolicy, wait_hint
+from .gate import Gate
+from .journal import JournalFile
+from .many import Outcome
+from .policy import RetryBudget, RetryPolicy, wait_full_jitter, wait_hint
+from .report import Report
+from .video import StreamReport
 
 __version__ = "0.1.0"
 
@@ -34,15 +49,32 @@ __all__ = [
     "Client",
     "AsyncClient",
     "Prediction",
+    "Results",
+    "AsyncResults",
+    "Outcome",
+    "Report",
+    "StreamReport",
+    "JournalFile",
+    "Event",
+    "Gate",
     "RetryPolicy",
+    "RetryBudget",
     "wait_hint",
+    "wait_full_jitter",
     "ClientError",
     "RawInputInvalid",
     "TransportFailure",
     "ConnectionFailed",
+    "Unreachable",
     "AttemptTimedOut",
     "AnswerNotUnderstood",
     "DeadlineExceeded",
+    "ExtraMissing",
+    "VideoUnreadable",
+    "JournalError",
+    "JournalBusy",
+    "JournalMismatch",
+    "JournalFull",
     "ServerError",
     "InputRejected",
     "NotAuthorized",

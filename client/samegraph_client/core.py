@@ -1,6 +1,6 @@
-"""The sans-IO core: one generator plays a whole call, and says what to send and how long to wait.
+"""What a call says to the server, sans-IO: raw input → requests, answers → Prediction, and which protocol the server speaks.
 
-Both faces (`faces.py`) drive it with their own sockets and sleep; nothing here blocks, so nothing is written twice.
+When something is sent, and sent again, is `dispatch.py`'s business; both faces put their sockets under the two.
 """
 
 from __future__ import annotations
@@ -12,46 +12,13 @@ from dataclasses import dataclass, field
 from typing import Literal
 from urllib.parse import quote
 
-from .encoding import Wire, encode
-from .errors import AnswerNotUnderstood, ClientError, DeadlineExceeded, RawInputInvalid, TransportFailure, from_answer
+from . import v2
+from .dispatch import INTERACTIVE, Answer, Call, Exchange, Request
+from .encoding import Body, Wire, encode
+from .errors import AnswerNotUnderstood, ClientError, RawInputInvalid, ServerError
 from .policy import RetryPolicy, Tries
 
-
-@dataclass(frozen=True)
-class Request:
-    """One HTTP request; the body is bytes, so it can be sent again."""
-
-    method: str
-    url: str
-    headers: Mapping[str, str]
-    body: bytes
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One whole HTTP answer; header names are in lower case."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-
-
-@dataclass(frozen=True)
-class Send:
-    """Asks the face to send `request` and hand back an Answer or a TransportFailure within `timeout_s` (None: no limit)."""
-
-    request: Request
-    timeout_s: float | None
-
-
-@dataclass(frozen=True)
-class Pause:
-    """Asks the face to wait."""
-
-    seconds: float
-
-
-Exchange = Generator[Send | Pause, Answer | TransportFailure | None, "Prediction"]
+Speech = Generator[Request, "Answer | ClientError", Answer]
 
 
 @dataclass(frozen=True)
@@ -78,9 +45,11 @@ class Prediction:
         arm: The experiment arm, when it took part in one.
         prediction_id: The id to send outcomes back with.
         request_id: The id under which the server logged the request.
+        experiment: The experiment, when it took part in one.
         attempts: Times the request was sent.
         refusals: Refusals with a hint among them.
         waited_s: Seconds spent waiting between attempts.
+        queued_s: Seconds spent waiting for the gate before the first attempt.
         elapsed_s: Seconds from the call to the answer.
     """
 
@@ -97,6 +66,8 @@ class Prediction:
     refusals: int = 0
     waited_s: float = 0.0
     elapsed_s: float = 0.0
+    queued_s: float = 0.0
+    experiment: str | None = None
 
     @property
     def value(self) -> object:
@@ -105,146 +76,244 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class Core:
-    """Everything a client knows that is not a socket.
+class Options:
+    """How a model is to be asked; the arguments are those of `Client.predict`.
 
     Attributes:
+        version: Pins a version.
+        label: Pins a label.
+        on_error: What one bad instance costs.
+        headers: Sent with the call.
+        unit: Who it is about: decides the arm of an experiment.
+    """
+
+    version: int | str | None = None
+    label: str | None = None
+    on_error: Literal["fail", "partial"] = "fail"
+    headers: Mapping[str, str] = field(default_factory=dict)
+    unit: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse two pins at once."""
+        if self.version is not None and self.label is not None:
+            raise RawInputInvalid(f"give a version ({self.version}) or a label ({self.label!r}), not both")
+
+
+class Core:
+    """Everything a client knows about its server that is not a socket and not load.
+
+    Args:
         base_url: Where the server is, without a trailing slash.
         policy: When and how long to retry.
         headers: Sent with every request.
-        wire: `auto` may send bytes as they are; `v1` sends V1 JSON only, for servers that know nothing else.
+        wire: `auto` finds out what the server speaks; `v1` and `v2` speak that and nothing else.
+        unit_header: The header that names the unit of an experiment.
         clock: Monotonic seconds.
     """
 
-    base_url: str
-    policy: RetryPolicy
-    headers: Mapping[str, str]
-    wire: Wire
-    clock: Callable[[], float]
+    def __init__(
+        self, base_url: str, policy: RetryPolicy, headers: Mapping[str, str], wire: Wire, unit_header: str, clock: Callable[[], float]
+    ) -> None:
+        if wire not in ("auto", "v1", "v2"):
+            raise ValueError(f"wire must be auto, v1 or v2, got {wire!r}")
+        self.base_url = base_url.rstrip("/")
+        self.policy = policy
+        self.clock = clock
+        self._headers = dict(headers)
+        self._wire: Wire = wire
+        self._unit_header = unit_header.lower()
+        self._ours = False
+        self._signatures: dict[tuple[str, str | None], v2.Signature | None] = {}
 
     def predict(
         self,
         model: str,
         raw: object,
+        options: Options,
         *,
-        version: int | str | None = None,
-        label: str | None = None,
-        on_error: Literal["fail", "partial"] = "fail",
-        headers: Mapping[str, str] | None = None,
+        key: str | None = None,
         deadline_s: float | None = None,
-    ) -> Exchange:
-        """Play one prediction: yields what to do next, returns the Prediction, raises a ClientError.
+        priority: int = INTERACTIVE,
+        patient: bool = False,
+    ) -> Call:
+        """Return the call that predicts; its result is a Prediction."""
+        return self._call(
+            lambda tries: self._predict(model, raw, options, key or uuid.uuid4().hex, tries),
+            self.policy.deadline_s if deadline_s is None else deadline_s,
+            priority,
+            patient,
+        )
 
-        The arguments are those of `Client.predict`.
-        """
-        policy = self.policy if deadline_s is None else _with_deadline(self.policy, deadline_s)
-        body = encode(raw, self.wire)
-        query = "?on_error=partial" if on_error == "partial" else ""
-        url = f"{self.base_url}{predict_path(model, version, label)}{query}"
-        fixed = {
-            "accept": "application/json",
-            "content-type": body.media_type,
-            "idempotency-key": f'"{uuid.uuid4().hex}"',  # one per call, the same on every attempt: a structured-field string
-            **{name.lower(): value for name, value in {**self.headers, **(headers or {})}.items()},
-        }
-        tries = Tries(policy, started=self.clock())
-        answer = yield from self._attempts(Request("POST", url, fixed, body.content), tries)
-        return self._prediction(answer, body.single, tries)
+    def feedback(self, model: str, prediction_id: str, outcome: Mapping[str, object], deadline_s: float | None) -> Call:
+        """Return the call that sends an outcome back; its result has the server's answer as its only prediction."""
+        document = {"prediction_id": prediction_id, **outcome}
+        body = Body(json.dumps(document, allow_nan=False).encode(), "application/json", single=True)
+        path = f"/v1/models/{quote(model, safe='')}:feedback"
+        return self._call(
+            lambda tries: self._send_feedback(path, body, tries),
+            self.policy.deadline_s if deadline_s is None else deadline_s,
+            INTERACTIVE,
+            False,
+        )
 
-    def _attempts(self, request: Request, tries: Tries) -> Generator[Send | Pause, Answer | TransportFailure | None, Answer]:
-        """Send until an answer is good; raise what made it give up."""
-        last: ClientError | None = None
-        while True:
-            answer = yield self._next_send(request, tries, last)
-            if isinstance(answer, Answer) and 200 <= answer.status < 300:
-                return answer
-            if answer is None:
-                raise TypeError("a Send must be answered with an Answer or a TransportFailure")
-            last = from_answer(answer.status, answer.headers, answer.body) if isinstance(answer, Answer) else answer
-            last.attempts = tries.attempts
-            wait_s = tries.after(last, self.clock())
-            if wait_s is None:
-                raise last
-            self._refuse_late(tries, last, wait_s)
-            yield Pause(wait_s)
-            tries.waited_s += wait_s
+    def _call(self, speak: Callable[[Tries], Exchange], deadline_s: float | None, priority: int, patient: bool) -> Call:
+        now = self.clock()
+        tries = Tries(self.policy, started=now)
+        deadline = float("inf") if deadline_s is None else now + deadline_s
+        return Call(speak(tries), tries, priority=priority, patient=patient, deadline=deadline)
 
-    def _next_send(self, request: Request, tries: Tries, last: ClientError | None) -> Send:
-        """Return the next attempt with the time it has, which the server is told too."""
-        remaining = tries.remaining_s(self.clock())
-        if remaining is not None and remaining <= 0:
-            raise _too_late(tries, last, None)
-        limits = [limit for limit in (remaining, tries.policy.attempt_timeout_s) if limit is not None]
-        timeout_s = min(limits) if limits else None
-        headers = {**request.headers, "x-attempt": str(tries.attempts)}
-        if timeout_s is not None:
-            headers["x-request-timeout-seconds"] = f"{timeout_s:.3f}"
-        tries.attempts += 1
-        return Send(Request(request.method, request.url, headers, request.body), timeout_s)
-
-    def _refuse_late(self, tries: Tries, last: ClientError, wait_s: float) -> None:
-        """Fail now, with what is known, rather than sleep towards a deadline that cannot be met."""
-        remaining = tries.remaining_s(self.clock())
-        if remaining is not None and wait_s >= remaining:
-            raise _too_late(tries, last, wait_s) from last
-
-    def _prediction(self, answer: Answer, single: bool, tries: Tries) -> Prediction:
+    def _predict(self, model: str, raw: object, options: Options, key: str, tries: Tries) -> Exchange:
+        fixed = {"idempotency-key": f'"{key}"', **self._fixed(options)}
+        signature = yield from self._signature_wanted(model, raw, options)
+        if signature is None:
+            body, url = encode(raw, "v1" if self._wire == "v1" else "auto"), self._v1_url(model, options)
+        else:
+            body, url = v2.encode(raw, signature), self._v2_url(model, options)
+        reply = yield _post(url, body, fixed)
+        if self._wire == "auto" and not self._ours and signature is None and _not_our_protocol(reply):
+            signature, body, url = yield from self._other_protocol(model, raw, options, body, reply)
+            reply = yield _post(url, body, fixed)
+        answer = _good(reply)
+        self._ours = self._ours or "samegraph-model" in answer.headers
         document = _document(answer)
-        predictions = document["predictions"]
+        predictions = _v1_predictions(document) if signature is None else v2.predictions(document)
+        return self._prediction(answer, document, predictions, body.single, tries)
+
+    def _send_feedback(self, path: str, body: Body, tries: Tries) -> Exchange:
+        answer = _good((yield _post(self.base_url + path, body, self._fixed(Options()))))
+        return self._prediction(answer, {}, [_json(answer) if answer.body else None], True, tries)
+
+    def _fixed(self, options: Options) -> dict[str, str]:
+        named = {} if options.unit is None else {self._unit_header: options.unit}
+        own = {name.lower(): value for name, value in {**self._headers, **options.headers}.items()}
+        return {"accept": "application/json", **named, **own}
+
+    def _v1_url(self, model: str, options: Options) -> str:
+        query = "?on_error=partial" if options.on_error == "partial" else ""
+        return f"{self.base_url}{predict_path(model, options.version, options.label)}{query}"
+
+    def _v2_url(self, model: str, options: Options, suffix: str = "/infer") -> str:
+        pinned = f"/versions/{quote(str(options.version), safe='')}" if options.version is not None else ""
+        return f"{self.base_url}/v2/models/{quote(model, safe='')}{pinned}{suffix}"
+
+    def _signature_wanted(self, model: str, raw: object, options: Options) -> Generator[Request, Answer | ClientError, v2.Signature | None]:
+        """Return the model's V2 signature if V2 is the way to go, asking the server for it once."""
+        if self._wire == "v2":
+            if options.label is not None or options.on_error == "partial":
+                raise RawInputInvalid("V2 knows neither labels nor on_error=partial; leave them out, or let the client choose the protocol")
+            return (yield from self._signature(model, options, must=True))
+        if self._wire == "v1" or options.label is not None or options.on_error == "partial" or not v2.holds_arrays(raw):
+            return None
+        signature = yield from self._signature(model, options, must=False)
+        return signature if signature is not None and signature.binary and _has_tensors(signature) else None
+
+    def _signature(self, model: str, options: Options, *, must: bool) -> Generator[Request, Answer | ClientError, v2.Signature | None]:
+        place = (model, None if options.version is None else str(options.version))
+        if place not in self._signatures:
+            fixed = self._fixed(options)
+            described = yield Request("GET", self._v2_url(model, options, ""), fixed, b"")
+            if isinstance(described, ClientError):
+                if must or not isinstance(described, ServerError):
+                    raise described
+                self._signatures[place] = None
+                return None
+            server = yield Request("GET", f"{self.base_url}/v2", fixed, b"")
+            self._signatures[place] = v2.Signature.parse(_json(server) if isinstance(server, Answer) else None, _json(described))
+        return self._signatures[place]
+
+    def _other_protocol(
+        self, model: str, raw: object, options: Options, body: Body, reply: Answer | ClientError
+    ) -> Generator[Request, Answer | ClientError, tuple[v2.Signature | None, Body, str]]:
+        """Return the request in the protocol this foreign server does speak; remember which that is.
+
+        Raises:
+            ServerError: It speaks none of them (the first refusal is the one worth showing).
+        """
+        if isinstance(reply, ServerError) and reply.status not in (404, 405) and body.media_type != "application/json":
+            self._wire = "v1"  # it has the path, but takes no raw bodies
+            return None, encode(raw, "v1"), self._v1_url(model, options)
+        signature = None
+        if options.label is None and options.on_error == "fail":
+            signature = yield from self._signature(model, options, must=False)
+        if signature is None:
+            raise _bad(reply)
+        self._wire = "v2"
+        return signature, v2.encode(raw, signature), self._v2_url(model, options)
+
+    def _prediction(
+        self, answer: Answer, document: Mapping[str, object], predictions: list[object], single: bool, tries: Tries
+    ) -> Prediction:
         headers = answer.headers
+        errors = document.get("errors")
         return Prediction(
             predictions=predictions,
             single=single,
-            errors=tuple(_instance_error(item) for item in document.get("errors") or ()),
+            errors=tuple(_instance_error(item) for item in errors) if isinstance(errors, list) else (),
             model=headers.get("samegraph-model"),
             version=headers.get("samegraph-model-version"),
             package_digest=headers.get("samegraph-package-digest"),
             arm=headers.get("samegraph-arm"),
+            experiment=headers.get("samegraph-experiment"),
             prediction_id=headers.get("samegraph-prediction-id"),
             request_id=headers.get("x-request-id"),
             attempts=tries.attempts,
             refusals=tries.refusals,
             waited_s=tries.waited_s,
+            queued_s=tries.queued_s,
             elapsed_s=self.clock() - tries.started,
         )
 
 
 def predict_path(model: str, version: int | str | None = None, label: str | None = None) -> str:
-    """Return V1's path to predict with a model, percent-encoded.
-
-    Raises:
-        RawInputInvalid: Both a version and a label are given.
-    """
-    if version is not None and label is not None:
-        raise RawInputInvalid(f"give a version ({version}) or a label ({label!r}), not both")
+    """Return V1's path to predict with a model, percent-encoded."""
     pinned = f"/versions/{quote(str(version), safe='')}" if version is not None else f"/labels/{quote(label, safe='')}" if label else ""
     return f"/v1/models/{quote(model, safe='')}{pinned}:predict"
 
 
-def _with_deadline(policy: RetryPolicy, deadline_s: float) -> RetryPolicy:
-    return RetryPolicy(policy.stop, policy.wait, policy.hint_wait, deadline_s, policy.attempt_timeout_s)
+def _post(url: str, body: Body, headers: Mapping[str, str]) -> Request:
+    return Request("POST", url, {"content-type": body.media_type, **body.headers, **headers}, body.content)
 
 
-def _too_late(tries: Tries, last: ClientError | None, wait_s: float | None) -> DeadlineExceeded:
-    why = f"the next attempt would have to wait {wait_s:.3g} s" if wait_s is not None else "the time is over"
-    failed = f"; the last one failed: {last}" if last else ""
-    error = DeadlineExceeded(
-        f"no answer within {tries.policy.deadline_s:g} s: {why} after {tries.attempts} attempts{failed}", last=last, wait_s=wait_s
-    )
-    error.attempts = tries.attempts
-    return error
+def _has_tensors(signature: v2.Signature) -> bool:
+    """Whether arrays can have a place in the signature; it is V1's business to refuse those that have none."""
+    return any(field.datatype != "BYTES" for field in signature.inputs)
 
 
-def _document(answer: Answer) -> dict[str, list[object]]:
-    """Return the answer's document once it is known to hold a list of predictions."""
+def _not_our_protocol(reply: Answer | ClientError) -> bool:
+    """Whether a refusal may come from a server that does not know the protocol; a samegraph server gives its refusals a code."""
+    return isinstance(reply, ServerError) and reply.status in (400, 404, 405, 415, 422) and reply.code is None
+
+
+def _good(reply: Answer | ClientError) -> Answer:
+    if isinstance(reply, ClientError):
+        raise reply
+    return reply
+
+
+def _bad(reply: Answer | ClientError) -> ClientError:
+    assert isinstance(reply, ClientError)
+    return reply
+
+
+def _json(answer: Answer) -> object:
     try:
-        document = json.loads(answer.body)
+        return json.loads(answer.body)
     except ValueError as error:
         raise AnswerNotUnderstood(f"the answer (status {answer.status}) is not JSON: {answer.body[:80]!r}") from error
-    if not isinstance(document, dict) or not isinstance(document.get("predictions"), list):
-        shown = sorted(document) if isinstance(document, dict) else type(document).__name__
-        raise AnswerNotUnderstood(f"the answer has no list called `predictions`; it has {shown}")
+
+
+def _document(answer: Answer) -> dict[str, object]:
+    document = _json(answer)
+    if not isinstance(document, dict):
+        raise AnswerNotUnderstood(f"the answer has no list called `predictions`; it has {type(document).__name__}")
     return document
+
+
+def _v1_predictions(document: Mapping[str, object]) -> list[object]:
+    predictions = document.get("predictions")
+    if not isinstance(predictions, list):
+        raise AnswerNotUnderstood(f"the answer has no list called `predictions`; it has {sorted(document)}")
+    return predictions
 
 
 def _instance_error(item: object) -> InstanceError:

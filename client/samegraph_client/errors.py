@@ -4,9 +4,16 @@ ClientError
 ├── RawInputInvalid           the raw input cannot be put on the wire (nothing was sent)
 ├── TransportFailure          an attempt got no answer
 │   ├── ConnectionFailed      no connection, or it was lost before the answer
+│   │   └── Unreachable       no connection could be made
 │   └── AttemptTimedOut       no answer within the attempt's time
 ├── AnswerNotUnderstood       a 2xx answer that is not in V1's shape
 ├── DeadlineExceeded          the call's deadline leaves no room for another attempt
+├── JournalError              a burst's journal cannot be used
+│   ├── JournalBusy           another process has it open
+│   ├── JournalMismatch       it belongs to other items
+│   └── JournalFull           it has reached its limit
+├── ExtraMissing              what was asked for needs an optional package
+├── VideoUnreadable           a file holds no video that can be decoded
 └── ServerError               the server answered with an error document
     ├── InputRejected         400, 413, 415, 422: the raw input or the request is at fault
     ├── NotAuthorized         401, 403
@@ -42,13 +49,22 @@ class RawInputInvalid(ClientError, ValueError):
 class TransportFailure(ClientError):
     """Raised when an attempt got no answer; the HTTP library's exception is its cause."""
 
+    #: Whether it is a sign of too much load, so that less should be sent.
+    overload: bool = False
+
 
 class ConnectionFailed(TransportFailure):
     """Raised when no connection could be made, or it was lost before the answer."""
 
 
+class Unreachable(ConnectionFailed):
+    """Raised when no connection could be made: nobody listens, or the address is wrong."""
+
+
 class AttemptTimedOut(TransportFailure):
     """Raised when no answer came within the attempt's time."""
+
+    overload = True
 
 
 class AnswerNotUnderstood(ClientError):
@@ -67,6 +83,34 @@ class DeadlineExceeded(ClientError, TimeoutError):
         super().__init__(message)
         self.last = last
         self.wait_s = wait_s
+
+
+class JournalError(ClientError):
+    """Base of what can be wrong with a burst's journal."""
+
+
+class JournalBusy(JournalError):
+    """Raised when another process has the journal open."""
+
+
+class JournalMismatch(JournalError):
+    """Raised when a journal belongs to another burst, other items, or is no journal."""
+
+
+class JournalFull(JournalError):
+    """Raised when a journal has reached its limit, or the disk has; nothing is sent that could not be noted."""
+
+
+class ExtraMissing(ClientError, ImportError):
+    """Raised when what was asked for needs an optional package; the message says which to install."""
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(f"{what} needs an optional package: pip install 'samegraph-client[{extra}]'")
+        self.extra = extra
+
+
+class VideoUnreadable(ClientError):
+    """Raised when a file holds no video that can be decoded."""
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,14 @@ A transport sends one request and returns the whole answer, or raises a Transpor
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 import httpx2
 
-from .core import Answer, Request
-from .errors import AttemptTimedOut, ConnectionFailed
+from .dispatch import Answer, Request
+from .errors import AttemptTimedOut, ConnectionFailed, Unreachable
 
 #: Servers close idle connections (uvicorn after 5 s unless told otherwise); ours go first, so that no request races the close.
 IDLE_EXPIRY_S = 4.0
@@ -35,7 +35,7 @@ class Transport(Protocol):
 class AsyncTransport(Protocol):
     """Sends requests from an asyncio event loop."""
 
-    async def send(self, request: Request, timeout_s: float | None) -> Answer:
+    def send(self, request: Request, timeout_s: float | None) -> Coroutine[Any, Any, Answer]:
         """Return the whole answer; raise a TransportFailure when there is none within `timeout_s`."""
         ...
 
@@ -90,16 +90,18 @@ def translated(url: str) -> Iterator[None]:
     """Turn httpx2's exceptions into ours; everything else (cancellation above all) passes."""
     try:
         yield
+    except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+        raise Unreachable(f"no answer from {url}: {str(error) or type(error).__name__}") from error
     except (httpx2.TimeoutException, TimeoutError) as error:
         raise AttemptTimedOut(f"no answer from {url} in time ({type(error).__name__})") from error
     except httpx2.TransportError as error:
         raise ConnectionFailed(f"no answer from {url}: {str(error) or type(error).__name__}") from error
     except httpx2.InvalidURL as error:
-        raise ConnectionFailed(f"{url!r} is not an address: {error}") from error
+        raise Unreachable(f"{url!r} is not an address: {error}") from error
 
 
 def _limits() -> httpx2.Limits:
-    return httpx2.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=IDLE_EXPIRY_S)
+    return httpx2.Limits(max_connections=None, max_keepalive_connections=256, keepalive_expiry=IDLE_EXPIRY_S)
 
 
 def _timeout(timeout_s: float | None) -> httpx2.Timeout:

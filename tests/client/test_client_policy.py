@@ -56,11 +56,13 @@ def test_hinted_refusals_do_not_consume_attempts() -> None:
     """A hundred hinted refusals leave all five attempts for real failures."""
     tries = tried(attempts=0)
     for _ in range(100):
-        tries.attempts += 1
+        tries.sent(0.0)
+        tries.landed(refusal(hint_s=0.1), 0.0)
         assert tries.after(refusal(hint_s=0.1), 0.0) is not None
     verdicts = []
     for _ in range(5):
-        tries.attempts += 1
+        tries.sent(0.0)
+        tries.landed(refusal(), 0.0)
         verdicts.append(tries.after(refusal(), 0.0) is None)
     assert verdicts == [False, False, False, False, True]
     assert tries.refusals == 100
