@@ -17,7 +17,8 @@ MODELS = Path(__file__).resolve().parent
 LIBRARY = MODELS.parent / "transforms" / "samegraph_transforms"
 #: Parts of the library that only read and show packages; a change in them changes no package.
 _READERS = {
-    "bare.py", "baseline_svg.py", "baseline_view.py", "cli.py", "inspection.py", "inspection_html.py", "predicting.py", "verify.py",
+    "bare.py", "baseline_svg.py", "baseline_view.py", "cli.py", "golden_export.py", "inspection.py", "inspection_html.py", "predicting.py",
+    "verify.py",
 }  # fmt: skip
 #: Libraries whose version can change a graph, a decoded pixel or a trained weight.
 _LIBRARIES = ("numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "pandas", "pillow", "scikit-learn", "scipy", "skl2onnx", "tokenizers")

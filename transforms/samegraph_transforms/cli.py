@@ -9,7 +9,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -291,6 +291,50 @@ def _progress(what: str, *, hidden: bool = False) -> Iterator[Callable[[int, int
     with Progress(*columns, console=console, transient=True, disable=hidden or not console.is_terminal) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+# --- golden ----------------------------------------------------------------------------------------------------------
+
+
+@cli.group()
+def golden() -> None:
+    """Work with golden samples: raw requests with the answers the training code gave."""
+
+
+@golden.command(
+    short_help="Write golden samples as JSON Lines.",
+    epilog=_examples("""
+Examples:
+  samegraph golden export models/flights/2 > flights.jsonl
+  samegraph golden export models/imagenet --samples models/.heldout/imagenet/1 --output frames.jsonl
+
+A line is {"name", "model", "version", "path", "headers", "body" (base64), "predictions", "tolerance"}: what to send, what a V1 answer must
+hold, and how far floats may be off. Load tests send them and check every answer.
+
+Exit codes: 0 written, 1 not a package, or its samples cannot be read, 2 wrong usage.
+"""),
+)
+@click.argument("path", type=click.Path(exists=True, path_type=Path))
+@click.option(
+    "--samples",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Write the samples in this directory instead of the package's own.",
+)
+@click.option(
+    "--profile", type=click.Choice(["cpu.same", "cpu.other", "gpu"]), default="cpu.same", show_default=True, help="Which promise to state."
+)
+@click.option("--output", "-o", type=click.Path(dir_okay=False, path_type=Path), help="Write to this file instead of standard output.")
+def export(path: Path, samples: Path | None, profile: str, output: Path | None) -> None:
+    """Write the golden samples of the package in PATH, with the answers they must get."""
+    from .golden import read_samples
+    from .golden_export import export as lines
+    from .package import read_latest
+
+    package = read_latest(path)
+    given = read_samples(samples) if samples is not None else None
+    with output.open("w", encoding="utf-8") if output is not None else nullcontext(sys.stdout) as stream:
+        count = sum(1 for line in lines(package, given, profile=profile) if stream.write(json.dumps(line, ensure_ascii=False) + "\n"))
+    _stderr().print(f"{package}: {count} samples" + (f" in {output}" if output else ""))
 
 
 # --- predict ---------------------------------------------------------------------------------------------------------
