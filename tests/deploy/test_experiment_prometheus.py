@@ -2,47 +2,17 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from experiment_pages import Replica, simulate
+from experiment_pages import Replica, shown, simulate
 from prometheus import Prometheus, prometheus, wait_for
 from samegraph_service.errors import NoEvidence
 from samegraph_service.experiments.analysis.report import make_report
 from samegraph_service.experiments.analysis.sources import PrometheusSource, SourceError, fetch_pages, from_pages
 
 RATES = {"control": 0.3, "treatment": 0.36}
-
-
-@contextmanager
-def shown(replica: Replica) -> Iterator[str]:
-    """Serve a replica's page; yields host:port."""
-
-    class Page(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            body = replica.page().encode()
-            self.send_response(200)
-            self.send_header("content-type", "text/plain; version=0.0.4")
-            self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class calls it so
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        try:
-            yield f"127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 def wait_until_seen(watching: Prometheus, replicas: list[Replica]) -> None:

@@ -154,6 +154,16 @@ def test_a_broken_ratio_silences_the_rest() -> None:
     assert "better" not in report.verdict
 
 
+def test_a_broken_revision_before_this_one_is_left_out() -> None:
+    """What was repaired since does not silence the report; the revision in which it was broken counts for nothing, and is named."""
+    old, new = Replica(revision="aaaa0000", current=False, weights={"control": 9, "treatment": 1}), Replica()
+    simulate([old], 1500, {"control": 0.9, "treatment": 0.1}, seed=11)
+    simulate([new], 1200, {"control": 0.3, "treatment": 0.45}, seed=1)
+    both, alone = make_report(evidence(old, new)), make_report(evidence(new))
+    assert both.verdict == alone.verdict
+    assert both.notes[0] == "The sample ratio of revision aaaa0000 was broken, so it is left out."
+
+
 def test_sticky_heavy_units_break_no_ratio() -> None:
     """Shares of requests that differ because a few units ask very often are no broken ratio."""
     replica = Replica()

@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import math
 import random
+import threading
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 BUCKETS = 64
 Key = tuple[str, tuple[tuple[str, str], ...]]
@@ -112,3 +115,29 @@ def simulate(
             replica = rng.choice(list(replicas))
             replica.expose(unit, arm, error=rng.random() < (error or {}).get(arm, 0.0), seconds=rng.randrange(1, 64) / 1024)
             replica.feedback(unit, arm, "clicked", [float(rng.random() < own)])
+
+
+@contextmanager
+def shown(replica: Replica) -> Iterator[str]:
+    """Serve a replica's page; yields host:port."""
+
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = replica.page().encode()
+            self.send_response(200)
+            self.send_header("content-type", "text/plain; version=0.0.4")
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class calls it so
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield f"127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()

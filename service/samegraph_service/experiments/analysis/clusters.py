@@ -60,11 +60,17 @@ class Moments:
 
     @cached_property
     def request_variance(self) -> float:
-        """Variance of the mean as if every observation were a unit of its own: s²/n, s² with n - 1; 0 below two observations."""
+        """Variance of the mean as if every observation were a unit of its own: s²/n, s² with n - 1; 0 below two observations.
+
+        Of zeros and ones that are all the same it is that of the share (S + 1)/(n + 2) (Laplace), since none so far is not never.
+        """
         if self.count < 2:
             return 0.0
-        spread = math.fsum(self.squares) - self.mean * math.fsum(self.total)
-        return max(spread, 0.0) / (self.count - 1) / self.count
+        total, squares = math.fsum(self.total), math.fsum(self.squares)
+        if squares == total and total in (0.0, self.count):
+            share = (total + 1) / (self.count + 2)
+            return share * (1 - share) / self.count
+        return max(squares - self.mean * total, 0.0) / (self.count - 1) / self.count
 
     @property
     def clustered_variance(self) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from .clusters import Difference, Moments, SampleRatio, check_shares, combined
@@ -192,8 +192,9 @@ def make_report(
         NoEvidence: There is no such arm.
     """
     base = evidence.control(control)
-    effects = effects_of(evidence, base, alpha, metric, rates or {})
-    guardrails = _guardrails(evidence.revisions, evidence.arms, base, alpha)
+    trusted, spoilt = _trusted(evidence)
+    effects = effects_of(trusted, base, alpha, metric, rates or {})
+    guardrails = _guardrails(trusted.revisions, trusted.arms, base, alpha)
     revisions = [
         RevisionReport(r, sample_ratio(r), _effects([r], list(r.arms), evidence.metrics, base, alpha, metric, {}))
         for r in evidence.revisions
@@ -209,9 +210,23 @@ def make_report(
         verdict=verdict,
         alpha=alpha,
         time=time,
-        looks=[(look.time, effects_of(look.evidence, base, alpha, metric)) for look in looks if base in look.evidence.arms],
-        notes=_notes(evidence),
+        looks=[(look.time, _all_effects(_without(look.evidence, spoilt), base, alpha, metric)) for look in looks],
+        notes=_notes(evidence, spoilt),
     )
+
+
+def _all_effects(evidence: Evidence, control: str, alpha: float, metric: str | None) -> list[Effect]:
+    return [*effects_of(evidence, control, alpha, metric), *_guardrails(evidence.revisions, evidence.arms, control, alpha)]
+
+
+def _trusted(evidence: Evidence) -> tuple[Evidence, list[str]]:
+    """Return the evidence without earlier revisions whose sample ratio is broken, and their names; the current one always stays."""
+    spoilt = [r.name for r in evidence.revisions[:-1] if (ratio := sample_ratio(r)) is not None and ratio.broken]
+    return _without(evidence, spoilt), spoilt
+
+
+def _without(evidence: Evidence, names: Sequence[str]) -> Evidence:
+    return replace(evidence, revisions=tuple(r for r in evidence.revisions if r.name not in names))
 
 
 def effects_of(
@@ -305,9 +320,9 @@ def _mean(moments: Sequence[Moments], minimum: float) -> tuple[float, float]:
 
 
 def _verdict(effects: Sequence[Effect], guardrails: Sequence[Effect], revisions: Sequence[RevisionReport]) -> tuple[State, str]:
-    broken = [r for r in revisions if r.sample_ratio is not None and r.sample_ratio.broken]
-    if broken:
-        return "sample_ratio_broken", _broken_words(broken[-1])
+    current = revisions[-1]
+    if current.sample_ratio is not None and current.sample_ratio.broken:
+        return "sample_ratio_broken", _broken_words(current)
     exposed = math.fsum(r.revision.exposed for r in revisions)
     if not exposed:
         return "no_data", "No decision yet: no request was assigned to an arm."
@@ -351,8 +366,8 @@ def _undecided_words(effect: Effect) -> str:
     return text
 
 
-def _notes(evidence: Evidence) -> list[str]:
-    notes = []
+def _notes(evidence: Evidence, spoilt: Sequence[str]) -> list[str]:
+    notes = [f"The sample ratio of revision {name} was broken, so it is left out." for name in spoilt]
     for arm, n in sorted(evidence.withdrawn.items()):
         if n:
             notes.append(f"{n:.0f} replica{'s have' if n > 1 else ' has'} taken {arm} out for a time by the circuit-break.")
@@ -364,7 +379,7 @@ def _notes(evidence: Evidence) -> list[str]:
         elsewhere = math.fsum(n for served, n in counts.served.items() if served != name)
         if elsewhere:
             notes.append(f"{elsewhere:,.0f} requests assigned to {name} were answered by another arm; they count as {name}'s.")
-    if len(evidence.revisions) > 1:
+    if len(evidence.revisions) > 1 + len(spoilt):
         notes.append(
             "Effects are combined over revisions; each by itself stands below. They mean one thing while arms kept their versions."
         )

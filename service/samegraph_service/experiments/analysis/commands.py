@@ -1,0 +1,190 @@
+"""`samegraph experiment`: what running experiments say, and what is done about it."""
+
+from __future__ import annotations
+
+import json
+import re
+import time as clock
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from .evidence import Evidence
+    from .report import Report
+    from .sources import Look, PrometheusSource
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+
+
+class Duration(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """A time such as 90s, 15m, 6h or 14d, as seconds."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return seconds."""
+        if isinstance(value, int | float):
+            return float(value)
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", str(value).strip())
+        if found is None or float(found[1]) <= 0:
+            self.fail(f"{value!r} is no duration; write 90s, 15m, 6h, 14d or 4w", param, ctx)
+        return float(found[1]) * _UNITS[found[2]]
+
+
+class Headers(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """One `Name: value`."""
+
+    name = "header"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        """Return name and value."""
+        if isinstance(value, tuple):
+            return value
+        name, colon, rest = str(value).partition(":")
+        if not colon or not name.strip():
+            self.fail(f"{value!r} is no header; write 'Name: value'", param, ctx)
+        return name.strip(), rest.strip()
+
+
+@click.group(name="experiment", context_settings={"help_option_names": ["-h", "--help"]})
+def experiment() -> None:
+    """A/B tests: report what they say, and guard them (docs/ab-testing.md)."""
+
+
+@experiment.command(
+    epilog="""\b
+Examples:
+  samegraph experiment report --prometheus http://prometheus:9090
+  samegraph experiment report delay-trees --prometheus http://prometheus:9090 --html report.html
+  samegraph experiment report --replica 10.0.0.1:8000 --replica 10.0.0.2:8000 --json
+  samegraph experiment report --replica 127.0.0.1:8000 --append looks.jsonl --html report.html    every hour, from cron
+
+\b
+Exit codes: 0 reported, whatever it says, 1 it could not be (the message says why), 2 wrong usage.
+"""
+)
+@click.argument("name", required=False)
+@click.option("--model", help="The model's name. [default: the only one with such an experiment]")
+@click.option("--prometheus", "prometheus_url", help="Read a Prometheus server: restarts and replicas that are gone are counted too.")
+@click.option("--replica", "replicas", multiple=True, help="Read /metrics of this replica; repeat for each. [default: 127.0.0.1:8000]")
+@click.option(
+    "--header", "headers", type=Headers(), multiple=True, help="Header for the Prometheus server, 'Name: value'; may be repeated."
+)
+@click.option("--selector", default="", help="""Further label matchers for it, such as 'job="samegraph"'.""")
+@click.option("--since", type=Duration(), default="30d", show_default=True, help="How far back it is asked.")
+@click.option("--control", help="The arm to compare with. [default: control, or the first by name]")
+@click.option("--metric", help="The one outcome that decides, named beforehand; it keeps all of alpha. [default: all share it]")
+@click.option("--alpha", type=click.FloatRange(1e-9, 0.5), default=0.05, show_default=True, help="Chance that any interval is ever wrong.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a page.")
+@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write an HTML page with the sequences over time.")
+@click.option(
+    "--append",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Keep this look in a file, a line each, and draw what it holds; for replicas without Prometheus.",
+)
+def report(name: str | None, as_json: bool, html: Path | None, append: Path | None, **options: Any) -> None:
+    """Report what experiment NAME says: each arm's effect, valid at every look, and a verdict in a sentence."""
+    found = _report(name, options, append, picture=html is not None)
+    if html is not None:
+        from .page import render
+
+        html.write_text(render(found), encoding="utf-8")
+    if as_json:
+        click.echo(json.dumps(found.to_json(), indent=2, ensure_ascii=False, allow_nan=False))
+        return
+    from rich.console import Console
+
+    from .terminal import render as show
+
+    show(found, Console(highlight=False, markup=False))
+    if html is not None:
+        click.echo(f"written to {html}", err=True)
+
+
+def _report(name: str | None, options: dict[str, Any], append: Path | None, *, picture: bool) -> Report:
+    from .report import make_report
+    from .snapshots import add_look, read_looks
+
+    source, now = source_of(options), clock.time()
+    model, name = choose(source, options["model"], name)
+    evidence = evidence_of(source, model, name)
+    rates: dict[str, float] = {}
+    looks: Sequence[Look] = ()
+    if not isinstance(source, tuple):
+        began = source.first_seen(model, name, now)
+        if began is not None:
+            rates = source.rates(model, name, evidence.current.name, window_s=min(3600.0, max(now - began, 60.0)))
+            looks = source.history(model, name, began, now) if picture else ()
+    if append is not None:
+        kept = read_looks(append, model, name)
+        looks = kept or looks
+        rates = rates or _rates_since(kept, evidence, now)
+        add_look(append, evidence, now)
+    return make_report(
+        evidence, control=options["control"], metric=options["metric"], alpha=options["alpha"], time=now, rates=rates, looks=looks
+    )
+
+
+def _rates_since(looks: Sequence[Look], evidence: Evidence, now: float) -> dict[str, float]:
+    """Return outcomes a second since the last look at the same revision that is at least a minute old."""
+    for look in reversed(looks):
+        before = next((r for r in look.evidence.revisions if r.name == evidence.current.name), None)
+        if before is None or now - look.time < 60:
+            continue
+        counts: dict[str, float] = {}
+        for sign, revision in ((1, evidence.current), (-1, before)):
+            for arm in revision.arms.values():
+                for metric, moments in arm.feedback.items():
+                    counts[metric] = counts.get(metric, 0.0) + sign * moments.count
+        return {metric: n / (now - look.time) for metric, n in counts.items() if n > 0}
+    return {}
+
+
+def source_of(options: dict[str, Any]) -> PrometheusSource | tuple[str, ...]:
+    """Return what the options say to read."""
+    from .sources import PrometheusSource
+
+    url, replicas = options["prometheus_url"], options["replicas"]
+    if url and replicas:
+        raise click.UsageError("give either --prometheus or --replica: the one has what the other tells")
+    if url:
+        return PrometheusSource(url, lookback_s=options["since"], headers=dict(options["headers"]), selector=options["selector"])
+    return tuple(replicas) or ("http://127.0.0.1:8000",)
+
+
+def choose(source: PrometheusSource | tuple[str, ...], model: str | None, name: str | None) -> tuple[str, str]:
+    """Return the model and the experiment that are meant.
+
+    Raises:
+        NoEvidence: There is none, or several that could be.
+    """
+    from samegraph_service.errors import NoEvidence
+
+    from .evidence import experiments_in
+    from .sources import fetch_pages, page_samples
+
+    if model is not None and name is not None:
+        return model, name
+    if isinstance(source, tuple):
+        found = experiments_in(s for page in fetch_pages(source) for s in page_samples(page))
+    else:
+        found = source.experiments()
+    fitting = [(m, e) for m, e in found if model in (None, m) and name in (None, e)]
+    if len(fitting) == 1:
+        return fitting[0]
+    listed = ", ".join(f"{e} of {m}" for m, e in fitting or found) or "none"
+    raise NoEvidence(
+        f"several experiments fit: {listed}; name one, with --model where names repeat"
+        if fitting
+        else f"no such experiment was found; there are: {listed}"
+    )
+
+
+def evidence_of(source: PrometheusSource | tuple[str, ...], model: str, name: str) -> Evidence:
+    """Return what the source knows."""
+    from . import sources
+
+    return sources.evidence_of(source, model, name)
