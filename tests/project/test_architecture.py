@@ -31,7 +31,6 @@ SERVICE_ORDER = (
     "api.front",
     "api.v1 api.v2",
     "api.access api.encoding api.error_document api.multipart api.paths api.v2_tensors",
-    "api.access api.error_document api.multipart api.paths",
     "experiments.analysis.commands",
     "experiments.analysis.terminal",
     "experiments.analysis.page",
