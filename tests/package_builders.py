@@ -110,12 +110,12 @@ def draft(name: str = "plants", version: int = 1, **changes: Any) -> PackageDraf
     return replace(whole, **changes)
 
 
-def reference(rows: Sequence[Row]) -> dict[str, np.ndarray]:
+def reference(rows: Sequence[Row], weights: np.ndarray = WEIGHTS) -> dict[str, np.ndarray]:
     """What training computes: features, probability and label for `rows`."""
     size = np.array([0.0 if r["size"] is None else r["size"] for r in rows], dtype=np.float32)
     code = np.array([KINDS.index(r["kind"]) if r["kind"] in KINDS else -1 for r in rows], dtype=np.float32)
     features = np.stack([size, code], axis=1)
-    scores = features @ WEIGHTS + BIAS
+    scores = features @ weights + BIAS
     powers = np.exp(scores - scores.max(axis=1, keepdims=True))
     probability = (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)
     label = np.array([LABELS[i] for i in probability.argmax(axis=1)], dtype=object)
@@ -131,9 +131,9 @@ ROWS: tuple[Row, ...] = (
 )
 
 
-def sample(name: str, rows: Sequence[Row], model: str = "plants") -> GoldenSample:
+def sample(name: str, rows: Sequence[Row], model: str = "plants", weights: np.ndarray = WEIGHTS) -> GoldenSample:
     """Return the golden sample of one V1 request with `rows`."""
-    answer = reference(rows)
+    answer = reference(rows, weights)
     return GoldenSample(
         name=name,
         path=f"/v1/models/{model}:predict",
@@ -144,6 +144,6 @@ def sample(name: str, rows: Sequence[Row], model: str = "plants") -> GoldenSampl
     )
 
 
-def samples() -> list[GoldenSample]:
+def samples(weights: np.ndarray = WEIGHTS) -> list[GoldenSample]:
     """Return one sample a row, and one of all rows together."""
-    return [*(sample(f"row {i}", [row]) for i, row in enumerate(ROWS)), sample("all rows", ROWS)]
+    return [*(sample(f"row {i}", [row], weights=weights) for i, row in enumerate(ROWS)), sample("all rows", ROWS, weights=weights)]

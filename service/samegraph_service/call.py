@@ -40,6 +40,8 @@ class Call(Work):
         served: What answers it (a `predict.Served`), once it was routed.
         form: Rows or columns, as the caller sent them.
         rows: What waits for the item stage.
+        shadows: The versions (`routing.ShadowRoute`) that may get a copy once it is answered.
+        copied: Its decoded rows, for those; only set when there are any.
         cancelled: The caller is gone.
     """
 
@@ -48,6 +50,7 @@ class Call(Work):
         "body",
         "body_bytes",
         "cancelled",
+        "copied",
         "decode",
         "form",
         "heavy",
@@ -59,6 +62,7 @@ class Call(Work):
         "rows",
         "running",
         "served",
+        "shadows",
         "timeout_s",
         "undecided",
     )
@@ -79,6 +83,8 @@ class Call(Work):
         self.served: Any = None
         self.assignment: Assignment | None = None
         self.undecided: Any = None
+        self.shadows: Sequence[Any] = ()
+        self.copied: Sequence[Any]
         self.form: Form = "rows"
         self.rows: Sequence[Row | InputError] = ()
         self.cancelled = False

@@ -135,7 +135,11 @@ class Lane:
         quarantine: The instances that made executions fail; None while there are none.
         plain: Whether rows go into the queue as they come, unlooked at.
         tap: Where its rows are handed on to be counted; None for nowhere.
+        background: Whether it runs only while nothing else waits, one execution of at most `background_s` predicted seconds at a time.
     """
+
+    background = False
+    background_s = 0.0
 
     def __init__(self, name: str, runner: Runner, policy: BatchPolicy, cost: CostModel, observer: LaneObserver, canary: Any = None) -> None:
         self.name = name
@@ -223,6 +227,7 @@ class Device:
         self._inline_below_s = inline_below_s
         self._idle = slots
         self._lanes: list[Lane] = []
+        self._background: list[Lane] = []
         self._woken = False
         self._delay: Timer | None = None
         self._pool = pool or ThreadPoolExecutor(slots, thread_name_prefix="samegraph-run")
@@ -236,14 +241,14 @@ class Device:
         """Start serving a lane."""
         if not lane.attached:
             lane.attached = True
-            self._lanes.append(lane)
+            (self._background if lane.background else self._lanes).append(lane)
 
     def remove(self, lane: Lane) -> None:
         """Stop serving a lane once it is empty; a call that chose it before puts it back for as long as it takes."""
         if not lane.live and not lane.waits and lane.running == 0:
             if lane.attached:
                 lane.attached = False
-                self._lanes.remove(lane)
+                (self._background if lane.background else self._lanes).remove(lane)
         else:
             self._loop.call_at(self._loop.time() + REMOVE_AGAIN_S, self.remove, lane)
 
@@ -317,6 +322,8 @@ class Device:
                 soonest = min(soonest, ready_at)
         if best is None and soonest < float("inf"):
             self._wake_at(soonest)
+        elif best is None and self._background and not any(lane.running for lane in self._background):
+            best = next((lane for lane in self._background if lane.waits), None)
         return best
 
     @staticmethod
@@ -347,7 +354,7 @@ class Device:
             if not batch:
                 continue
             if self._start(lane, batch, wanted, inline):
-                if any(other.waits for other in self._lanes):
+                if any(other.waits for other in self._lanes) or any(other.waits for other in self._background):
                     self.wake()  # the loop turns once between two inline executions, so that sockets are served
                 return
 
@@ -362,6 +369,10 @@ class Device:
             waiting, cost = lane.front()
         largest = lane.policy.max_batch_size
         rows = min(waiting, largest)
+        if lane.background:
+            while rows > 1 and cost.predict_s(rows) > lane.background_s:
+                rows //= 2
+            return rows, cost.known and cost.predict_s(rows) < self._inline_below_s
         if cost.known and cost.predict_s(rows) < self._inline_below_s:
             return rows, True
         share = lane.policy.target(lane.queue.rows, self._idle, cost.efficient_size(largest))

@@ -73,6 +73,7 @@ class Predictor:
         host: Threads of the item stage.
         deadlines: Bounds of the time a request may take.
         routes: Returns the table in force.
+        shadow: Called with an answered call that has shadows, and its answer.
         items_in_slots: Whether the item stage runs in the device's slots (a CPU) or on the host's threads (a GPU).
     """
 
@@ -85,7 +86,9 @@ class Predictor:
         routes: Callable[[], RouteTable[Served]],
         *,
         items_in_slots: bool = False,
+        shadow: Callable[[Call, Answer], None] | None = None,
     ) -> None:
+        self._shadow = shadow
         self._items_in_slots = items_in_slots
         self._loop = loop
         self._device = device
@@ -169,6 +172,8 @@ class Predictor:
         served.metrics.decode.observe(seconds)
         Work.__init__(call, n, deadline, call.on_error == "partial", errors, self._on_finish)
         call.form = decoded.form
+        if call.shadows:
+            call.copied = rows
         call.running = True
         lane = served.lane
         self._device.watch(lane, call)
@@ -271,7 +276,10 @@ class Predictor:
             call.on_done(call, Failure(failure, served.model, served.version))
             return
         served.metrics.instances += call.n - failed
-        call.on_done(call, Answer(served.origin, call.request_id, parts, call.n, call.errors, call.form, call.assignment))
+        answer = Answer(served.origin, call.request_id, parts, call.n, call.errors, call.form, call.assignment)
+        call.on_done(call, answer)
+        if call.shadows and self._shadow is not None and not failed:
+            self._shadow(call, answer)
 
 
 def _mismatch(parts: Sequence[Part]) -> InputError | None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Generic, Literal, TypeVar
 
 from .errors import NotReady, UnknownModel, UnknownVersion
-from .experiments.assignment import NO_BUCKET, Assignment, Plan, bucket_of, header_unit
+from .experiments.assignment import NO_BUCKET, Assignment, Plan, bucket_of, draw, fraction, header_unit
 
 T = TypeVar("T")
 
@@ -194,13 +194,21 @@ class Decision(Generic[T]):
     Attributes:
         served: What answers, or, while `undecided` is set, one of those that may.
         assignment: What an experiment decided, or None.
+        shadows: Versions that may get a copy: all of the model, or, where the head names a unit, those that it is in the sample of.
         undecided: The experiment that still has to decide: at random for every request, or with the body when its unit is a field.
     """
 
-    __slots__ = ("assignment", "served", "undecided")
+    __slots__ = ("assignment", "served", "shadows", "undecided")
 
-    def __init__(self, served: T, assignment: Assignment | None = None, undecided: Experiment[T] | None = None) -> None:
+    def __init__(
+        self,
+        served: T,
+        assignment: Assignment | None = None,
+        undecided: Experiment[T] | None = None,
+        shadows: Sequence[ShadowRoute[T]] = (),
+    ) -> None:
         self.served = served
+        self.shadows = shadows
         self.assignment = assignment
         self.undecided = undecided
 
@@ -220,18 +228,23 @@ class RouteTable(Generic[T]):
             NotReady: It has, but it cannot answer now.
         """
         routes = self.models.get(model)
-        experiment = None if routes is None else routes.experiment
+        if routes is None:
+            raise UnknownModel(model, sorted(self.models))
+        experiment, shadows = routes.experiment, routes.shadows
         if experiment is None:
-            return Decision(self.resolve(model, version, label)[1])
+            return Decision(self.resolve(model, version, label)[1], shadows=shadows)
+        unit = header_unit(headers, experiment.header) if experiment.header else b""
+        if unit and shadows:
+            u = fraction(draw(b"shadow", unit))
+            shadows = tuple(replace(shadow, share=1.0) for shadow in shadows if u < shadow.share)
         if version is not None or label is not None:
             number, served = self.resolve(model, version, label)
-            return Decision(served, experiment.pinned(number))
-        unit = header_unit(headers, experiment.header) if experiment.header else b""
+            return Decision(served, experiment.pinned(number), shadows=shadows)
         if unit:
-            return Decision(*experiment.by_unit(unit))
+            return Decision(*experiment.by_unit(unit), shadows=shadows)
         if not experiment.candidates:
             experiment.by_unit(b"")  # raises
-        return Decision(experiment.candidates[0], None, experiment)
+        return Decision(experiment.candidates[0], None, experiment, shadows)
 
     def resolve(self, model: str, version: int | None = None, label: str | None = None) -> tuple[int, T]:
         """Return the version that answers a call outside of any experiment, and what serves it.

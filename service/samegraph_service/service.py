@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+from prometheus_client.registry import Collector
 from samegraph_transforms.executor import CPU, available_providers, gpu_present
 from samegraph_transforms.gpu import GpuOptions
 from samegraph_transforms.wire import predictions
@@ -32,6 +33,7 @@ from .drift.statistics import AlarmRule
 from .drift.tap import QueueLimits
 from .drift.window_sizes import parse_windows
 from .errors import Draining
+from .experiments.shadow import ShadowLimits, ShadowMetrics, Shadows
 from .exposition import Exposition
 from .loading import Loaded, LoadOptions
 from .logs import AccessLog, LogOutput, get_logger
@@ -81,6 +83,7 @@ class Service:
         self.drift = DriftMonitor(_drift_options(settings))
         self.drift_exposition = DriftExposition(self.drift, settings.drift.max_series)
         self.capture = _capture(settings)
+        self.shadows = self._shadows(loop, settings, items_in_slots=providers == CPU)
         self.operation = OperationMetrics(dropped_events=lambda: 0 if log_output is None else log_output.dropped, loads=self._load_phases)
         self.exposition = self._exposition()
         self.access_log = _access_log(settings, log_output)
@@ -91,6 +94,7 @@ class Service:
             Deadlines(limits.default_deadline_s, limits.longest_deadline_s),
             lambda: self.repository.routes,
             items_in_slots=providers == CPU,
+            shadow=self.shadows.offer,
         )
         self.front = Front(
             loop,
@@ -157,6 +161,7 @@ class Service:
         self.stopping = True
         if shutdown.delay_s:
             await asyncio.sleep(shutdown.delay_s)
+        self.shadows.stop()
         idle = asyncio.Event()
         self.gate.on_idle = idle.set
         self.gate.draining = True
@@ -219,9 +224,15 @@ class Service:
             lane.tap = self.drift.add(loaded.runtime, loaded.baseline, 8 * served.values_per_row)
         return served
 
+    def _shadows(self, loop: PreciseLoop, settings: Settings, *, items_in_slots: bool) -> Shadows:
+        shadow = settings.shadow
+        limits = ShadowLimits(shadow.max_batch_s, shadow.max_queued_requests, shadow.max_queued_bytes, shadow.late_s)
+        return Shadows(loop, self.device, self.host, limits, items_in_slots=items_in_slots)
+
     def _retire(self, served: Served) -> None:
         # Works that chose this version keep it alive until they are answered.
         self.device.remove(served.lane)
+        self.shadows.retire(served)
         self.drift.remove(served.lane.tap)
 
     # --- readings -----------------------------------------------------------------------------------------------------
@@ -292,7 +303,7 @@ class Service:
             dropped_log_lines=lambda: 0 if self.access_log is None else self.access_log.dropped,
             loads=lambda: self.repository.loads,
         )
-        others = [process, self.operation]
+        others: list[Collector] = [process, ShadowMetrics(self.shadows), self.operation]
         if self.capture is not None:
             from .capture.exposition import CaptureMetrics
 

@@ -250,6 +250,17 @@ class FeedbackSettings(_Group):
     )
 
 
+class ShadowSettings(_Group):
+    """Copies of requests that shadow versions get; which versions and which share is said in routing.yaml."""
+
+    max_batch_s: float = Field(
+        default=0.005, gt=0, le=10, description="Most predicted seconds of a shadow's execution, which is the most a caller waits for it."
+    )
+    max_queued_requests: int = Field(default=256, ge=1, le=100_000, description="Most copies that wait; further ones are shed.")
+    max_queued_bytes: int = Field(default=64 * MIB, ge=1024, description="Most body bytes of the requests whose copies wait.")
+    late_s: float = Field(default=10.0, gt=0, le=3600, description="Seconds after which a copy that still waits is shed.")
+
+
 class ShutdownSettings(_Group):
     """What happens after SIGTERM."""
 
@@ -309,6 +320,7 @@ class Settings(BaseSettings):
     capture: CaptureSettings = Field(default_factory=CaptureSettings)
 
     feedback: FeedbackSettings = Field(default_factory=FeedbackSettings)
+    shadow: ShadowSettings = Field(default_factory=ShadowSettings)
     shutdown: ShutdownSettings = Field(default_factory=ShutdownSettings)
     log: LogSettings = Field(default_factory=LogSettings)
     admin: AdminSettings = Field(default_factory=AdminSettings)

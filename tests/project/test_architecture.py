@@ -40,7 +40,7 @@ SERVICE_ORDER = (
     "experiments.analysis.evidence",
     "experiments.analysis.clusters",
     "experiments.analysis.sample_ratio experiments.analysis.sequences",
-    "repository",
+    "repository experiments.shadow",
     "loading predict experiments.routing_file",
     "experiments.exposition",
     "drift.report_html drift.report_text drift.report_sources",

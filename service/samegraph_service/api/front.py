@@ -312,6 +312,8 @@ class Front:
                 self._judged[head] = decision
         exchange.served = decision.served
         exchange.assignment = decision.assignment
+        if decision.shadows:
+            exchange.shadows = decision.shadows
         if decision.undecided is not None:
             self._leave_open(exchange, decision.undecided)
         exchange.timeout_s = head.timeout_s
