@@ -17,6 +17,7 @@ from . import __version__
 from .api import error_document
 from .api.access import CODE
 from .api.drift import drift_router
+from .api.feedback import feedback_router
 from .api.meta import meta_router
 from .api.v2_routes import v2_router
 from .errors import Internal, MethodNotAllowed, NoSuchRoute, NotReady
@@ -74,6 +75,7 @@ class Application:
             redirect_slashes=False,  # a redirect would name the host the caller named, and be no answer of the one document
             lifespan=self._lifespan,
         )
+        app.include_router(feedback_router(self.running))  # before the models' own: a model is not called `flights:feedback`
         app.include_router(meta_router(self.running))
         app.include_router(v2_router(self.running))
         app.include_router(drift_router(self.running))
@@ -131,7 +133,7 @@ def _handle_errors(app: FastAPI, fresh_id: Callable[[], str]) -> None:
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
         if error.status_code == 405 and ":" in request.url.path.rpartition("/")[2]:
-            return answer(request, NoSuchRoute(f"nothing answers {request.url.path[:200]}; a model's one verb is `:predict`"))
+            return answer(request, NoSuchRoute(f"nothing answers {request.url.path[:200]}; a model's verbs are `:predict` and `:feedback`"))
         if error.status_code == 405:
             allowed = _allowed(request)
             text = f"{request.url.path[:200]} does not take {request.method}; it takes {', '.join(allowed)}"

@@ -135,9 +135,12 @@ class Answer:
         errors: Instance index → what went wrong (only with `on_error=partial`); those have no row in `arrays`.
         form: Rows or columns, as the caller sent them.
         assignment: What an experiment decided about the request, or None.
+
+    Attributes:
+        prediction_id: Names the prediction to whoever sends feedback; the request id unless somebody signs a better one.
     """
 
-    __slots__ = ("assignment", "errors", "form", "n", "origin", "parts", "request_id")
+    __slots__ = ("assignment", "errors", "form", "n", "origin", "parts", "prediction_id", "request_id")
 
     def __init__(
         self,
@@ -152,6 +155,7 @@ class Answer:
         self.assignment = assignment
         self.origin = origin
         self.request_id = request_id
+        self.prediction_id = request_id
         self.parts = parts
         self.n = n
         self.errors = errors

@@ -17,11 +17,12 @@ from samegraph_transforms.errors import EnvironmentUnfit
 from samegraph_transforms.executor import available_providers, check_environment
 
 from .app import create_app
+from .errors import FeedbackKeyError
 from .logs import LogOutput, configure_logging, get_logger, report_crashes
 from .openapi import ModelDoc, example_instance
 from .operation import StartTimes
 from .server import CannotListen, Server
-from .service import Service, capture_options
+from .service import Service, capture_options, prediction_ids
 from .settings import Settings, unknown_variables
 
 log = get_logger("samegraph.start")
@@ -69,7 +70,8 @@ def _serve(settings: Settings, output: LogOutput, times: StartTimes) -> int:
         check_environment()
         available_providers(settings.execution.device)
         capture_options(settings)
-    except EnvironmentUnfit as error:
+        prediction_ids(settings)
+    except (EnvironmentUnfit, FeedbackKeyError) as error:
         raise click.ClickException(str(error)) from error
     server = Server(create_app(settings, log_output=output), settings, on_listening=partial(_announce_when_ready, output, times))
     try:

@@ -716,6 +716,10 @@ _UNAUTHORIZED: tuple[str, Json] = (
     "The bearer token is missing or wrong, or none is configured.",
     {"error": "admin routes are closed: no SAMEGRAPH_ADMIN__TOKEN is configured", "code": "unauthorized"},
 )
+_CONFLICT: tuple[str, Json] = (
+    "The server is not set up for this, or the file it concerns cannot be written.",
+    {"error": "this server takes no feedback: no SAMEGRAPH_FEEDBACK__KEY_FILE is configured", "code": "no_feedback_key"},
+)
 _ERRORS: dict[int, tuple[str, Json]] = {
     400: (
         "A bad input: not JSON, an unknown, missing or wrong field, a value out of range, an image that cannot be decoded.",
@@ -764,7 +768,7 @@ def _with_our_errors(operation: Json) -> Json:
 
 
 def _error_responses() -> dict[str, Json]:
-    errors = {401: _UNAUTHORIZED, **_ERRORS}
+    errors = {401: _UNAUTHORIZED, 409: _CONFLICT, **_ERRORS}
     return {f"Error{status}": _error_response(status, description, example) for status, (description, example) in errors.items()}
 
 

@@ -175,6 +175,8 @@ class Predictor:
         if call.shadows:
             call.copied = rows
         call.running = True
+        if call.assignment is not None and call.assignment.trial is not None:
+            call.assignment.trial()
         lane = served.lane
         self._device.watch(lane, call)
         if served.runtime.item_plan is None and not errors and n <= lane.policy.max_batch_size:

@@ -107,8 +107,10 @@ class Repository:
         retire: Callable[[Served], None],
         load: Callable[[Path, str, int, LoadOptions, int], Loaded] = load_version,
         threads: int = 1,
+        on_routes: Callable[[RoutingFile], None] = lambda _: None,
     ) -> None:
         self.path = path
+        self._on_routes = on_routes
         self.routes: RouteTable[Served] = RouteTable()
         self.scanned = False
         self.problem: str | None = None
@@ -128,6 +130,7 @@ class Repository:
         self._read_once = False
         self._routing_seen: object = None  # what the routing file was read from, and compared with
         self._withdrawn: set[tuple[str, str, str]] = set()
+        self._trials: dict[tuple[str, str, str], Callable[[], None]] = {}
         self._loading: dict[Key, int] = {}
         self._busy = asyncio.Lock()
 
@@ -175,12 +178,14 @@ class Repository:
                     found.append(f"shadow version {version} of model {name!r} sees nothing: {routes.why_not(version)}")
         return found
 
-    def withdraw(self, model: str, experiment: str, arm: str, *, withdrawn: bool = True) -> None:
-        """Let the experiment's fallback answer for an arm from now on, or let the arm answer again."""
+    def withdraw(self, model: str, experiment: str, arm: str, *, withdrawn: bool = True, trial: Callable[[], None] | None = None) -> None:
+        """Let the experiment's fallback answer for an arm from now on, or the arm again, calling `trial` for each of its requests."""
         key = (model, experiment, arm)
-        if withdrawn != (key in self._withdrawn):
-            self._withdrawn ^= {key}
-            self._publish()
+        if withdrawn == (key in self._withdrawn) and trial is self._trials.get(key):
+            return
+        self._withdrawn = self._withdrawn | {key} if withdrawn else self._withdrawn - {key}
+        self._trials = {**{k: v for k, v in self._trials.items() if k != key}, **({} if trial is None else {key: trial})}
+        self._publish()
 
     def versions(self) -> dict[str, set[int]]:
         """Return the versions of every model that are known, ready or not."""
@@ -439,6 +444,7 @@ class Repository:
                 states=MappingProxyType({s.version: s.reason for s in mine if s.served is None}),
             )
         self.routes = RouteTable(MappingProxyType(models))
+        self._on_routes(self.routing)
 
     def _routes_of(self, name: str, ready: Mapping[int, Served], states: Mapping[int, str]) -> ModelRoutes[Served]:
         routing = self.routing.models.get(name)
@@ -459,7 +465,8 @@ class Repository:
         slo_ms = enabled[1].slo_ms
         withdrawn = {arm for model, experiment, arm in self._withdrawn if (model, experiment) == (name, plan.experiment)}
         slow_s = math.inf if slo_ms is None else slo_ms / 1000
-        return Experiment(plan, routes.ready, routes.default, slow_s=slow_s, withdrawn=withdrawn)
+        trials = {arm: trial for (model, experiment, arm), trial in self._trials.items() if (model, experiment) == (name, plan.experiment)}
+        return Experiment(plan, routes.ready, routes.default, slow_s=slow_s, withdrawn=withdrawn, trials=trials)
 
 
 def _why_not_ready(routes: ModelRoutes[Served]) -> str:

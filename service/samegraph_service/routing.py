@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Generic, Literal, TypeVar
@@ -25,13 +25,24 @@ class Experiment(Generic[T]):
         default: The version that answers calls that name none and take no part; None when it is not ready.
         slow_s: Seconds over which an answer counts as slow.
         withdrawn: Arms that must not answer now although their version is ready.
+        trials: Arm → what is called for each request that goes to it, for arms that are tried after they were withdrawn.
     """
 
-    def __init__(self, plan: Plan, ready: Mapping[int, T], default: int | None, *, slow_s: float, withdrawn: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        ready: Mapping[int, T],
+        default: int | None,
+        *,
+        slow_s: float,
+        withdrawn: Collection[str] = (),
+        trials: Mapping[str, Callable[[], None]] = MappingProxyType({}),
+    ) -> None:
         self.plan = plan
         self.header = plan.unit.header.encode()
         self.withdrawn = frozenset(withdrawn)
         self._slow_s = slow_s
+        self._trials = trials
         self._arm_of_version = {arm.version: arm.name for arm in reversed(plan.arms)}
         self._version_of_arm = {arm.name: arm.version for arm in plan.arms}
         self._chain = self._stand_ins(ready, default)
@@ -115,7 +126,7 @@ class Experiment(Generic[T]):
 
     def _assignment(self, arm: str, version: int, served_arm: str, served_version: int, bucket: int, reason: Any) -> Assignment:
         plan = self.plan
-        return Assignment(
+        assignment = Assignment(
             plan.model,
             plan.experiment,
             plan.revision,
@@ -127,6 +138,9 @@ class Experiment(Generic[T]):
             reason=reason,
             slow_s=self._slow_s,
         )
+        if reason != "pinned":
+            assignment.trial = self._trials.get(served_arm)
+        return assignment
 
     def _nothing(self) -> NotReady:
         plan = self.plan

@@ -32,8 +32,15 @@ from .drift.monitor import DriftMonitor, DriftOptions
 from .drift.statistics import AlarmRule
 from .drift.tap import QueueLimits
 from .drift.window_sizes import parse_windows
-from .errors import Draining
+from .errors import Draining, FeedbackKeyError
+from .experiments.counters import LABEL_METRIC, Counters
+from .experiments.exposition import ExperimentExposition
+from .experiments.feedback import Feedback, Remembered
+from .experiments.prediction_id import PredictionIds, read_keys
+from .experiments.routing_file import RoutingFile
 from .experiments.shadow import ShadowLimits, ShadowMetrics, Shadows
+from .experiments.signing import AnswerSigner, label_place
+from .experiments.watch import ExperimentWatch
 from .exposition import Exposition
 from .loading import Loaded, LoadOptions
 from .logs import AccessLog, LogOutput, get_logger
@@ -78,7 +85,15 @@ class Service:
             serve=self._serve,
             retire=self._retire,
             threads=quota,
+            on_routes=self._routes_changed,
         )
+        self.experiments = ExperimentWatch(Counters(), self.repository.withdraw, loop)
+        self.experiment_exposition = ExperimentExposition(
+            self.experiments.counters, self.experiments.withdrawn, settings.feedback.max_series
+        )
+        self.prediction_ids = prediction_ids(settings)
+        self.feedback = self._feedback(settings, loop)
+        self._key_problem = ""
         self.metrics = Metrics()
         self.drift = DriftMonitor(_drift_options(settings))
         self.drift_exposition = DriftExposition(self.drift, settings.drift.max_series)
@@ -111,6 +126,8 @@ class Service:
                 compress_from_bytes=settings.server.compress_from_bytes or None,
             ),
             capture=None if self.capture is None else self.capture.tap,
+            experiments=self.experiments,
+            sign=None if self.prediction_ids is None else AnswerSigner(self.prediction_ids),
         )
         others = fallback if self.access_log is None else AccessLogged(fallback, self.access_log, loop.time)
         self.gateway = PredictGateway(others, self.front)
@@ -151,8 +168,23 @@ class Service:
         task.add_done_callback(self._tasks.discard)
 
     def rescan(self) -> None:
-        """Look at the repository now (SIGHUP)."""
+        """Look at the repository now, and read the key file again (SIGHUP)."""
         self._look.set()
+        self._reload_keys()
+
+    def _reload_keys(self) -> None:
+        """Use the keys that lie in the file now; when it is unusable, those in force stay."""
+        ids, path = self.prediction_ids, self.settings.feedback.key_file
+        if ids is None or path is None:
+            return
+        try:
+            ids.set_keys(read_keys(path))
+        except FeedbackKeyError as error:
+            self._key_problem = f"{error}; the keys that were read before stay in force"
+            log.error("feedback_keys_refused", reason=str(error))
+            return
+        self._key_problem = ""
+        log.info("feedback_keys_read", signs=ids.keys[0].id.hex(), accepted=[key.id.hex() for key in ids.keys])
 
     async def drain(self) -> None:
         """Go through the order of shutdown up to the point where nothing accepted is unanswered."""
@@ -204,12 +236,25 @@ class Service:
                 async with asyncio.timeout(self.settings.repository.poll_s):
                     await self._look.wait()
 
+    def _feedback(self, settings: Settings, loop: PreciseLoop) -> Feedback | None:
+        if self.prediction_ids is None:
+            return None
+        remembered = Remembered(settings.feedback.dedupe_s, settings.feedback.dedupe_entries, loop.time)
+        return Feedback(self.prediction_ids, self.experiments.counters, remembered)
+
     # --- versions -----------------------------------------------------------------------------------------------------
+
+    def _routes_changed(self, file: RoutingFile) -> None:
+        self.experiments.routes_changed(file)
 
     def _serve(self, loaded: Loaded) -> Served:
         manifest = loaded.package.manifest
         metrics = VersionMetrics(manifest.name, manifest.version)
         self.metrics.expect(manifest.name, manifest.version)
+        if self.feedback is not None:
+            self.experiments.counters.expect(manifest.name)
+            if label_place(manifest.outputs) is not None:
+                self.experiments.counters.expect_version(manifest.name, manifest.version, [LABEL_METRIC])
         policy = BatchPolicy(loaded.max_batch_size, manifest.batching.max_queue_delay_s)
         runner: Runner = loaded.runtime
         cost = loaded.cost
@@ -246,6 +291,8 @@ class Service:
             )
         if self.capture is not None:
             found += self.capture.warnings()
+        if self._key_problem:
+            found.append(self._key_problem)
         return found
 
     def readiness(self) -> tuple[bool, dict[str, Any]]:
@@ -386,6 +433,16 @@ def _load_options(settings: Settings, providers: Sequence[str], run_slots: int) 
         max_pixels=limits.max_image_pixels,
         gpu=None if tuple(providers) == CPU else gpu_options(settings, run_slots),
     )
+
+
+def prediction_ids(settings: Settings) -> PredictionIds | None:
+    """Return what signs prediction ids, or None when no key file is configured.
+
+    Raises:
+        FeedbackKeyError: The file cannot be used.
+    """
+    path = settings.feedback.key_file
+    return None if path is None else PredictionIds(read_keys(path), max_age_s=settings.feedback.max_age_s)
 
 
 def _drift_options(settings: Settings) -> DriftOptions:

@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from samegraph_service.api import error_document
 from samegraph_service.errors import ServiceError
+from samegraph_service.experiments.prediction_id import new_key
 from samegraph_service.settings import Settings
 from samegraph_transforms.draft import BaselineRows
 from samegraph_transforms.errors import InputError, SamegraphError
@@ -100,11 +101,27 @@ def test_every_variable_named_anywhere_exists() -> None:
 # --- metrics ------------------------------------------------------------------------------------------------------------
 
 
+ROUTING = """
+models:
+  plants:
+    experiments:
+      sizes:
+        salt: s1
+        arms: {control: {version: 1}}
+        slo_ms: 250
+        metrics: {clicked: {kind: binary}}
+"""
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     models = tmp_path_factory.mktemp("models")
     pack(draft(baseline=BaselineRows(rows=list(ROWS))), samples(), models)
-    with live_server(models, capture={"url": "memory://documented", "sample_ratio": 1}) as live:
+    (models / "routing.yaml").write_text(ROUTING, encoding="utf-8")
+    keys = tmp_path_factory.mktemp("keys") / "feedback.keys"
+    keys.write_text(new_key())
+    keys.chmod(0o600)
+    with live_server(models, capture={"url": "memory://documented", "sample_ratio": 1}, feedback={"key_file": keys}) as live:
         assert live.predict("plants", {"instances": [{"size": 1.5, "kind": "moss"}]}).status == 200
         assert live.predict("plants", {"instances": []}).status == 400
         yield live

@@ -17,16 +17,25 @@ class Scene:
     def __init__(self, policy: BreakPolicy = POLICY) -> None:
         self.now = 1000.0
         self.changes: list[tuple[float, State]] = []
-        self.breaker = Breaker(policy, lambda: self.now, lambda _, after: self.changes.append((self.now, after)))
+        self.breaker = Breaker(policy, lambda: self.now, lambda breaker: self.changes.append((self.now, breaker.state)))
+
+    def start(self) -> bool:
+        """Send one request to the arm if it answers."""
+        self.breaker.wake()
+        if not self.breaker.answers:
+            return False
+        if self.breaker.state == "trying":
+            self.breaker.started()
+        return True
 
     def send(self, failures: int, of: int) -> int:
-        """Send requests, the failing ones last, as long as they are admitted; return how many were."""
-        admitted = 0
+        """Send requests, the failing ones last, as long as they go to the arm; return how many did."""
+        sent = 0
         for i in range(of):
-            if self.breaker.admits():
-                admitted += 1
+            if self.start():
+                sent += 1
                 (self.breaker.failed if i >= of - failures else self.breaker.succeeded)()
-        return admitted
+        return sent
 
     @property
     def state(self) -> State:
@@ -77,17 +86,17 @@ def test_it_is_tried_with_a_few_requests_and_restored() -> None:
     scene = Scene()
     scene.send(200, of=200)
     scene.now += 59.9
-    assert not scene.breaker.admits()
+    assert not scene.start()
     scene.now += 0.1
-    assert [scene.breaker.admits() for _ in range(30)] == [True] * 20 + [False] * 10
-    assert scene.state == "trying"
+    assert [scene.start() for _ in range(30)] == [True] * 20 + [False] * 10
+    assert scene.state == "waiting"
     assert scene.breaker.withdrawn
     for _ in range(20):
         scene.breaker.succeeded()
     assert scene.state == "closed"
     scene.send(199, of=199)
     assert scene.state == "closed"
-    assert [state for _, state in scene.changes] == ["open", "trying", "closed"]
+    assert [state for _, state in scene.changes] == ["open", "trying", "waiting", "closed"]
 
 
 def test_a_failed_trial_holds_twice_as_long_up_to_a_bound() -> None:
@@ -138,11 +147,22 @@ def test_a_trial_whose_requests_never_come_back_is_made_again() -> None:
     scene = Scene()
     scene.send(200, of=200)
     scene.now += 60
-    assert sum(scene.breaker.admits() for _ in range(25)) == 20
+    assert sum(scene.start() for _ in range(25)) == 20
     scene.now += 59
-    assert not scene.breaker.admits()
+    assert not scene.start()
     scene.now += 1
-    assert sum(scene.breaker.admits() for _ in range(25)) == 20
+    assert sum(scene.start() for _ in range(25)) == 20
+
+
+def test_a_trial_waits_for_traffic() -> None:
+    """With few requests a trial lasts as long as it takes; what came back counts."""
+    scene = Scene()
+    scene.send(200, of=200)
+    scene.now += 60
+    for _ in range(20):
+        scene.now += 600
+        assert scene.send(0, of=1) == 1
+    assert scene.state == "closed"
 
 
 @pytest.mark.parametrize("ratio", [0.0, 1.0])

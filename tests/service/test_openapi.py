@@ -26,6 +26,7 @@ from samegraph_service.errors import (
     DeadlineExceeded,
     Draining,
     Internal,
+    NoFeedbackKey,
     NotReady,
     Overloaded,
     PoisonInstance,
@@ -616,5 +617,6 @@ def every_error() -> Iterator[SamegraphError]:
         NotReady("x"),
         DeadlineExceeded("x"),
         PoisonInstance(0, 600),
+        NoFeedbackKey(),
     )
     yield Overloaded("x", reason="rows", retry_after_s=1.0)

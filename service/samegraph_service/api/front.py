@@ -32,8 +32,10 @@ from samegraph_service.api.paths import Target
 from samegraph_service.call import Answer, Call, Failure, OnError, Origin, Outcome
 from samegraph_service.capture.tap import CaptureTap, Kept
 from samegraph_service.clock import Loop
-from samegraph_service.errors import BadDeadline, BodyTooLarge, BodyTooSlow, CallerGone, Internal, MethodNotAllowed
+from samegraph_service.errors import BadDeadline, BodyTooLarge, BodyTooSlow, CallerGone, Draining, Internal, MethodNotAllowed
 from samegraph_service.experiments.assignment import Assignment
+from samegraph_service.experiments.signing import AnswerSigner
+from samegraph_service.experiments.watch import ExperimentWatch
 from samegraph_service.logs import AccessLog, bind_request_id, get_logger
 from samegraph_service.metrics import UNKNOWN_MODEL, Metrics
 from samegraph_service.predict import Predictor, Served
@@ -184,7 +186,7 @@ class Response:
         answer: What was answered, or None.
     """
 
-    __slots__ = ("_headers", "_request_id", "_static", "answer", "body", "error", "status")
+    __slots__ = ("_headers", "_prediction_id", "_request_id", "_static", "answer", "body", "error", "status")
 
     def __init__(
         self,
@@ -195,6 +197,7 @@ class Response:
         answer: Answer | None = None,
         static: Static | None = None,
         request_id: bytes = b"",
+        prediction_id: bytes = b"",
     ) -> None:
         self.status = status
         self.body = body
@@ -203,6 +206,7 @@ class Response:
         self._headers = headers
         self._static = static
         self._request_id = request_id
+        self._prediction_id = prediction_id
 
     def pairs(self) -> Headers:
         """Return the headers for ASGI."""
@@ -214,23 +218,22 @@ class Response:
             *own,
             (b"content-length", b"%d" % len(self.body)),
             (b"x-request-id", self._request_id),
-            (b"samegraph-prediction-id", self._request_id),
+            (b"samegraph-prediction-id", self._prediction_id),
         ]
 
     def http1(self, close: bool, with_body: bool = True) -> bytes:
         """Return the whole HTTP/1.1 response, or its head only (the answer to HEAD)."""
         end = b"connection: close\r\n\r\n" if close else b"\r\n"
         if self._static is not None and not self._headers and with_body:
-            identifier = self._request_id
             return b"".join(
                 (
                     self._static.raw,
                     b"content-length: ",
                     b"%d" % len(self.body),
                     b"\r\nx-request-id: ",
-                    identifier,
+                    self._request_id,
                     b"\r\nsamegraph-prediction-id: ",
-                    identifier,
+                    self._prediction_id,
                     b"\r\n",
                     end,
                     self.body,
@@ -253,6 +256,8 @@ class Front:
         host: Threads for large answers.
         limits: Bounds on the wire.
         capture: Takes sampled requests with their answers; None when nothing is captured.
+        experiments: Counts what experiments decided; None for no counting.
+        sign: Makes prediction ids; None where request ids stand for them.
     """
 
     def __init__(
@@ -267,6 +272,8 @@ class Front:
         host: ThreadPoolExecutor,
         limits: HttpLimits,
         capture: CaptureTap | None = None,
+        experiments: ExperimentWatch | None = None,
+        sign: AnswerSigner | None = None,
     ) -> None:
         self.limits = limits
         self.now = loop.time  # the clock of `Head.received`: the core's, not uvloop's, which stands still within a turn
@@ -277,6 +284,8 @@ class Front:
         self._metrics = metrics
         self._access_log = access_log
         self._capture = capture
+        self._experiments = experiments
+        self._sign = sign
         self._host = host
         self._next_id = itertools.count(1).__next__
         self._boot = os.urandom(6).hex()
@@ -380,7 +389,10 @@ class Front:
     def _finished(self, exchange: Exchange, outcome: Outcome) -> None:
         if isinstance(outcome, Failure):
             exchange.respond(self.failed(outcome.error, exchange.request_id))
-        elif outcome.n * exchange.served.values_per_row > ENCODE_ON_HOST_VALUES:
+            return
+        if self._sign is not None:
+            outcome.prediction_id = self._sign(outcome)
+        if outcome.n * exchange.served.values_per_row > ENCODE_ON_HOST_VALUES:
             self._host.submit(self._encode_on_host, exchange, outcome)
         else:
             started = self.now()
@@ -425,7 +437,8 @@ class Front:
             headers = [(b"samegraph-failed-instances", b"%d" % len(answer.errors))]
         if coding is not None:
             headers = [*(headers or ()), (b"content-encoding", coding.encode()), (b"vary", b"accept-encoding")]
-        exchange.respond(Response(200, body, headers, None, answer, _static(answer), answer.request_id.encode()))
+        ids = answer.request_id.encode(), answer.prediction_id.encode()
+        exchange.respond(Response(200, body, headers, None, answer, _static(answer), *ids))
 
     def failed(self, error: SamegraphError, request_id: str) -> Response:
         """Return the response to a request that failed."""
@@ -457,6 +470,8 @@ class Front:
             version = 0
             model, code = self._count_failure(head, response)
         self._metrics.request(model, version, head.protocol, response.status)
+        if exchange.assignment is not None and self._experiments is not None:
+            self._count_experiment(self._experiments, exchange.assignment, seconds, response)
         if self._access_log is not None:
             self._access_log.record(
                 head.method,
@@ -472,6 +487,14 @@ class Front:
                 0 if answer is None else answer.n,
                 code,
             )
+
+    @staticmethod
+    def _count_experiment(experiments: ExperimentWatch, assignment: Assignment, seconds: float, response: Response) -> None:
+        """Count an answer, or a failure that is not the caller's; what a server that stops refuses says nothing about an arm."""
+        if response.answer is not None:
+            experiments.count(assignment, seconds, failed=False)
+        elif response.status >= 500 and not isinstance(response.error, Draining):
+            experiments.count(assignment, seconds, failed=True)
 
     def _count_failure(self, head: Head, response: Response) -> tuple[str, str]:
         """Count a request that failed; return its model (of the closed set) and error code."""

@@ -63,7 +63,9 @@ def _metrics(router: APIRouter, service: Callable[[], Service]) -> None:
         openmetrics = content_type.startswith("application/openmetrics-text")
         text = []
         for piece in itertools.chain(
-            running.exposition.write(openmetrics=openmetrics), running.drift_exposition.write(openmetrics=openmetrics)
+            running.exposition.write(openmetrics=openmetrics),
+            running.drift_exposition.write(openmetrics=openmetrics),
+            running.experiment_exposition.write(openmetrics=openmetrics),
         ):
             text.append(piece)
             await asyncio.sleep(0)  # there may be thousands of series: predictions go on between two pieces

@@ -87,10 +87,10 @@ def encode(answer: Answer, ending: bytes) -> bytes:
     """Write an answer as a V1 body; failed instances of a partial answer are null in `predictions` and listed in `errors`.
 
     Args:
-        answer: The answer; its request id holds nothing that JSON would escape.
+        answer: The answer; its prediction id holds nothing that JSON would escape.
         ending: What `ending` returns for its version.
     """
-    identifier = answer.request_id.encode()
+    identifier = answer.prediction_id.encode()
     if not answer.errors:
         if answer.form == "rows":
             return b"".join((b'{"predictions":', _encode(_rows(answer)), ending, identifier, b'"}'))

@@ -592,8 +592,11 @@ def encode(answer: Answer, request: InferRequest) -> Encoded:
         "id": request.id or answer.request_id,
         "outputs": outputs,
     }
-    if answer.assignment is not None:
-        document["parameters"] = {name.replace("-", "_"): value for name, value in answer.assignment.facts().items()}
+    parameters = {} if answer.assignment is None else {name.replace("-", "_"): value for name, value in answer.assignment.facts().items()}
+    if answer.prediction_id != answer.request_id:
+        parameters["prediction_id"] = answer.prediction_id
+    if parameters:
+        document["parameters"] = parameters
     text = _encode(document)
     return Encoded(b"".join((text, *tail)), len(text)) if tail else Encoded(text)
 

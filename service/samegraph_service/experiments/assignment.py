@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeAlias
 
@@ -172,6 +172,7 @@ class Assignment:
         slow_s: Seconds over which its answer counts as slow, or infinity.
         prepared: What the front has made of it once and uses for every answer.
         counts: What the counters have made of it once; None until then.
+        trial: Called for each request of it, while the arm that answers is tried after it was withdrawn; None otherwise.
     """
 
     __slots__ = (
@@ -186,6 +187,7 @@ class Assignment:
         "served_arm",
         "served_version",
         "slow_s",
+        "trial",
         "version",
     )
 
@@ -215,6 +217,7 @@ class Assignment:
         self.slow_s = slow_s
         self.prepared: Any = None
         self.counts: Any = None
+        self.trial: Callable[[], None] | None = None
 
     def facts(self) -> dict[str, str]:
         """Return what answers say of it, by name: headers put `samegraph-` in front, bodies write `_` for `-`."""

@@ -15,6 +15,7 @@ from typing import Protocol
 from samegraph_service.metrics import DURATION_BUCKETS, SORT_AT, Histogram
 
 from .assignment import BUCKETS, REASONS
+from .breaker import Breaker
 
 #: Revisions of an experiment whose counts are kept: the one in force and the one before.
 KEPT_REVISIONS = 2
@@ -206,9 +207,9 @@ class Tally(Protocol):
 class ArmTally:
     """Counts exposures of one arm and bucket. What it adds to was looked up once: a request costs 0.2 µs."""
 
-    __slots__ = ("_arm", "_bucket", "_exposures", "_observe", "_pending", "_served", "_served_by", "_slow_s")
+    __slots__ = ("_arm", "_breaker", "_bucket", "_exposures", "_observe", "_pending", "_served", "_served_by", "_slow_s")
 
-    def __init__(self, arm: ArmCounts, bucket: int, served: str) -> None:
+    def __init__(self, arm: ArmCounts, bucket: int, served: str, breaker: Breaker | None) -> None:
         self._arm = arm
         self._bucket = bucket
         self._exposures = arm.exposures
@@ -217,10 +218,20 @@ class ArmTally:
         self._slow_s = arm.slow_s
         self._served = arm.served
         self._served_by = served
+        self._breaker = breaker
         arm.served.setdefault(served, 0)
 
     def answered(self, seconds: float) -> None:
         """Count a request that was answered."""
+        self._count(seconds)
+        breaker = self._breaker
+        if breaker is not None:
+            if breaker.tried:
+                breaker.succeeded()
+            else:
+                breaker.requests += 1
+
+    def _count(self, seconds: float) -> None:
         self._exposures[self._bucket] += 1
         self._served[self._served_by] += 1
         self._observe(seconds)
@@ -232,23 +243,32 @@ class ArmTally:
     def failed(self, seconds: float) -> None:
         """Count a request that failed through no fault of the caller: an exposure too."""
         self._arm.errors[self._bucket] += 1
-        self.answered(seconds)
+        self._count(seconds)
+        if self._breaker is not None:
+            self._breaker.failed()
 
 
 class ReasonTally:
-    """Counts requests that count for no arm, and why."""
+    """Counts requests that count for no arm, and why; how they go is told to the breaker of the arm that answers them."""
 
-    __slots__ = ("_reason", "_unassigned")
+    __slots__ = ("_breaker", "_reason", "_unassigned")
 
-    def __init__(self, revision: RevisionCounts, reason: str) -> None:
+    def __init__(self, revision: RevisionCounts, reason: str, breaker: Breaker | None) -> None:
         self._unassigned = revision.unassigned
         self._reason = reason
+        self._breaker = breaker
 
     def answered(self, _: float) -> None:
         """Count a request that was answered."""
         self._unassigned[self._reason] += 1
+        if self._breaker is not None:
+            self._breaker.succeeded()
 
-    failed = answered
+    def failed(self, _: float) -> None:
+        """Count a request that failed through no fault of the caller."""
+        self._unassigned[self._reason] += 1
+        if self._breaker is not None:
+            self._breaker.failed()
 
 
 class Counters:
@@ -263,6 +283,8 @@ class Counters:
         self.experiments: dict[tuple[str, str], ExperimentCounts] = {}
         self.rejected: dict[str, dict[str, int]] = {}
         self.versions: dict[tuple[str, int], dict[str, list[float]]] = {}
+        #: Values that were counted and forgotten before their time, so that a repeat would be counted again.
+        self.forgotten = 0
         self.generation = 0
 
     def install(self, experiments: Iterable[Experiment]) -> None:
@@ -295,17 +317,28 @@ class Counters:
         for metric in metrics:
             self._version(model, version, metric)
 
-    def tally(self, model: str, experiment: str, revision: str, *, arm: str, served: str, bucket: int, reason: str) -> Tally:
+    def tally(
+        self,
+        model: str,
+        experiment: str,
+        revision: str,
+        *,
+        arm: str,
+        served: str,
+        bucket: int,
+        reason: str,
+        breaker: Breaker | None = None,
+    ) -> Tally:
         """Return where the requests of an assignment are counted."""
         known = self.experiments.get((model, experiment))
         counts = None if known is None else known.revisions.get(revision)
         if counts is None:  # in flight while the routes changed twice: what it counts is shown nowhere
             counts = RevisionCounts(revision, 0)
         if reason:
-            return ReasonTally(counts, reason)
+            return ReasonTally(counts, reason, breaker)
         of = counts.arm(arm)
         self.generation += served not in of.served
-        return ArmTally(of, bucket, served)
+        return ArmTally(of, bucket, served, breaker)
 
     def experiment(self, model: str, name: str) -> ExperimentCounts | None:
         """Return what is counted about an experiment."""

@@ -34,6 +34,7 @@ METRIC_INFO = Family("samegraph_experiment_metric_info", "gauge", "One for every
 WITHDRAWN = Family("samegraph_experiment_withdrawn", "gauge", "One while this replica's circuit-break has withdrawn the arm.")
 VERSION_FEEDBACK = Family("samegraph_version_feedback", "counter", "Values that came back for a metric, by the version that answered.")
 VERSION_SUMS = Family("samegraph_version_feedback_value_sum", "counter", "Sum of those values above the metric's least.")
+FORGOTTEN = Family("samegraph_feedback_forgotten", "counter", "Counted values forgotten before their time, so that a repeat counts again.")
 SERIES = Family("samegraph_experiment_series", "gauge", "Series about experiments that are exported, and those that the cap leaves out.")
 
 
@@ -131,7 +132,9 @@ class ExperimentExposition:
                     yield "".join(text)
                     text, size = [], 0
             yield "".join(text)
-        if self._counters.experiments:
+        if self._counters.rejected:
+            yield f"{FORGOTTEN.head(openmetrics)}{FORGOTTEN.sample} {self._counters.forgotten}\n"
+        if self._blocks:
             yield SERIES.head(openmetrics) + "".join([f"{SERIES.sample}{labels(kind=kind)} {n}\n" for kind, n in self._series.items()])
 
     def _withdrawals(self, openmetrics: bool) -> Iterator[str]:

@@ -1,0 +1,82 @@
+"""Prediction ids of answers: what an id carries, looked up once per version or assignment, and the labels that were answered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from samegraph_transforms.manifest import Output
+
+from samegraph_service.call import Answer, Origin
+
+from .assignment import Assignment
+from .prediction_id import LABELLED_INSTANCES, NO_BUCKET, IdPrefix, PredictionIds, label_hash
+
+#: Versions and assignments whose prefix is kept.
+KEPT = 8192
+
+
+def label_place(outputs: Sequence[Output]) -> int | None:
+    """Return which output is the answered label, or None.
+
+    It is the first that holds one value or a ranking and is decided by another output, or else the first such that is text.
+    """
+    flat = [i for i, output in enumerate(outputs) if len(output.shape) <= 1]
+    decided = [i for i in flat if outputs[i].decided_by is not None]
+    texts = [i for i in flat if outputs[i].dtype == "string"]
+    return next(iter([*decided, *texts]), None)
+
+
+class AnswerSigner:
+    """Makes the ids of answers. For the event loop's thread.
+
+    Args:
+        ids: Makes and signs ids.
+    """
+
+    def __init__(self, ids: PredictionIds) -> None:
+        self._ids = ids
+        self._generation = ids.generation
+        self._kept: dict[Assignment | Origin, tuple[IdPrefix, int | None]] = {}
+
+    def __call__(self, answer: Answer) -> str:
+        """Return a new id for an answer."""
+        ids = self._ids
+        if self._generation != ids.generation or len(self._kept) > KEPT:
+            self._kept.clear()
+            self._generation = ids.generation
+        owner = answer.assignment or answer.origin
+        known = self._kept.get(owner)
+        if known is None:
+            known = self._kept[owner] = (self._prefix(answer.origin, answer.assignment), label_place(answer.origin.outputs))
+        prefix, place = known
+        n = answer.n
+        labels = _labels(answer, place) if place is not None and n <= LABELLED_INSTANCES and not answer.errors else ()
+        return ids.sign(prefix, n, labels).decode()
+
+    def _prefix(self, origin: Origin, assignment: Assignment | None) -> IdPrefix:
+        if assignment is None or assignment.reason:  # feedback for it counts for its version alone
+            return self._ids.prefix(origin.model, origin.version, bucket=NO_BUCKET)
+        return self._ids.prefix(
+            origin.model,
+            origin.version,
+            experiment=assignment.experiment,
+            revision=assignment.revision,
+            arm=assignment.arm,
+            bucket=assignment.bucket,
+        )
+
+
+def _labels(answer: Answer, place: int) -> list[bytes]:
+    """Return the hash of each instance's answered label; of a ranking the first. Empty when an instance has none."""
+    found = []
+    for part in answer.parts:
+        array = part.outputs.arrays[place]
+        for row in range(part.offset, part.offset + part.count):
+            value: Any = array[row]
+            if array.ndim == 2:
+                if array.shape[1] == 0:
+                    return []
+                value = value[0]
+            found.append(label_hash(value if type(value) is str else value.item() if hasattr(value, "item") else value))
+    return found if len(found) == answer.n else []
