@@ -18,7 +18,8 @@ PACKAGES = {
 
 #: The service from top to bottom; a module imports only from lines below its own. docs/architecture.md gives the reasons.
 SERVICE_ORDER = (
-    "commands drift_command top_command capture.commands",
+    "commands drift_command top_command capture.package_commands",
+    "capture.commands",
     "top",
     "launch",
     "server",
@@ -44,7 +45,7 @@ SERVICE_ORDER = (
     "experiments.watch experiments.signing experiments.feedback",
     "loading predict experiments.routing_file",
     "experiments.exposition",
-    "drift.report_html drift.report_text drift.report_sources",
+    "drift.report_html drift.report_text drift.report_sources capture.revalidation",
     "drift.document drift.exposition drift.report exposition capture.exposition capture.export",
     "capture.reader",
     "capture.sink",

@@ -161,6 +161,8 @@ class CaptureSink:
     def _wait(self) -> None:
         self._wake.clear()
         self.tap.awake = False
+        if self._stopping.is_set():  # or the wake-up that came before the flag fell would be lost
+            return
         until = min((buffer.since + self.options.rotate_s for buffer in self._buffers.values()), default=self._clock() + LOOK_S)
         if not self.tap.has_new() and not self._wake.wait(max(0.01, until - self._clock())):
             return

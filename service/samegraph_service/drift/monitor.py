@@ -188,6 +188,8 @@ class DriftMonitor:
         if any(version.tap.waiting()[0] >= _at_once(version) for version in self._versions):
             return
         self._wake.clear()
+        if self._stopping.is_set():  # a stop that came before the flag fell would be waited out
+            return
         for version in self._versions:
             version.tap.awake = False
         if not any(version.tap.waiting()[0] for version in self._versions):  # what came before the flags fell, nobody else would tell of
