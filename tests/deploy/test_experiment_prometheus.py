@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from experiment_pages import Replica, shown, simulate
 from prometheus import Prometheus, prometheus, wait_for
 from samegraph_service.errors import NoEvidence
+from samegraph_service.experiments import routing_file
+from samegraph_service.experiments.analysis.commands import experiment
 from samegraph_service.experiments.analysis.report import make_report
 from samegraph_service.experiments.analysis.sources import PrometheusSource, SourceError, fetch_pages, from_pages
 
@@ -67,6 +71,43 @@ def test_a_report_from_prometheus_is_the_report_from_the_pages(tmp_path: Path) -
             source.evidence("flights", "other")
         with pytest.raises(SourceError, match=r"answered 400: .*parse error"):
             source.value("sum(")
+
+
+ROUTING = """\
+models:
+  flights:
+    experiments:
+      trees:
+        salt: s1
+        arms:
+          control: {version: 1}
+          treatment: {version: 2} # on trial
+        guardrails: {min_requests: 200}
+"""
+
+
+@pytest.mark.slow
+def test_the_guard_withdraws_a_harmful_arm_once_and_for_good(tmp_path: Path) -> None:
+    """From what Prometheus scraped of two replicas: a dry run writes nothing, the next look does, and those after it nothing more."""
+    (tmp_path / "routing.yaml").write_text(ROUTING, encoding="utf-8")
+    plan = routing_file.read(tmp_path).models["flights"].plan("flights")
+    assert plan is not None
+    replicas = [Replica(revision=plan.revision) for _ in range(2)]
+    simulate(replicas, 400, RATES, seed=1, error={"treatment": 0.3})
+    textfile = tmp_path / "guard.prom"
+    with shown(replicas[0]) as a, shown(replicas[1]) as b, prometheus(tmp_path, [a, b], []) as watching:
+        wait_until_seen(watching, replicas)
+        looks = []
+        for more in (["--dry-run"], [], []):
+            arguments = ["guard", "--repository", str(tmp_path), "--prometheus", watching.url, "--once", "--textfile", str(textfile)]
+            result = CliRunner().invoke(experiment, [*arguments, *more])
+            looks.append((result.exit_code, json.loads(result.stderr)["event"], (tmp_path / "routing.yaml").read_text(encoding="utf-8")))
+        withdrawn = ROUTING.replace("{version: 2}", "{version: 2, weight: 0}")
+        assert looks == [(3, "arm_withdrawn", ROUTING), (3, "arm_withdrawn", withdrawn), (0, "guard_looked", withdrawn)]
+    assert "samegraph_guard_looks_total 1" in textfile.read_text(encoding="utf-8")
+    result = CliRunner().invoke(experiment, ["guard", "--repository", str(tmp_path), "--prometheus", watching.url, "--once"])
+    assert (result.exit_code, json.loads(result.stderr)["event"]) == (1, "guard_failed")  # Prometheus has ended
+    assert (tmp_path / "routing.yaml").read_text(encoding="utf-8") == withdrawn
 
 
 def test_a_source_that_does_not_answer_is_named() -> None:

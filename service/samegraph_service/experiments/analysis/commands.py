@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import sys
+import threading
 import time as clock
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -145,14 +150,16 @@ def _rates_since(looks: Sequence[Look], evidence: Evidence, now: float) -> dict[
 
 def source_of(options: dict[str, Any]) -> PrometheusSource | tuple[str, ...]:
     """Return what the options say to read."""
-    from .sources import PrometheusSource
-
     url, replicas = options["prometheus_url"], options["replicas"]
     if url and replicas:
         raise click.UsageError("give either --prometheus or --replica: the one has what the other tells")
-    if url:
-        return PrometheusSource(url, lookback_s=options["since"], headers=dict(options["headers"]), selector=options["selector"])
-    return tuple(replicas) or ("http://127.0.0.1:8000",)
+    return _prometheus(url, options) if url else tuple(replicas) or ("http://127.0.0.1:8000",)
+
+
+def _prometheus(url: str, options: dict[str, Any]) -> PrometheusSource:
+    from .sources import PrometheusSource
+
+    return PrometheusSource(url, lookback_s=options["since"], headers=dict(options["headers"]), selector=options["selector"])
 
 
 def choose(source: PrometheusSource | tuple[str, ...], model: str | None, name: str | None) -> tuple[str, str]:
@@ -188,3 +195,115 @@ def evidence_of(source: PrometheusSource | tuple[str, ...], model: str, name: st
     from . import sources
 
     return sources.evidence_of(source, model, name)
+
+
+@experiment.command(
+    epilog="""\b
+Examples:
+  samegraph experiment guard --prometheus http://prometheus:9090 --repository /models --every 30s
+  samegraph experiment guard --prometheus http://prometheus:9090 --once --textfile /var/lib/node_exporter/guard.prom    from cron
+  samegraph experiment guard --prometheus http://prometheus:9090 --once --dry-run
+
+\b
+Exit codes of --once: 0 nothing to do, or a rollout went on, 3 an arm was withdrawn (or would have been: --dry-run),
+1 something could not be judged (nothing was changed for it), 2 wrong usage.
+With --every it runs until SIGTERM or Ctrl-C and ends with 0.
+"""
+)
+@click.argument("names", nargs=-1)
+@click.option(
+    "--repository",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    default=Path("models"),
+    show_default=True,
+    help="The directory with routing.yaml.",
+)
+@click.option("--prometheus", "prometheus_url", required=True, help="The Prometheus server that scrapes every replica.")
+@click.option("--header", "headers", type=Headers(), multiple=True, help="Header for it, 'Name: value'; may be repeated.")
+@click.option("--selector", default="", help="""Further label matchers for it, such as 'job="samegraph"'.""")
+@click.option("--since", type=Duration(), default="30d", show_default=True, help="How far back it is asked.")
+@click.option("--once", is_flag=True, help="Look once, act, and end.")
+@click.option("--every", type=Duration(), help="Look again and again, this far apart.")
+@click.option("--dry-run", is_flag=True, help="Decide and tell, and write nothing.")
+@click.option(
+    "--textfile", type=click.Path(dir_okay=False, path_type=Path), help="Write metrics here after each look, for the node exporter."
+)
+@click.option("--metrics-port", type=click.IntRange(1, 65535), help="Serve the same on http://127.0.0.1:PORT/metrics while it runs.")
+def guard(
+    names: tuple[str, ...],
+    repository: Path,
+    prometheus_url: str,
+    once: bool,
+    every: float | None,
+    dry_run: bool,
+    textfile: Path | None,
+    metrics_port: int | None,
+    **options: Any,
+) -> None:
+    """Withdraw arms that do harm, and take rollouts to their next step, by writing routing.yaml.
+
+    Guards every enabled experiment, or those of these NAMES. Each look is told as a line of JSON on stderr. A withdrawal is final: the
+    guard never gives weight again to an arm that it took it from.
+    """
+    if once == (every is not None):
+        raise click.UsageError("give either --once or --every DURATION")
+    from .guard import Guard, exit_code
+
+    watching = Guard(repository, _prometheus(prometheus_url, options), only=names, dry_run=dry_run)
+    with _stop_event() as stop, _page(metrics_port, watching.metrics.text):
+        while True:
+            decisions = watching.look()
+            if textfile is not None:
+                _replace(textfile, watching.metrics.text())
+            if every is None:
+                sys.exit(exit_code(decisions, watching.metrics))
+            if stop.wait(every):
+                return
+
+
+@contextmanager
+def _stop_event() -> Iterator[threading.Event]:
+    """Give an event that SIGTERM and SIGINT set; the handlers that were there come back."""
+    stop = threading.Event()
+    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _page(port: int | None, text: Callable[[], str]) -> Iterator[None]:
+    """Serve one page on loopback."""
+    if port is None:
+        yield
+        return
+
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = text().encode()
+            self.send_response(200 if self.path == "/metrics" else 404)
+            self.send_header("content-type", "text/plain; version=0.0.4; charset=utf-8")
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class calls it so
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", port), Page) as server:
+        thread = threading.Thread(target=server.serve_forever, name="guard-metrics", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file in one step: whoever collects it never sees half of it."""
+    beside = path.with_name(f".{path.name}.new")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)

@@ -205,7 +205,7 @@ class PrometheusSource:
         names = [n for n in COUNTERS if not n.startswith("duration_seconds")]
         series = int(sum(s.value for s in self._vector(f'count({{__name__=~"{PREFIX}({"|".join(names)})",{chosen[1:-1]}}})', end)))
         steps = max(2, min(steps, MAX_SAMPLES // max(series, 1)))
-        step = max((end - start) / (steps - 1), 0.001)
+        start, step = round(start, 3), max(math.floor(1000 * (end - start) / (steps - 1)), 1) / 1000  # Prometheus knows milliseconds only
         restarts = self._restarts(chosen, end)
         totals: list[list[Sample]] = [[] for _ in range(steps)]
         for name in names:
@@ -222,13 +222,13 @@ class PrometheusSource:
         gauges = self._info_of_now(gauges, chosen, end)
         return [Look(start + i * step, gather([*gauges, *found], model, experiment)) for i, found in enumerate(totals) if found]
 
-    def first_seen(self, model: str, experiment: str, end: float) -> float | None:
-        """Return about when the experiment was first scraped, in seconds since the epoch; None when it never was.
+    def first_seen(self, model: str, experiment: str, end: float, revision: str | None = None) -> float | None:
+        """Return about when the experiment, or a revision of it, was first scraped, in seconds since the epoch; None when it never was.
 
         Raises:
             SourceError: The server does not answer.
         """
-        expression = f"count({PREFIX}info{self._matchers(model, experiment)})"
+        expression = f"count({PREFIX}info{self._matchers(model, experiment, revision)})"
         start, step, first = end - self._lookback_s, self._lookback_s / 1000, None
         while step >= 0.01:  # each round looks a hundred times closer
             found = [t for _, values in self._matrix_range(expression, start, end, step) for t, _ in values]
@@ -247,6 +247,14 @@ class PrometheusSource:
         chosen = self._matchers(model, experiment, revision)
         found = self._vector(f"sum by (metric) (rate({PREFIX}feedback_total{chosen}[{math.ceil(window_s * 1000)}ms]))", at)
         return {s.labels["metric"]: s.value for s in found if s.value > 0}
+
+    def selected(self, name: str, model: str, experiment: str, revision: str | None = None) -> str:
+        """Return the expression of a family's series of one experiment."""
+        return name + self._matchers(model, experiment, revision)
+
+    def with_matchers(self, name: str, matchers: str) -> str:
+        """Return the expression of a family with these matchers and those that always apply."""
+        return f"{name}{{{matchers}{self._selector}}}"
 
     def value(self, expression: str, at: float | None = None) -> float | None:
         """Return the one value of an expression; None when it has none.
@@ -374,7 +382,7 @@ def _accumulated(
         steps: How many there are.
         anew: When its process was another one, in steps.
     """
-    at = {round((t - start) / step): v for t, v in values}
+    at = {round((t - start) / step): v for t, v in values if round((t - start) / step) < steps}
     finished: float = 0.0
     last: float | None = None
     seen = -1
