@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Callable
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import uvicorn
 from samegraph_transforms.errors import SamegraphError
@@ -18,7 +19,13 @@ from .logs import get_logger
 from .service import Service
 from .settings import Settings
 
+if TYPE_CHECKING:
+    from .rpc.server import GrpcServer
+
 log = get_logger("samegraph.server")
+
+#: Seconds that calls whose answers were just made have to be written.
+_GRPC_GRACE_S = 1.0
 
 
 class CannotListen(SamegraphError):
@@ -56,6 +63,9 @@ class Server(uvicorn.Server):
             )
         )
         self._on_listening = on_listening
+        self._grpc_settings = settings.grpc
+        #: Answers gRPC while the server runs, if a port is set for it.
+        self.grpc: GrpcServer | None = None
         self._stopping: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -68,10 +78,31 @@ class Server(uvicorn.Server):
             raise CannotListen(
                 f"cannot listen on {self.config.host}:{self.config.port}; is the port taken, or the address not this machine's?"
             ) from error
+        await self._start_grpc()
         if self._on_listening is not None and self._application.service is not None:
             self._on_listening(self._application.service, f"http://{self.config.host}:{self.port()}")
         if hasattr(signal, "SIGHUP") and threading.current_thread() is threading.main_thread():
             self._loop.add_signal_handler(signal.SIGHUP, self._rescan)
+
+    async def shutdown(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
+        """Stop listening and close; everything accepted was answered before, or there was no time for it."""
+        if self.grpc is not None:
+            await self.grpc.stop(0.0 if self.force_exit else _GRPC_GRACE_S)
+        await super().shutdown(sockets)  # type: ignore[arg-type]
+
+    async def _start_grpc(self) -> None:
+        port, service = self._grpc_settings.port, self._application.service
+        if port is None or service is None:
+            return
+        from .rpc.server import GrpcServer  # not above: the library takes a tenth of a second to load, and most servers do without
+
+        try:
+            self.grpc = GrpcServer(service, self.config.host, port, self._grpc_settings.stream_window)
+        except RuntimeError as error:
+            raise CannotListen(
+                f"cannot listen on {self.config.host}:{port} for gRPC; is the port taken, or the address not this machine's?"
+            ) from error
+        await self.grpc.start()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Start draining at the first signal; stop at once at the second."""

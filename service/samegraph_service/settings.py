@@ -44,6 +44,17 @@ class ServerSettings(_Group):
     root_path: str = Field(default="", description="Path prefix a proxy strips before the request arrives.")
 
 
+class GrpcSettings(_Group):
+    """V2 over gRPC, on a port of its own and `SAMEGRAPH_SERVER__HOST`."""
+
+    port: int | None = Field(
+        default=None, ge=0, le=65535, description="TCP port of gRPC, 8001 by custom; 0 lets the system choose one. Unset: no gRPC."
+    )
+    stream_window: int = Field(
+        default=32, ge=1, le=1024, description="Requests of one stream that run at the same time; further ones wait unread."
+    )
+
+
 class RepositorySettings(_Group):
     """Which model versions are loaded."""
 
@@ -311,6 +322,7 @@ class Settings(BaseSettings):
     )
 
     server: ServerSettings = Field(default_factory=ServerSettings)
+    grpc: GrpcSettings = Field(default_factory=GrpcSettings)
     repository: RepositorySettings = Field(default_factory=RepositorySettings)
     limits: LimitSettings = Field(default_factory=LimitSettings)
     execution: ExecutionSettings = Field(default_factory=ExecutionSettings)

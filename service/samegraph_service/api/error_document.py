@@ -60,6 +60,36 @@ _BY_CLASS: dict[type[SamegraphError], Mapping] = {
 _INPUT_STATUS = {"unsupported_media_type": 415, "too_large": 413, "too_many_pixels": 413, "too_many_instances": 413}
 
 
+#: HTTP status → gRPC status, by name: this module knows no gRPC.
+_GRPC_STATUS = {
+    400: "INVALID_ARGUMENT",
+    401: "UNAUTHENTICATED",
+    403: "PERMISSION_DENIED",
+    404: "NOT_FOUND",
+    405: "UNIMPLEMENTED",
+    408: "DEADLINE_EXCEEDED",
+    409: "ABORTED",
+    410: "NOT_FOUND",
+    412: "FAILED_PRECONDITION",
+    413: "INVALID_ARGUMENT",  # not RESOURCE_EXHAUSTED: sending it again would not help
+    415: "INVALID_ARGUMENT",
+    422: "INVALID_ARGUMENT",
+    429: "RESOURCE_EXHAUSTED",
+    431: "INVALID_ARGUMENT",
+    499: "CANCELLED",
+    500: "INTERNAL",
+    503: "UNAVAILABLE",
+    504: "DEADLINE_EXCEEDED",
+}
+
+
+def grpc_status(error: SamegraphError) -> str:
+    """Return the name of the gRPC status an error becomes."""
+    if isinstance(error, errors.UnsupportedExtension):
+        return "UNIMPLEMENTED"
+    return _GRPC_STATUS[mapping_of(error).status]
+
+
 def mapping_of(error: SamegraphError) -> Mapping:
     """Return status, code and retryability of an error, looked up along its class's MRO."""
     if isinstance(error, InputError):

@@ -496,6 +496,12 @@ class Front:
         elif response.status >= 500 and not isinstance(response.error, Draining):
             experiments.count(assignment, seconds, failed=True)
 
+    def note_unread(self, protocol: str, response: Response) -> None:
+        """Count a request of which not even the model could be read."""
+        if response.error is not None:
+            self._metrics.error(UNKNOWN_MODEL, error_document.mapping_of(response.error).code)
+        self._metrics.request(UNKNOWN_MODEL, 0, protocol, response.status)
+
     def _count_failure(self, head: Head, response: Response) -> tuple[str, str]:
         """Count a request that failed; return its model (of the closed set) and error code."""
         model = head.target.model if head.target.model in self._routes().models else UNKNOWN_MODEL

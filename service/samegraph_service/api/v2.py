@@ -573,6 +573,14 @@ def outputs_of(answer: Answer, request: InferRequest) -> list[OutputTensor]:
     return tensors
 
 
+def parameters_of(answer: Answer) -> dict[str, str]:
+    """Return what an answer says about itself beside its outputs: the experiment it belongs to, and its signed id, if there are any."""
+    parameters = {} if answer.assignment is None else {name.replace("-", "_"): value for name, value in answer.assignment.facts().items()}
+    if answer.prediction_id != answer.request_id:
+        parameters["prediction_id"] = answer.prediction_id
+    return parameters
+
+
 def encode(answer: Answer, request: InferRequest) -> Encoded:
     """Write an answer as a V2 body; outputs asked for in bytes follow the JSON, in its order."""
     outputs, tail = [], []
@@ -592,9 +600,7 @@ def encode(answer: Answer, request: InferRequest) -> Encoded:
         "id": request.id or answer.request_id,
         "outputs": outputs,
     }
-    parameters = {} if answer.assignment is None else {name.replace("-", "_"): value for name, value in answer.assignment.facts().items()}
-    if answer.prediction_id != answer.request_id:
-        parameters["prediction_id"] = answer.prediction_id
+    parameters = parameters_of(answer)
     if parameters:
         document["parameters"] = parameters
     text = _encode(document)
