@@ -49,7 +49,7 @@ SERVICE_ORDER = (
     "loading predict experiments.routing_file",
     "experiments.exposition",
     "drift.report_html drift.report_text drift.report_sources capture.revalidation",
-    "drift.document drift.exposition drift.report exposition capture.exposition capture.export",
+    "drift.document drift.exposition drift.report exposition capture.exposition capture.export capture.renewal",
     "capture.reader",
     "capture.sink",
     "capture.columns",

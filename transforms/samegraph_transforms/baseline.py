@@ -31,6 +31,8 @@ from .manifest import Kind, Manifest, ValueName
 
 #: Name of the file in a package.
 BASELINE = "baseline.json"
+#: Name of the file with the baseline that this one took the place of, where it is kept.
+BASELINE_BEFORE = "baseline.before.json"
 #: Changes with the file's schema and with the definition of any statistic: counts of two formats do not compare.
 FORMAT: Literal[1] = 1
 MAX_BASELINE_BYTES = 64 << 20

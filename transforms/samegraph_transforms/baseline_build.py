@@ -44,27 +44,24 @@ def build_baseline(package: Package, given: BaselineRows, progress: Callable[[in
     """
     with closing(PackageRuntime.load(package)) as runtime:
         builder = BaselineBuilder(package.manifest, given, pixel_values(package))
-        rows = _checked(runtime, given.rows)
-        together = min(ROWS_TOGETHER, package.manifest.batching.max_batch_size)
+        if not len(given.rows):
+            raise AuthoringError(f"{package.manifest.name}: no rows for the baseline; give some, or no baseline")
+        rows = _checked(runtime, given.rows, 0)
+        together = _together(runtime)
         for start in range(0, len(rows), together):
-            chunk = rows[start : start + together]
-            items = _prepared(runtime, chunk, start)
-            values = {name: [item[place] for item in items] for name, place in runtime.item_places.items()}
-            if runtime.shapes is None:
-                builder.add(chunk, _named(runtime, runtime.run(runtime.collate(items))), values)
-            else:
-                for i, outputs in enumerate(runtime.predict_each(items)):
-                    builder.add(chunk[i : i + 1], outputs, {name: column[i : i + 1] for name, column in values.items()})
+            builder.run_rows(runtime, rows[start : start + together], start)
             if progress is not None:
-                progress(start + len(chunk), len(rows))
+                progress(min(start + together, len(rows)), len(rows))
     return builder.finish()
 
 
-def _checked(runtime: PackageRuntime, instances: Sequence[object]) -> list[Row]:
-    if not len(instances):
-        raise AuthoringError(f"{runtime.manifest.name}: no rows for the baseline; give some, or no baseline")
+def _together(runtime: PackageRuntime) -> int:
+    return min(ROWS_TOGETHER, runtime.manifest.batching.max_batch_size)
+
+
+def _checked(runtime: PackageRuntime, instances: Sequence[object], start: int) -> list[Row]:
     rows = []
-    for i, instance in enumerate(instances):
+    for i, instance in enumerate(instances, start):
         try:
             rows.append(runtime.signature.check_row(instance))
         except InputError as error:
@@ -184,6 +181,33 @@ class BaselineBuilder:
             self._cells[output.name].add(outputs[output.name])
         self._count_right(outputs, len(rows))
         self._rows += len(rows)
+
+    def run(self, runtime: PackageRuntime, instances: Sequence[object], start: int = 0) -> None:
+        """Run some instances through a package and take them in with its answers.
+
+        Args:
+            runtime: The package.
+            instances: As a caller would send them.
+            start: Number of the first of them, for messages.
+
+        Raises:
+            AuthoringError: One is refused; says which.
+            ExecutionError: A graph does not run.
+        """
+        self.run_rows(runtime, _checked(runtime, instances, start), start)
+
+    def run_rows(self, runtime: PackageRuntime, rows: Sequence[Row], start: int = 0) -> None:
+        """Run some checked rows through a package and take them in with its answers (see `run`)."""
+        together = _together(runtime)
+        for first in range(0, len(rows), together):
+            chunk = rows[first : first + together]
+            items = _prepared(runtime, chunk, start + first)
+            values = {name: [item[place] for item in items] for name, place in runtime.item_places.items()}
+            if runtime.shapes is None:
+                self.add(chunk, _named(runtime, runtime.run(runtime.collate(items))), values)
+                continue
+            for i, outputs in enumerate(runtime.predict_each(items)):
+                self.add(chunk[i : i + 1], outputs, {name: column[i : i + 1] for name, column in values.items()})
 
     def _count_right(self, outputs: Mapping[str, np.ndarray], n: int) -> None:
         answer = next((o for o in self._manifest.outputs if o.decided_by is not None), None)

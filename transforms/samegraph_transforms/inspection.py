@@ -84,6 +84,7 @@ class Inspection:
         steps_error: Why it does not load here.
         baseline: Statistics of held-out training rows; None when the package has none, or one that cannot be read.
         baseline_error: Why it cannot be read.
+        before: The baseline that it took the place of, where it is kept.
     """
 
     package: Package
@@ -92,6 +93,7 @@ class Inspection:
     steps_error: str = ""
     baseline: Baseline | None = None
     baseline_error: str = ""
+    before: Baseline | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the page as JSON values: the manifest, and what was found by looking at the graphs."""
@@ -106,6 +108,7 @@ class Inspection:
             "item_steps_error": self.steps_error or None,
             "baseline": None if self.baseline is None else self.baseline.model_dump(mode="json"),
             "baseline_error": self.baseline_error or None,
+            "baseline_before": None if self.before is None else self.before.model_dump(mode="json"),
         }
 
     def render(self, console: Console) -> None:
@@ -117,7 +120,7 @@ class Inspection:
         sections: list[tuple[str, RenderableType]] = [
             ("Raw inputs", _fields(manifest)),
             ("Outputs", _outputs(manifest)),
-            ("Baseline", _baseline(self.baseline, self.baseline_error)),
+            ("Baseline", _baseline(self.baseline, self.baseline_error, self.before)),
             ("Stages", _stages(self.stages)),
         ]
         if self.steps is not None or self.steps_error:
@@ -140,7 +143,9 @@ def inspect(package: Package) -> Inspection:
         PackageError: A graph is no ONNX model.
     """
     stages = tuple(_stage_view(package, stage) for stage in package.manifest.stages)
-    return Inspection(package, stages, *_item_steps(package), *_read_baseline(package))
+    steps, steps_error = _item_steps(package)
+    baseline, baseline_error, before = _read_baseline(package)
+    return Inspection(package, stages, steps, steps_error, baseline, baseline_error, before)
 
 
 def _item_steps(package: Package) -> tuple[tuple[Step, ...] | None, str]:
@@ -153,11 +158,11 @@ def _item_steps(package: Package) -> tuple[tuple[Step, ...] | None, str]:
         return None, str(error)
 
 
-def _read_baseline(package: Package) -> tuple[Baseline | None, str]:
+def _read_baseline(package: Package) -> tuple[Baseline | None, str, Baseline | None]:
     try:
-        return package.baseline(), ""
+        return package.baseline(), "", package.baseline_before()
     except BaselineInvalid as error:
-        return None, str(error)
+        return None, str(error), None
 
 
 def total_bytes(manifest: Manifest) -> int:
@@ -309,10 +314,14 @@ def output_facts(output: Output) -> str:
 
 
 class _Histograms:
-    """Variables, a line each: name, histogram, facts. The histograms get the width the terminal can spare."""
+    """Variables, a line each: name, histogram, facts; below it, where there is one, what it was before.
 
-    def __init__(self, variables: Sequence[Variable]) -> None:
+    The histograms get the width the terminal can spare.
+    """
+
+    def __init__(self, variables: Sequence[Variable], before: Sequence[Variable] = ()) -> None:
         self._variables = variables
+        self._before = {variable.name: variable for variable in before}
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         width = 24 if options.max_width >= 100 else 12 if options.max_width >= 60 else 8
@@ -322,18 +331,26 @@ class _Histograms:
         table.add_column(overflow="fold")
         for variable in self._variables:
             table.add_row(Text(variable.name, "bold"), Text(sparkline(variable, width), "green"), Text(words(variable)))
+            old = self._before.get(variable.name)
+            if old is not None:
+                table.add_row(Text("  before", "dim"), Text(sparkline(old, width), "dim"), Text(words(old), "dim"))
         yield table
 
 
-def _baseline(baseline: Baseline | None, error: str) -> RenderableType:
+def _baseline(baseline: Baseline | None, error: str, before: Baseline | None) -> RenderableType:
     if error:
         return Text(error, "yellow")
     if baseline is None:
         return Text("none; pack with held-out training rows to have drift measured against them", "dim")
-    parts: list[RenderableType] = [Text(baseline_words(baseline)), _Histograms([v for _, v in baseline.inputs()])]
+    parts: list[RenderableType] = [Text(baseline_words(baseline))]
+    if before is not None:
+        parts.append(Text(f"before: {baseline_words(before)}", "dim"))
+    inputs = [] if before is None else [v for _, v in before.inputs()]
+    answers = [] if before is None else [v for _, v in before.answers()]
+    parts.append(_Histograms([v for _, v in baseline.inputs()], inputs))
     if off := [field.name for field in baseline.fields if field.monitored == "off"]:
         parts.append(Text(f"not monitored: {some(off)}", "dim"))
-    parts += [Text("\nanswers to these rows:"), _Histograms([v for _, v in baseline.answers()])]
+    parts += [Text("\nanswers to these rows:"), _Histograms([v for _, v in baseline.answers()], answers)]
     parts += [Text(expected_words(o.name, o.expected)) for o in baseline.outputs if o.expected is not None]
     return Group(*parts)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from .baseline import Variable
+from .baseline import Baseline, Variable
 from .baseline_svg import STYLE, bins_table, histogram
 from .baseline_view import number_words, percent, special_shares
 from .html_page import PAGE_POLICY, PAGE_STYLE
@@ -117,7 +117,17 @@ def _baseline(inspection: Inspection) -> str:
         f"{_cards(v for _, v in baseline.inputs())}{_quiet('Not monitored', off)}"
         f"<h3>Answers to these rows</h3><p>{'<br>'.join(map(escape, expected))}</p>{_cards(v for _, v in baseline.answers())}"
         f'<p class="quiet">How rows lie along the axis: each bin\'s rows are spread evenly between its bounds. Bins and their counts are '
-        f"in the lists.</p>"
+        f"in the lists.</p>{_before(inspection.before)}"
+    )
+
+
+def _before(before: Baseline | None) -> str:
+    """Return the baseline that this one took the place of, folded away."""
+    if before is None:
+        return ""
+    return (
+        f"<details><summary>The baseline before: {escape(baseline_words(before))}</summary>{_cards(v for _, v in before.inputs())}"
+        f"<h3>Answers to those rows</h3>{_cards(v for _, v in before.answers())}</details>"
     )
 
 

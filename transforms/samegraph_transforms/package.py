@@ -29,7 +29,7 @@ from pydantic import ValidationError
 
 from . import external
 from .bare import bare_manifest
-from .baseline import BASELINE, Baseline, baseline_bytes, parse_baseline
+from .baseline import BASELINE, BASELINE_BEFORE, Baseline, baseline_bytes, parse_baseline
 from .draft import DraftStage, GoldenSample, PackageDraft
 from .errors import AuthoringError, DigestMismatch, ManifestInvalid, PackageError, PackageExists, UnsafePath
 from .golden import golden_files
@@ -118,6 +118,17 @@ class Package:
         if BASELINE not in self.manifest.files:
             return None
         return parse_baseline(self.read_file(BASELINE), self.manifest, f"{self}: {BASELINE}")
+
+    def baseline_before(self) -> Baseline | None:
+        """Return the baseline that the present one took the place of, or None when none is kept.
+
+        Raises:
+            BaselineInvalid: As for `baseline`.
+            DigestMismatch: The file is not what the manifest says.
+        """
+        if BASELINE_BEFORE not in self.manifest.files:
+            return None
+        return parse_baseline(self.read_file(BASELINE_BEFORE), self.manifest, f"{self}: {BASELINE_BEFORE}")
 
     def golden_dir(self) -> Path:
         """Return the directory of the golden samples."""

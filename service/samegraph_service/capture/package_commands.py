@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from .commands import choice_of, choice_options, open_capture
+from .commands import Moment, choice_of, choice_options, open_capture
 
 if TYPE_CHECKING:
     from samegraph_transforms.package import Package
@@ -149,6 +149,61 @@ def progress_bar(what: str, *, hidden: bool = False) -> Iterator[Callable[[int, 
     with Progress(*columns, console=console, transient=True, disable=hidden or not console.is_terminal) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+# --- baseline -------------------------------------------------------------------------------------------------------------
+
+
+@click.group()
+def baseline() -> None:
+    """Make the baseline of a package from later data."""
+
+
+@baseline.command(
+    epilog="""\b
+Examples:
+  samegraph baseline update models/flights/2 --from captured/ --since 30d
+  samegraph baseline update flights/2 --from s3://bucket/captured --into /srv/models --to-version 5
+  samegraph inspect models/flights/3                    the new baseline, and under each line the one before
+
+\b
+Exit codes: 0 written, 1 refused (too few rows, rows of another version, fields that were not captured; the message says which),
+2 wrong usage.
+"""
+)
+@click.argument("package")
+@click.option("--from", "url", required=True, help="What the service captures to: a directory, or any URL that fsspec knows.")
+@click.option(
+    "--repository",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("models"),
+    show_default=True,
+    help="Where MODEL/VERSION is looked for when it is no path.",
+)
+@click.option("--into", type=click.Path(file_okay=False, path_type=Path), help="The repository to write to. [default: the package's own]")
+@click.option("--to-version", type=click.IntRange(1), help="Number of the new version. [default: one more than the highest]")
+@click.option("--since", type=Moment(), help="Rows answered at this time or later: 2026-11-21, 2026-11-21T15:00:00Z, or 30d ago.")
+@click.option("--until", type=Moment(), help="Rows answered before this time.")
+@click.option("--min-rows", type=click.IntRange(1), default=1000, show_default=True, help="Fewest rows a baseline is made from.")
+@click.option("--max-rows", type=click.IntRange(1), default=200_000, show_default=True, help="Most rows; of more, a sample is taken.")
+@click.option("--any-version", is_flag=True, help="Take rows that other versions of the model answered, too.")
+def update(package: str, url: str, repository: Path, into: Path | None, to_version: int | None, **more: Any) -> None:
+    """Write a new version of PACKAGE whose baseline is captured data.
+
+    Graphs and golden samples are the same, byte for byte; the digest is another, because the baseline is. The baseline before is kept in
+    the package beside the new one. A running server that watches the repository takes the new version up like any other.
+    """
+    from .renewal import renew
+
+    path = Path(package) if Path(package).exists() else repository / package
+    source = _read(path)
+    captured = open_capture(url)
+    with progress_bar(f"{source}: running captured rows") as step:
+        made = renew(captured, source, repository=into or source.path.parent.parent, version=to_version, progress=step, **more)
+    words = made.baseline()
+    assert words is not None
+    click.echo(f"{made}  {made.digest}  {made.path}")
+    click.echo(f"baseline: {words.rows:,} rows; {words.made_from}", err=True)
 
 
 # --- printing -------------------------------------------------------------------------------------------------------------
