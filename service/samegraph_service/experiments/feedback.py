@@ -6,7 +6,6 @@ beyond that window, and on another replica, it would be: feedback is counted at 
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,6 +16,8 @@ from .prediction_id import LABELLED_INSTANCES, Prediction, PredictionIds, Refuse
 
 #: Longest `feedback_id`.
 MAX_FEEDBACK_ID = 128
+#: Largest whole number that is taken for a label.
+MAX_INTEGER = 2**64
 #: Longest text that is taken for a label.
 MAX_LABEL = 1024
 _MEMBERS = ("prediction_id", "values", "label", "feedback_id")
@@ -134,7 +135,8 @@ class Feedback:
         if item.label is not None:
             right = float(_answered(prediction, item.label))
             found[LABEL_METRIC] = right
-            found |= {name: right for name, metric in metrics.items() if metric.kind == "label"}
+            if revision is not None:
+                found |= {name: right for name, metric in metrics.items() if metric.kind == "label"}
         whole = -1 if prediction.instance is None else prediction.instance
         new = {name: above for name, above in found.items() if (prediction.nonce, whole, name) not in self.remembered}
         repeated = [name for name in found if name not in new]
@@ -194,6 +196,8 @@ def _checked(given: object) -> _Item:
         raise Refused("malformed", f"`feedback_id` must be a text of at most {MAX_FEEDBACK_ID} characters")
     if label is not None and (not isinstance(label, str | int | float) or (isinstance(label, str) and len(label) > MAX_LABEL)):
         raise Refused("wrong_type", "`label` must be a text, a number or a boolean: the true label as the model would have answered it")
+    if isinstance(label, int) and abs(label) > MAX_INTEGER:
+        raise Refused("wrong_type", "`label` is a whole number beyond 64 bits, which no model answers")
     if not values and label is None:
         raise Refused("no_values", "the item reports nothing; send `values`, `label` or both")
     return _Item(prediction_id, values or {}, label, feedback_id)
@@ -246,4 +250,4 @@ def _kind(value: object) -> str:
 
 
 def _shown(value: float) -> str:
-    return str(value) if abs(value) < 1e15 else f"{float(value):g}" if math.isfinite(value) else "a number without bounds"
+    return f"{value:.15g}" if abs(value) < 1e300 else "a number too large"

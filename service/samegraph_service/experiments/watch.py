@@ -18,6 +18,8 @@ log = get_logger("samegraph.experiments")
 #: A withdrawal lasts at most so many times as long as the first one, and a day.
 LONGEST_HOLDS = 12
 DAY_S = 86_400.0
+#: What is added to a time whose timer fired before it.
+EARLY_S = 0.005
 
 #: Model, experiment, arm, version.
 ArmKey = tuple[str, str, str, int]
@@ -124,7 +126,16 @@ class ExperimentWatch:
             log.info("arm_restored", **facts)
         self._withdraw(model, experiment, arm, withdrawn=not breaker.answers, trial=breaker.started if breaker.state == "trying" else None)
         if breaker.due is not None:
-            self._loop.call_at(breaker.due, breaker.wake)
+            self._loop.call_at(breaker.due, self._wake, breaker, breaker.due)
+
+    def _wake(self, breaker: Breaker, due: float) -> None:
+        """Wake a breaker when its time has come; a timer may fire a little before."""
+        if breaker.due != due:
+            return
+        if self._loop.time() < due:
+            self._loop.call_at(due + EARLY_S, self._wake, breaker, due)
+        else:
+            breaker.wake()
 
 
 def _experiments(file: RoutingFile) -> Iterator[Experiment]:
