@@ -36,6 +36,7 @@ Examples:
   samegraph drift report --url http://a:8000 --url http://b:8000 --model flights --html drift.html
   samegraph drift report --prometheus http://prometheus:9090 --package models/flights --window 24h
   samegraph drift report --data january.parquet --data february.csv --package models/flights/1
+  samegraph drift report --capture s3://captured/ --package models/flights
   samegraph drift report --url http://127.0.0.1:8000 --model flights --json | jq '.variables[0]'
 
 \b
@@ -52,6 +53,7 @@ Exit codes, for cron: 0 nothing has drifted, 3 something has, 4 too few rows to 
     type=click.Path(exists=True, path_type=Path),
     help="Rows: Parquet, CSV, JSON, JSON Lines. Needs --package.",
 )
+@click.option("--capture", "captures", multiple=True, help="A directory or URL the service captured to. Needs --package.")
 @click.option(
     "--package", "package_path", type=click.Path(exists=True, path_type=Path), help="The package whose baseline is held against it."
 )
@@ -60,11 +62,11 @@ Exit codes, for cron: 0 nothing has drifted, 3 something has, 4 too few rows to 
 @click.option("--window", help="Which window: of replicas one of theirs, of Prometheus any, such as 6h. [default: their longest; 24h]")
 @click.option("--job", help="Only this Prometheus job.")
 @click.option("--header", "headers", multiple=True, help="A header for every request, such as 'Authorization: Bearer …'.")
-@click.option("--least-psi", type=click.FloatRange(0), default=0.1, show_default=True, help="With --data: the PSI that is tolerated.")
+@click.option("--least-psi", type=click.FloatRange(0), default=0.1, show_default=True, help="With rows: the PSI that is tolerated.")
 @click.option(
-    "--alpha", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.001, show_default=True, help="With --data: level."
+    "--alpha", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.001, show_default=True, help="With rows: level."
 )
-@click.option("--min-rows", type=click.IntRange(1), default=200, show_default=True, help="With --data: rows below which nothing is said.")
+@click.option("--min-rows", type=click.IntRange(1), default=200, show_default=True, help="With rows: rows below which nothing is said.")
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a page to this file.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 @click.option("--all", "all_", is_flag=True, help="Show all variables in the table, not only what moved.")
@@ -73,6 +75,7 @@ def report(
     urls: Sequence[str],
     prometheus_url: str | None,
     files: Sequence[Path],
+    captures: Sequence[str],
     html: Path | None,
     as_json: bool,
     all_: bool,
@@ -81,14 +84,16 @@ def report(
 ) -> None:
     """Hold what was counted against the training baseline, rank what moved, and say so.
 
-    Counts come from one replica or several (--url), from a Prometheus (--prometheus), or from rows in files (--data).
+    Counts come from one replica or several (--url), from a Prometheus (--prometheus), from rows in files (--data), or from what was
+    captured (--capture).
     """
     from .drift.report import make_report
     from .drift.report_html import render_report
     from .drift.report_text import ReportText
 
-    _check_usage(urls, prometheus_url, files, more)
-    found = _found(urls, prometheus_url, files, more, quiet=quiet or as_json)
+    sources: list[Path | str] = [*files, *captures]
+    _check_usage(urls, prometheus_url, sources, more)
+    found = _found(urls, prometheus_url, sources, more, quiet=quiet or as_json)
     made = make_report(found, f"{dt.datetime.now(dt.UTC):%Y-%m-%d %H:%M} UTC")
     if html is not None:
         html.write_text(render_report(made), encoding="utf-8")
@@ -101,16 +106,16 @@ def report(
     sys.exit(DRIFTED if made.drifted else TOO_FEW_ROWS if made.says_nothing else 0)
 
 
-def _check_usage(urls: Sequence[str], prometheus_url: str | None, files: Sequence[Path], more: dict[str, Any]) -> None:
+def _check_usage(urls: Sequence[str], prometheus_url: str | None, files: Sequence[Path | str], more: dict[str, Any]) -> None:
     if sum(map(bool, (urls, prometheus_url, files))) != 1:
-        raise click.UsageError("give --url (once or more), --prometheus or --data: one kind of source")
+        raise click.UsageError("give --url (once or more), --prometheus, or --data and --capture: one kind of source")
     if not urls and more["package_path"] is None:
-        raise click.UsageError("--prometheus and --data need --package: it has the baseline, and says what the bins hold")
+        raise click.UsageError("--prometheus, --data and --capture need --package: it has the baseline, and says what the bins hold")
     if urls and more["package_path"] is not None:
         raise click.UsageError("replicas bring their baseline; leave --package out, or choose with --model and --version")
 
 
-def _found(urls: Sequence[str], prometheus_url: str | None, files: Sequence[Path], more: dict[str, Any], *, quiet: bool) -> Found:
+def _found(urls: Sequence[str], prometheus_url: str | None, files: Sequence[Path | str], more: dict[str, Any], *, quiet: bool) -> Found:
     from .drift.report_sources import JsonApi, found_in_files, found_in_prometheus, found_on_replicas
     from .drift.statistics import AlarmRule
 

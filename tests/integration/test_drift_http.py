@@ -6,7 +6,9 @@ import hashlib
 import io
 import json
 import shutil
+import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -312,3 +314,46 @@ def test_openmetrics_ends_once(server: LiveServer) -> None:
     assert text.endswith("# EOF\n")
     assert text.count("# EOF") == 1
     assert "# TYPE samegraph_input_bin_rows counter\n" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "whole"),
+    [({}, True), ({"max_queued_rows": 3_000, "cpu_ratio": 0.01}, False)],
+    ids=["as it is by default", "with a queue far too small"],
+)
+def test_a_burst_is_counted_or_counted_as_dropped(repository: Path, options: dict[str, Any], whole: bool) -> None:
+    """50,000 rows in large bodies, as fast as they come: every answered row is counted or told as dropped.
+
+    In every scrape taken meanwhile the bins of every quantity sum to the rows.
+    """
+    bodies = [json.dumps({"instances": plants(2_000, seed)}).encode() for seed in range(25)]
+    with live_server(repository, drift={"windows": "5m", **options}) as server:
+        scrapes: list[dict[str, float]] = []
+        began = time.perf_counter()
+        with ThreadPoolExecutor(4) as callers:
+            answers = [callers.submit(server.predict, "plants", body) for body in bodies]
+            while not all(answer.done() for answer in answers):
+                text = server.get("/metrics").body.decode()
+                found = [s for family in text_string_to_metric_families(text) for s in family.samples if s.labels.get("model") == "plants"]
+                sums: dict[str, float] = {}
+                for s in found:
+                    if s.name in ("samegraph_input_bin_rows_total", "samegraph_output_bin_rows_total"):
+                        quantity = s.labels.get("field") or s.labels["output"]
+                        sums[quantity] = sums.get(quantity, 0.0) + s.value
+                (rows,) = [s.value for s in found if s.name == "samegraph_input_rows_total"]
+                scrapes.append({**sums, "rows": rows})
+        seconds = time.perf_counter() - began
+        assert [answer.result().status for answer in answers] == [200] * len(bodies)
+        scrape = Scrape(server)
+        counted = scrape.value("samegraph_input_rows_total", model="plants")
+        dropped = {
+            r: scrape.value("samegraph_drift_dropped_rows_total", model="plants", reason=r) for r in ("sampled", "overflow", "failed")
+        }
+    print(f"{50_000 / seconds:,.0f} rows/s; {counted:,.0f} counted, dropped {dropped}")
+    assert counted + sum(dropped.values()) == 50_000
+    assert dropped["failed"] == 0
+    assert (counted < 50_000) or whole
+    assert counted > 0
+    assert set(scrape.rows_by_quantity("plants").values()) == {counted}
+    assert scrapes
+    assert all(len(set(one.values())) == 1 for one in scrapes)

@@ -177,6 +177,16 @@ class TestFiles:
         assert over == [False] * 12 + [True] * 12
         assert "2026-03-01 12:" in points[12]["part"]
 
+    def test_a_capture_is_read_as_it_was_written(self, repository: Path, baseline: Baseline, tmp_path: Path) -> None:
+        """Rows that a server captured give the counts of the rows that were sent."""
+        rows = plants(400, 9)
+        with live_server(repository, capture={"url": str(tmp_path / "captured"), "sample_ratio": 1.0}) as server:
+            assert server.predict("plants", {"instances": rows}).status == 200
+        report = report_of(run(f"--capture={tmp_path / 'captured'}", f"--package={repository / 'plants'}", "--json"))
+        assert report["rows"] == 400
+        (of,) = [v for _, v in baseline.inputs() if v.name == "size"]
+        assert [b["now"] for b in variable(report, "size")["bins"]] == Binner(of).count([row["size"] for row in rows]).tolist()
+
     def test_refused_rows_are_told(self, repository: Path, tmp_path: Path) -> None:
         """A row the package would refuse is counted as that, and the others count."""
         rows: list[Row] = [*plants(300, 8), {"size": "tall", "kind": "moss"}, {"size": 1e9, "kind": "moss"}]

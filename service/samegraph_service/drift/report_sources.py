@@ -23,7 +23,7 @@ import numpy as np
 from pydantic import ValidationError
 from samegraph_transforms.baseline import Baseline, Variable
 from samegraph_transforms.errors import AuthoringError, ExecutionError, InputError, RemoteError
-from samegraph_transforms.manifest import RawField
+from samegraph_transforms.manifest import Manifest, RawField
 from samegraph_transforms.package import Package
 from samegraph_transforms.predicting import read_items
 from samegraph_transforms.runtime import PackageRuntime
@@ -323,12 +323,13 @@ def _prometheus_cells(asked: _Prometheus, window: str) -> dict[str, dict[str, fl
 
 
 def found_in_files(
-    paths: Sequence[Path], package: Package, baseline: Baseline, rule: AlarmRule, progress: Callable[[int, int], None] | None = None
+    sources: Sequence[Path | str], package: Package, baseline: Baseline, rule: AlarmRule, progress: Callable[[int, int], None] | None = None
 ) -> Found:
     """Count rows of files against a package's baseline, with the answers that the package gives to them here.
 
     Args:
-        paths: Parquet, CSV, JSON or JSON Lines files with a column or member per field (others are left out), or images.
+        sources: Paths of Parquet, CSV, JSON or JSON Lines files with a column or member per field (others are left out), or of images; a
+            string is the directory or URL of a capture, of which this version's rows are taken.
         package: The package.
         baseline: Its baseline, or another made from the same fields and outputs.
         rule: What makes an alarm.
@@ -336,6 +337,7 @@ def found_in_files(
 
     Raises:
         AuthoringError: A file cannot be read.
+        CaptureError: A capture cannot be read, or left a field out.
         ExecutionError: A graph does not load or run.
     """
     errors: dict[tuple[str, str], int] = {}
@@ -343,7 +345,7 @@ def found_in_files(
         counter = RowCounter(package.manifest, baseline)
         counted: list[tuple[float | None, Totals]] = []
         done = 0
-        for chunk in _chunks(_rows(paths, runtime, package.manifest.fields, errors), ROWS_TOGETHER):
+        for chunk in _chunks(_rows(sources, runtime, errors), ROWS_TOGETHER):
             counted += _count(runtime, counter, chunk, errors)
             done += len(chunk)
             if progress is not None:
@@ -351,7 +353,7 @@ def found_in_files(
     total = sum((of for _, of in counted), start=counter.layout.zero())
     slots = counter.layout.slots
     return Found(
-        ", ".join(str(path) for path in paths[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else ""),
+        ", ".join(map(str, sources[:3])) + (f" and {len(sources) - 3} more" if len(sources) > 3 else ""),
         package.manifest.name,
         str(package.manifest.version),
         package.digest,
@@ -371,12 +373,11 @@ def found_in_files(
     )
 
 
-def _rows(
-    paths: Iterable[Path], runtime: PackageRuntime, fields: Sequence[RawField], errors: dict[tuple[str, str], int]
-) -> Iterator[tuple[float | None, Row]]:
+def _rows(sources: Iterable[Path | str], runtime: PackageRuntime, errors: dict[tuple[str, str], int]) -> Iterator[tuple[float | None, Row]]:
     """Yield (when, row) of everything that fits the signature."""
-    for path in paths:
-        for when, instance in _instances(path, fields):
+    manifest = runtime.manifest
+    for source in sources:
+        for when, instance in _captured(source, manifest) if isinstance(source, str) else _instances(source, manifest.fields):
             try:
                 if isinstance(instance, InputError):
                     raise instance
@@ -396,6 +397,18 @@ def _instances(path: Path, fields: Sequence[RawField]) -> Iterator[tuple[float |
         for item in read_items(path, fields, ignore_extra=True):
             value = {"b64": base64.b64encode(item.value).decode()} if isinstance(item.value, bytes) else item.value
             yield None, item.error if item.error is not None else value
+
+
+def _captured(url: str, manifest: Manifest) -> Iterator[tuple[float | None, Any]]:
+    try:
+        from samegraph_service.capture.reader import Capture, Choice
+    except ImportError as error:
+        raise AuthoringError("reading a capture takes pyarrow and fsspec; install samegraph[capture]") from error
+    capture = Capture(url)
+    for batch in capture.batches(Choice(model=manifest.name, version=manifest.version)):
+        for when, instance in zip(batch.meta["time"], capture.instances(batch), strict=True):
+            if instance is not None:
+                yield _seconds(when), {name: _plain(value) for name, value in instance.items()}
 
 
 def _parquet(path: Path, fields: Sequence[RawField]) -> Iterator[tuple[float | None, Any]]:
@@ -422,6 +435,8 @@ def _plain(value: Any) -> Any:
     """Return a cell as a request would have it."""
     if isinstance(value, bytes):
         return {"b64": base64.b64encode(value).decode()}
+    if isinstance(value, np.ndarray):
+        return value.tolist()
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
