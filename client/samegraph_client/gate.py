@@ -32,7 +32,7 @@ class Gate:
         pauses: Times the gate was paused.
     """
 
-    def __init__(self, start: int = 8, most: int = 256) -> None:
+    def __init__(self, start: int = 8, most: int = 128) -> None:
         if not 1 <= start <= most:
             raise ValueError(f"a gate starts with at least 1 and at most `most` requests in flight, got start={start}, most={most}")
         self.in_flight = 0

@@ -56,12 +56,16 @@ class ScriptedServer:
 
     Attributes:
         url: Where it listens.
-        received: Every request so far, in order of arrival.
+        received: Every POST so far, in order of arrival.
+        documents: Path → JSON that a GET is answered with; other paths are 404.
+        asked: Paths of every GET so far.
     """
 
     url: str
     script: list[Reply]
     received: list[Received] = field(default_factory=list)
+    documents: dict[str, object] = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
 
     def next_reply(self, request: Received) -> Reply:
         """Remember the request and take the next answer of the script; the last one repeats."""
@@ -90,6 +94,15 @@ def scripted_server(*script: Reply) -> Iterator[ScriptedServer]:
             self.send_response(reply.status)
             for name, value in {"content-type": "application/json", **reply.headers, "content-length": str(len(content))}.items():
                 self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(content)
+
+        def do_GET(self) -> None:
+            state.asked.append(self.path)
+            found = self.path in state.documents
+            content = json.dumps(state.documents[self.path] if found else {"error": "no such path"}).encode()
+            self.send_response(200 if found else 404)
+            self.send_header("content-length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)
 

@@ -1,0 +1,278 @@
+"""The policy core in simulated time: its laws, and the simulation of the burst it was designed by."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import pytest
+import tenacity
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from samegraph_client.dispatch import BATCH, INTERACTIVE, Answer, Attempt, Call, Dispatcher, Event
+from samegraph_client.errors import ClientError, ConnectionFailed, DeadlineExceeded, Refused, ServerFault
+from samegraph_client.gate import Gate
+from samegraph_client.policy import RetryBudget, RetryPolicy, Tries
+from simulated_burst import Simulation, Slots, exchange
+
+
+def call(index: int = 0, priority: int = BATCH, patient: bool = True, deadline: float = 600.0, policy: RetryPolicy | None = None) -> Call:
+    """Return a call that has begun."""
+    made = Call(exchange(index), Tries(policy or RetryPolicy(), 0.0), priority, patient, deadline)  # type: ignore[arg-type]
+    made.begin()
+    return made
+
+
+def refusal(hint_s: float | None = None, status: int = 429) -> Answer:
+    """Return a refusal with or without a hint."""
+    return Answer(status, {} if hint_s is None else {"retry-after-ms": str(hint_s * 1000)}, b'{"error": "full", "retryable": true}')
+
+
+GOOD = Answer(200, {}, b"")
+
+# -- laws -------------------------------------------------------------------------------------------------------------------------------
+
+replies = st.one_of(
+    st.just(GOOD),
+    st.floats(0.001, 30).map(refusal),
+    st.just(refusal()),
+    st.just(refusal(status=503)),
+    st.just(Answer(400, {}, b"{}")),
+    st.builds(ConnectionFailed, st.just("lost")),
+    st.just(None),
+    st.integers(0, 30).map(lambda r: Answer(200, {"ratelimit": f'"inflight";r={r}', "ratelimit-policy": '"inflight";q=20'}, b"")),
+)
+
+
+class Watched(RetryBudget):
+    """A budget that notes what is taken from it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.taken: list[float] = []
+        self.filled: list[float] = []
+
+    def sent(self, now: float) -> None:
+        self.filled.append(now)
+        super().sent(now)
+
+    def reserve(self, now: float) -> float:
+        delay_s = super().reserve(now)
+        self.taken.append(now + delay_s)
+        return delay_s
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data(), st.integers(1, 30), st.floats(5, 300))
+def test_laws_hold_whatever_the_server_does(data: st.DataObject, n: int, deadline: float) -> None:
+    """One end per call; no attempt before its hint or after its deadline, none beyond the gate; no more retries than the budget has."""
+    budget, now = Watched(), 0.0
+    events: list[Event] = []
+    dispatcher = Dispatcher(Gate(), budget, (events.append,))
+    ends: dict[int, int] = defaultdict(int)
+    calls = [call(index, deadline=deadline) for index in range(n)]
+    for index, made in enumerate(calls):
+        made.on_done = lambda _call, _now, index=index: ends.__setitem__(index, ends[index] + 1)  # type: ignore[misc]
+        dispatcher.submit(made, now)
+    flying: list[Attempt] = []
+    not_before: dict[Call, float] = {}
+    while sum(ends.values()) < n and len(events) < 3000:
+        for attempt in dispatcher.due(now):
+            assert dispatcher.gate.in_flight <= max(dispatcher.gate.limit, len(flying) + 1)
+            assert now >= not_before.get(attempt.call, 0.0) - 2e-6
+            assert attempt.timeout_s is None or attempt.timeout_s <= deadline - now + 1e-9
+            flying.append(attempt)
+        assert len(flying) == dispatcher.gate.in_flight
+        if flying:
+            now += data.draw(st.floats(0, 2))
+            attempt = flying.pop(data.draw(st.integers(0, len(flying) - 1)))
+            reply = data.draw(replies) if len(events) < 1500 else GOOD
+            if reply is None:
+                ends[calls.index(attempt.call)] += 1  # cancelled: the caller knows
+            if isinstance(reply, Answer) and "retry-after-ms" in reply.headers:
+                not_before[attempt.call] = now + float(reply.headers["retry-after-ms"]) / 1000
+            dispatcher.landed(attempt, reply, now)
+        elif sum(ends.values()) < n:
+            assert dispatcher.wake_at() < float("inf")
+            now = max(now, dispatcher.wake_at())
+    assert dict(ends) == dict.fromkeys(range(n), 1)
+    assert all(made.state == "done" for made in calls)
+    for start in (0.0, 5.0, 20.0):
+        for end in (start + 1, start + 10, start + 60):
+            taken = sum(start < at <= end for at in budget.taken)
+            filled = sum(at <= end for at in budget.filled)
+            assert taken <= 10 + (end - start) + 0.1 * filled + 1e-6
+
+
+def test_refusals_hint_is_obeyed_to_the_letter() -> None:
+    """The call that was refused waits for its own hint, though the gate opens earlier for others."""
+    dispatcher = Dispatcher(Gate(start=2), RetryBudget())
+    for index in range(3):
+        dispatcher.submit(call(index), 0.0)
+    first, second = dispatcher.due(0.0)
+    dispatcher.landed(first, refusal(1.0), 0.1)
+    dispatcher.landed(second, refusal(9.0), 0.1)
+    assert dispatcher.due(1.0) == []
+    assert 1.1 <= dispatcher.wake_at() <= 1.4
+    (third,) = dispatcher.due(1.4)  # the gate is cut to one by now
+    assert third.call is first.call
+    dispatcher.landed(third, GOOD, 1.5)
+    (fourth,) = dispatcher.due(1.5)
+    assert fourth.request.url == "/2"
+    dispatcher.landed(fourth, GOOD, 1.6)
+    assert dispatcher.due(9.0) == []
+    (fifth,) = dispatcher.due(9.1 + 0.25 * 9)
+    assert fifth.call is second.call
+
+
+def test_interactive_calls_overtake() -> None:
+    """What a person waits for goes ahead of a burst that was there first."""
+    dispatcher = Dispatcher(Gate(start=1), RetryBudget())
+    items = [call(index) for index in range(3)]
+    for item in items:
+        dispatcher.submit(item, 0.0)
+    (first,) = dispatcher.due(0.0)
+    urgent = call(9, INTERACTIVE)
+    dispatcher.submit(urgent, 0.1)
+    dispatcher.landed(first, Answer(200, {"ratelimit": '"inflight";r=1'}, b""), 0.2)
+    assert [attempt.call for attempt in dispatcher.due(0.2)] == [urgent]
+
+
+def test_one_refusal_pauses_everything_once() -> None:
+    """Eight refusals of one round are one pause."""
+    dispatcher = Dispatcher(Gate(), RetryBudget())
+    for index in range(300):
+        dispatcher.submit(call(index), 0.0)
+    for attempt in dispatcher.due(0.0):
+        dispatcher.landed(attempt, refusal(5.0), 0.1)
+    assert dispatcher.gate.pauses == 1
+    assert dispatcher.due(5.0) == []
+    assert len(dispatcher.due(6.4)) == dispatcher.gate.limit
+
+
+def test_empty_budget_makes_a_burst_wait_and_a_single_call_fail() -> None:
+    """A server that fails without a hint gets ten retries, and then one a second from a burst and none from others."""
+    policy = RetryPolicy(stop=tenacity.stop_never, wait=tenacity.wait_none())
+    dispatcher = Dispatcher(Gate(start=1), RetryBudget(ratio=0.0))
+    patient = call(policy=policy)
+    dispatcher.submit(patient, 0.0)
+    now = 0.0
+    times: list[float] = []
+    while len(times) < 15:
+        for attempt in dispatcher.due(now):
+            times.append(now)
+            dispatcher.landed(attempt, ConnectionFailed("lost"), now)
+        now = max(now, dispatcher.wake_at())
+    assert times[10] == 0.0
+    assert times[11:] == pytest.approx([1.0, 2.0, 3.0, 4.0], abs=1e-5)
+    dispatcher.cancel(patient)
+    hasty = call(patient=False, policy=policy)
+    dispatcher.submit(hasty, now)
+    (attempt,) = dispatcher.due(now + 0.1)
+    dispatcher.landed(attempt, ConnectionFailed("lost"), now + 0.1)
+    assert isinstance(hasty.error, ConnectionFailed)
+
+
+def test_waiting_for_the_gate_counts_against_the_deadline() -> None:
+    """A call that got no place in time fails then, not when the place comes."""
+    dispatcher = Dispatcher(Gate(start=1), RetryBudget())
+    first, second = call(0), call(1, deadline=3.0)
+    dispatcher.submit(first, 0.0)
+    dispatcher.submit(second, 0.0)
+    (attempt,) = dispatcher.due(0.0)
+    assert dispatcher.wake_at() == 3.0
+    assert dispatcher.due(3.0) == []
+    assert isinstance(second.error, DeadlineExceeded)
+    assert str(second.error) == "no answer within 3 s: the time is over after 0 attempts"
+    dispatcher.landed(attempt, GOOD, 4.0)
+    assert first.error is None
+
+
+def test_cancelled_call_gives_its_place_back() -> None:
+    """What was in flight for it is counted until it has landed, and then is free."""
+    dispatcher = Dispatcher(Gate(start=1), RetryBudget())
+    gone, waiting = call(0), call(1)
+    dispatcher.submit(gone, 0.0)
+    dispatcher.submit(waiting, 0.0)
+    (attempt,) = dispatcher.due(0.0)
+    dispatcher.cancel(gone)
+    assert dispatcher.due(0.1) == []
+    dispatcher.landed(attempt, None, 0.2)
+    assert [attempt.call for attempt in dispatcher.due(0.2)] == [waiting]
+    assert gone.result is None
+    assert gone.error is None
+
+
+def test_broken_hooks_cost_no_request(caplog: pytest.LogCaptureFixture) -> None:
+    """A hook that fails is logged."""
+
+    def broken(event: Event) -> None:
+        raise KeyError(event.kind)
+
+    dispatcher = Dispatcher(Gate(), RetryBudget(), (broken,))
+    made = call()
+    dispatcher.submit(made, 0.0)
+    (attempt,) = dispatcher.due(0.0)
+    dispatcher.landed(attempt, GOOD, 0.1)
+    assert made.result is not None
+    assert "a hook of samegraph_client failed" in caplog.text
+
+
+@pytest.mark.parametrize(("reply", "kind"), [(Answer(500, {}, b"{}"), ServerFault), (refusal(700.0), DeadlineExceeded)])
+def test_final_errors_end_the_call(reply: Answer, kind: type[ClientError]) -> None:
+    """What cannot pass, and a hint beyond the deadline, fail at once."""
+    dispatcher = Dispatcher(Gate(), RetryBudget())
+    made = call()
+    dispatcher.submit(made, 0.0)
+    (attempt,) = dispatcher.due(0.0)
+    dispatcher.landed(attempt, reply, 0.1)
+    assert type(made.error) is kind
+    if isinstance(made.error, DeadlineExceeded):
+        assert isinstance(made.error.last, Refused)
+
+
+# -- the founding burst: 300 frames, 20 one-at-a-time workers, 10 s each; the least makespan is 150 s ----------------------------------
+
+SEEDS = range(3)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(
+    ("server", "gate", "makespan_s", "attempts"),
+    [
+        pytest.param(Slots(queue=20, hint="ticket", advertise=24), Gate(start=24), 155, 300, id="advertised limit, known from the start"),
+        pytest.param(Slots(queue=20, hint="ticket", advertise=24), None, 165, 300, id="advertised limit, learned from the first answer"),
+        pytest.param(Slots(queue=20, hint="ticket"), None, 165, 306, id="AIMD, a queue of one wave"),
+        pytest.param(Slots(hint="slot"), None, 190, 309, id="AIMD, no queue"),
+        pytest.param(Slots(), None, 190, 309, id="AIMD, no queue and no hints"),
+        pytest.param(Slots(queue=300), None, 165, 300, id="AIMD, all may wait"),
+    ],
+)
+def test_the_burst_through_the_gate(server: Slots, gate: Gate | None, makespan_s: float, attempts: int, seed: int) -> None:
+    """About one attempt per frame and a makespan near the least possible, whatever the server tells."""
+    fresh = Slots(server.n, server.service_s, server.queue, server.hint, server.advertise)
+    burst = Simulation(fresh, seed=seed, gate=Gate(24) if gate else None)
+    burst.run()
+    assert burst.lost == 0
+    assert set(burst.outcomes.values()) == {1}
+    assert burst.over_limit <= 0
+    assert len(burst.sent) <= attempts
+    assert burst.makespan_s <= makespan_s
+    for at, index, hint_s in burst.refused:
+        returns = [time for time, sent in burst.sent if sent == index and time >= at]
+        assert not returns or returns[0] >= at + hint_s - 2e-6
+
+
+def test_a_slower_caller_is_not_starved_by_the_order() -> None:
+    """Lowest frame first: the largest number of outcomes that wait for an earlier one stays below two windows."""
+    burst = Simulation(Slots(queue=20, hint="ticket", advertise=24))
+    burst.run()
+    order = sorted(burst.ended, key=lambda index: burst.ended[index][0])
+    held = most = expected = 0
+    done: set[int] = set()
+    for index in order:
+        done.add(index)
+        while expected in done:
+            expected += 1
+        held = len(done) - expected
+        most = max(most, held)
+    assert most <= 48
