@@ -29,6 +29,8 @@ from .video import FrameFormat, Frames
 
 #: A thread that sends for bursts and has had nothing to do for so long ends.
 _IDLE_S = 2.0
+#: Closing waits so long for what is in flight; a blocking socket cannot be interrupted.
+_CLOSE_S = 5.0
 
 
 class Client:
@@ -74,6 +76,7 @@ class Client:
         self._own: dict[Call, _Mailbox] = {}  # calls whose caller's own thread sends them
         self._work: deque[Attempt] = deque()  # attempts of bursts
         self._idle: list[threading.Condition] = []
+        self._threads: set[threading.Thread] = set()
         self._waiting: list[threading.Condition] = []
         self._timekeeper: threading.Condition | None = None
         self._alarm = math.inf  # when the timekeeper wakes
@@ -224,11 +227,15 @@ class Client:
         return answer if isinstance(answer, Mapping) else {}
 
     def close(self) -> None:
-        """Close every connection."""
+        """Close every connection, after what is in flight has landed (for five seconds at most)."""
         with self._lock:
             self._closed = True
             for condition in self._idle:
                 condition.notify()
+            threads = list(self._threads)
+        patience = time.monotonic() + _CLOSE_S
+        for thread in threads:
+            thread.join(max(0.0, patience - time.monotonic()))
         self._transport.close()
 
     def __enter__(self) -> Self:
@@ -302,6 +309,8 @@ class Client:
         condition = threading.Condition(self._lock)
         while (attempt := self._next_work(condition)) is not None:
             self._land(attempt, self._send(attempt))
+        with self._lock:
+            self._threads.discard(threading.current_thread())
 
     def _next_work(self, condition: threading.Condition) -> Attempt | None:
         """Wait for something to send; None when there has been nothing for a while."""
@@ -318,6 +327,8 @@ class Client:
 
     def _rest(self, condition: threading.Condition) -> bool:
         """Wait for work, keeping time if nobody else does; returns whether to go on looking."""
+        if self._closed:
+            return False
         seconds = _IDLE_S
         if self._timekeeper is None and self._sleep is None:
             seconds = min(seconds, max(0.0, self._dispatcher.wake_at() - self._clock()))
@@ -354,7 +365,9 @@ class Client:
                 if self._idle:
                     self._idle.pop().notify()
                 else:
-                    threading.Thread(target=self._worker, name="samegraph-client", daemon=True).start()
+                    thread = threading.Thread(target=self._worker, name="samegraph-client", daemon=True)
+                    self._threads.add(thread)
+                    thread.start()
         if self._timekeeper is not None and self._dispatcher.wake_at() < self._alarm:
             self._timekeeper.notify()
 

@@ -165,12 +165,13 @@ class Core:
     def _predict(self, model: str, raw: object, options: Options, key: str, tries: Tries) -> Exchange:
         fixed = {"idempotency-key": f'"{key}"', **self._fixed(options)}
         signature = yield from self._signature_wanted(model, raw, options)
+        spoken = self._wire  # another call may find out meanwhile that this was the wrong one
         if signature is None:
             body, url = encode(raw, "v1" if self._wire == "v1" else "auto"), self._v1_url(model, options)
         else:
             body, url = v2.encode(raw, signature), self._v2_url(model, options)
         reply = yield _post(url, body, fixed)
-        if self._wire == "auto" and not self._ours and signature is None and _not_our_protocol(reply):
+        if spoken == "auto" and not self._ours and signature is None and _not_our_protocol(reply):
             signature, body, url = yield from self._other_protocol(model, raw, options, body, reply)
             reply = yield _post(url, body, fixed)
         answer = _good(reply)
@@ -229,7 +230,8 @@ class Core:
         Raises:
             ServerError: It speaks none of them (the first refusal is the one worth showing).
         """
-        if isinstance(reply, ServerError) and reply.status not in (404, 405) and body.media_type != "application/json":
+        has_path = isinstance(reply, ServerError) and reply.status not in (404, 405)
+        if self._wire != "v2" and has_path and body.media_type != "application/json":
             self._wire = "v1"  # it has the path, but takes no raw bodies
             return None, encode(raw, "v1"), self._v1_url(model, options)
         signature = None

@@ -19,15 +19,15 @@ from scripted_server import Reply, predicted, refused, scripted_server
 BURST = """
 import sys
 from samegraph_client import Client
-with Client(sys.argv[1]) as client:
+with Client(sys.argv[1], headers={"x-run": sys.argv[3]}) as client:
     for outcome in client.predict_many("m", ({"x": n} for n in range(60)), journal=sys.argv[2]):
         print(outcome.index, outcome.value, outcome.replayed, flush=True)
 """
 
 
-def run(url: str, journal: Path) -> subprocess.Popen[str]:
+def run(url: str, journal: Path, name: str) -> subprocess.Popen[str]:
     """Start a process that sends sixty items."""
-    return subprocess.Popen([sys.executable, "-c", BURST, url, str(journal)], stdout=subprocess.PIPE, text=True, env=dict(os.environ))
+    return subprocess.Popen([sys.executable, "-c", BURST, url, str(journal), name], stdout=subprocess.PIPE, text=True, env=dict(os.environ))
 
 
 def item_of(body: bytes) -> int:
@@ -51,16 +51,15 @@ def test_killed_process_goes_on_where_it_was(tmp_path: Path) -> None:
             return reply
 
         server.next_reply = counted  # type: ignore[method-assign]
-        first = run(server.url, journal)
+        first = run(server.url, journal, "first")
         assert enough.wait(60)
         first.send_signal(signal.SIGKILL)
         first.communicate(timeout=60)
         hold.set()
         answered = {entry["i"] for entry in map(json.loads, journal.read_text().splitlines()) if "answer" in entry}
-        before = list(server.received)
-        second = run(server.url, journal)
+        second = run(server.url, journal, "second")
         output, _ = second.communicate(timeout=60)
-    after = server.received[len(before) :]
+    after = [request for request in server.received if request.headers["x-run"] == "second"]
     assert second.returncode == 0
     assert 0 < len(answered) < 60
     assert [line.split()[0] for line in output.splitlines()] == [str(n) for n in range(60)]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 
 import pytest
 from fake_time import FakeTime
-from samegraph_client import AsyncClient, Client, DeadlineExceeded, InputRejected, Outcome, RawInputInvalid, Report
-from scripted_server import Reply, predicted, refused, scripted_server
+from samegraph_client import AsyncClient, Client, DeadlineExceeded, Gate, InputRejected, Outcome, RawInputInvalid, Report
+from samegraph_client import many as many_module
+from samegraph_client.many import READ_AHEAD
+from scripted_server import Received, Reply, predicted, refused, scripted_server
 
 Many = Callable[..., tuple[list[Outcome], Report]]
 
@@ -94,16 +97,27 @@ def test_a_bad_item_is_its_own_outcome(many: Many) -> None:
         _ = outcomes[1].value
 
 
-def test_items_are_read_lazily() -> None:
-    """No more is read than the window and a little; a slow consumer holds the reading up."""
-    items = Counted(200)
-    with scripted_server(predicted(0)) as server, Client(server.url) as client:
+def test_items_are_read_lazily(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No more is read than the window, and the outcomes that wait for an earlier one are bounded too: here the first item is late."""
+    monkeypatch.setattr(many_module, "MOST_HELD", 64)
+    items = Counted(400)
+    late = threading.Event()
+    with scripted_server(predicted(0)) as server, Client(server.url, gate=Gate(start=4, most=16)) as client:
+        plain = server.next_reply
+
+        def next_reply(request: Received) -> Reply:
+            reply = plain(request)
+            if b'"x":0}' in request.body:
+                late.wait(30)
+            elif len(server.received) > 60:
+                late.set()
+            return reply
+
+        server.next_reply = next_reply  # type: ignore[method-assign]
         for outcome in client.predict_many("m", items):
             items.handed_out.append(outcome.index)
-            if outcome.index == 3:
-                assert items.read < 40
-        assert client.gate.limit <= 256
-    assert items.read == 200
+    assert items.handed_out == list(range(400))
+    assert 60 <= items.most_ahead <= 64 + 16 + READ_AHEAD
 
 
 def test_no_items_are_no_outcomes(many: Many) -> None:

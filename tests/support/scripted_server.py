@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -112,6 +113,11 @@ def scripted_server(*script: Reply) -> Iterator[ScriptedServer]:
     class Server(ThreadingHTTPServer):
         request_queue_size = 128
         daemon_threads = True  # a kept connection must not hold the test up
+
+        def handle_error(self, request: object, client_address: object) -> None:
+            """Say nothing about a client that was killed."""
+            if not isinstance(sys.exception(), ConnectionError):
+                super().handle_error(request, client_address)  # type: ignore[arg-type]
 
     with Server(("127.0.0.1", 0), Handler) as server:
         state.url = f"http://127.0.0.1:{server.server_address[1]}"
