@@ -19,6 +19,7 @@ from .api.access import CODE
 from .api.drift import drift_router
 from .api.feedback import feedback_router
 from .api.meta import meta_router
+from .api.routing import routing_router
 from .api.v2_routes import v2_router
 from .errors import Internal, MethodNotAllowed, NoSuchRoute, NotReady
 from .logs import LogOutput, get_logger
@@ -79,6 +80,7 @@ class Application:
         app.include_router(meta_router(self.running))
         app.include_router(v2_router(self.running))
         app.include_router(drift_router(self.running))
+        app.include_router(routing_router(self.running))
         base: dict[str, Any] = {}
 
         def document() -> dict[str, Any]:

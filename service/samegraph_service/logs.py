@@ -355,8 +355,8 @@ MIN_LOOK_S = 0.02
 LOOK_AGAIN_S = 0.5
 #: Lines handed to the system in one call.
 _SLICE = 256
-#: What many records have in common: method, path, status, client, model, version, instances, code.
-_Facts: TypeAlias = tuple[str, str, int, str, str, int, int, str]
+#: What many records have in common: method, path, status, client, model, version, instances, code, experiment, arm, unassigned.
+_Facts: TypeAlias = tuple[str, str, int, str, str, int, int, str, str, str, str]
 #: What a line has of them: before the duration, between request id and bytes received, and behind the bytes sent.
 _Parts: TypeAlias = tuple[str, str, str]
 
@@ -378,6 +378,9 @@ class Recorder(Protocol):
         version: int = 0,
         instances: int = 0,
         code: str = "",
+        experiment: str = "",
+        arm: str = "",
+        unassigned: str = "",
     ) -> None:
         """Note one answered request.
 
@@ -394,6 +397,9 @@ class Recorder(Protocol):
             version: Version that answered; 0 for other routes.
             instances: Instances in the request; 0 for other routes.
             code: Error code of the answer; empty for a success.
+            experiment: The experiment that decided and its revision; empty for none.
+            arm: The arm it assigned.
+            unassigned: Why the request does not count for an arm.
         """
         ...
 
@@ -515,6 +521,9 @@ class AccessLog:
             version: int = 0,
             instances: int = 0,
             code: str = "",
+            experiment: str = "",
+            arm: str = "",
+            unassigned: str = "",
         ) -> None:
             nonlocal now
             if status < 500:
@@ -531,7 +540,7 @@ class AccessLog:
                 self._drop(1)
                 return
             time_s = clock()
-            facts = (method, path, status, client, model, version, instances, code)
+            facts = (method, path, status, client, model, version, instances, code, experiment, arm, unassigned)
             parts = parts_of(facts)
             if parts is None or not (request_id and request_bytes and response_bytes and 0.0 <= duration_s < 0.999):
                 lines.append(self._whole_line(time_s, duration_s, request_id, request_bytes, response_bytes, facts))
@@ -609,6 +618,8 @@ class AccessLog:
 
 #: Most sets of facts whose parts are kept.
 _KEPT = 4096
+#: Facts at the end of a line.
+_END = ("model", "version", "instances", "code", "experiment", "arm", "unassigned")
 #: Numbers as text, found faster than made.
 _MICROS = [f"{i:06d}" for i in range(10_000)]
 _COUNTS = [str(i) for i in range(4096)]
@@ -631,7 +642,7 @@ def _events(facts: _Facts, sample_ratio: float) -> tuple[Event, Event, Event]:
         "path": path[:MAX_PATH],
         "status": status,
     }
-    end: Event = {name: value for name, value in zip(("model", "version", "instances", "code"), rest, strict=True) if value}
+    end: Event = {name: value for name, value in zip(_END, rest, strict=True) if value}
     if sample_ratio < 1.0 and status < 500:
         end["sample_ratio"] = sample_ratio
     return begin, {"client": client} if client else {}, end

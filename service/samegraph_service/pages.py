@@ -70,11 +70,12 @@ class VersionEntry:
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """One model on the start page."""
+    """One model on the start page; notes say how its calls are divided."""
 
     name: str
     description: str = ""
     versions: Sequence[VersionEntry] = field(default_factory=tuple)
+    notes: Sequence[str] = ()
 
 
 def docs_router(
@@ -236,6 +237,7 @@ def _model_section(model: ModelEntry) -> str:
     rows = "\n".join(_version_row(v) for v in sorted(model.versions, key=lambda v: -v.version))
     description = f"<p>{escape(model.description)}</p>\n" if model.description else ""
     docs = f'<a href="docs#/{name}" aria-label="Try {name}">Try it</a>' if any(v.state == "ready" for v in model.versions) else ""
+    notes = "".join(f"\n<p>{escape(note)}</p>" for note in model.notes)
     heading = f'<header><h2 id="{name}">{name}</h2>{docs}</header>'
     return f"""<section class="model" aria-labelledby="{name}">
 {heading}
@@ -244,7 +246,7 @@ def _model_section(model: ModelEntry) -> str:
 <tbody>
 {rows}
 </tbody>
-</table>
+</table>{notes}
 </section>"""
 
 

@@ -7,10 +7,10 @@ A version that fails never takes traffic and never displaces one that works.
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
@@ -22,12 +22,12 @@ from samegraph_transforms.package import list_models, list_versions, read_packag
 from . import memory
 from .errors import Internal, RoutingProblem
 from .experiments import routing_file
-from .experiments.routing_file import FILE_NAME, NOTHING, ModelRouting, RoutingFile
+from .experiments.routing_file import FILE_NAME, NOTHING, RoutingFile
 from .loaders import Loaders
 from .loading import Loaded, LoadOptions, load_version
 from .logs import get_logger
 from .predict import Served
-from .routing import Experiment, ModelRoutes, RouteTable, ShadowRoute
+from .routing import ModelRoutes, RouteTable
 
 log = get_logger("samegraph.repository")
 
@@ -129,6 +129,7 @@ class Repository:
         self._expected: set[str] = set()
         self._read_once = False
         self._routing_seen: object = None  # what the routing file was read from, and compared with
+        self._routing_gone_stale = False  # the file in force names versions that went away
         self._withdrawn: set[tuple[str, str, str]] = set()
         self._trials: dict[tuple[str, str, str], Callable[[], None]] = {}
         self._loading: dict[Key, int] = {}
@@ -164,7 +165,8 @@ class Repository:
         return [*([self.problem] if self.problem else ()), *self._routing_warnings(), *found]
 
     def _routing_warnings(self) -> list[str]:
-        found = [f"{FILE_NAME} is not in force: {problem}" for problem in self.routing_problems]
+        state = "names what is gone" if self._routing_gone_stale else "is not in force"
+        found = [f"{FILE_NAME} {state}: {problem}" for problem in self.routing_problems]
         for name, routes in sorted(self.routes.models.items()):
             for label, version in routes.labels.items():
                 if version not in routes.ready:
@@ -177,6 +179,24 @@ class Repository:
                 if version not in routes.ready:
                     found.append(f"shadow version {version} of model {name!r} sees nothing: {routes.why_not(version)}")
         return found
+
+    async def write_routing(self, text: str, if_revision: str | None) -> RoutingFile:
+        """Check a routing file, write it into the repository and put it in force before returning.
+
+        Raises:
+            RoutingProblem: It is not valid, or names what the repository does not have.
+            RoutingConflict: The file there has another revision than `if_revision`.
+            RoutingReadOnly: The repository cannot be written to.
+        """
+        async with self._busy:
+            found = await self._in_thread(self._scan)
+            if isinstance(found, str):
+                raise RoutingProblem([found])
+            file = await self._in_thread(
+                partial(routing_file.write_routing, self.path, text, if_revision=if_revision, versions=found, fields_of=self.fields_of)
+            )
+        await self.sync()
+        return file
 
     def withdraw(self, model: str, experiment: str, arm: str, *, withdrawn: bool = True, trial: Callable[[], None] | None = None) -> None:
         """Let the experiment's fallback answer for an arm from now on, or the arm again, calling `trial` for each of its requests."""
@@ -296,37 +316,34 @@ class Repository:
     async def _read_routing(self, found: Mapping[str, Mapping[int, Fingerprint]]) -> RoutingFile:
         """Return the routing file to put in force: the one that lies there, or, when that is bad or unchanged, the one in force."""
         versions = {name: frozenset(numbers) for name, numbers in found.items()}
-        seen, file = await self._in_thread(self._routing_there, versions)
+        seen, file, problems = await self._in_thread(self._routing_there, versions)
         if seen == self._routing_seen:
             return self.routing
         self._routing_seen = seen
-        if isinstance(file, RoutingProblem):
-            if file.problems != self.routing_problems:
-                self.routing_problems = file.problems
-                self.routing_reads["failure"] += 1
-                log.error("routing_refused", in_force=self.routing.revision, problems=list(file.problems))
-            return self.routing
-        self.routing_problems = ()
-        if file is None or file.revision == self.routing.revision:
+        if problems != self.routing_problems and problems:
+            self.routing_reads["failure"] += 1
+            log.error("routing_refused", in_force=self.routing.revision, problems=list(problems))
+        self.routing_problems = problems
+        self._routing_gone_stale = file is not None and file.revision == self.routing.revision
+        if file is None or problems or file.revision == self.routing.revision:
             return self.routing
         self.routing_reads["success"] += 1
         return file
 
-    def _routing_there(self, versions: Mapping[str, Collection[int]]) -> tuple[object, RoutingFile | RoutingProblem | None]:
-        """Return what the routing file is known by, and the file, why it is bad, or None when it was looked at before (in a thread)."""
+    def _routing_there(self, versions: Mapping[str, Collection[int]]) -> tuple[object, RoutingFile | None, Sequence[str]]:
+        """Return what the routing file is known by, the file, and what is wrong with it; nothing more when it was looked at before."""
         try:
             status = (self.path / FILE_NAME).stat()
             seen = ((status.st_mtime_ns, status.st_size, status.st_ino), versions)
         except OSError as error:
             seen = ((error.errno or 0, 0, 0), versions)
         if seen == self._routing_seen:
-            return seen, None
+            return seen, None, ()
         try:
             file = routing_file.read(self.path)
         except RoutingProblem as problem:
-            return seen, problem
-        problems = routing_file.problems_with(file, versions, self.fields_of)
-        return seen, RoutingProblem(problems) if problems else file
+            return seen, None, problem.problems
+        return seen, file, tuple(routing_file.problems_with(file, versions, self.fields_of))
 
     async def _change_routing(self, routing: RoutingFile, found: Mapping[str, Mapping[int, Fingerprint]]) -> None:
         """Put a routing file in force, in one step, and let go of the versions that only the one before named."""
@@ -450,23 +467,7 @@ class Repository:
         routing = self.routing.models.get(name)
         if routing is None:
             return ModelRoutes(ready, states)
-        routes = ModelRoutes(ready, states, MappingProxyType(dict(routing.labels)), routing.default_version())
-        shadows = [(routing.number(shadow.version, shadow.label), shadow.share) for shadow in routing.shadows]
-        return replace(
-            routes,
-            experiment=self._experiment(name, routing, routes),
-            shadows=tuple(ShadowRoute(version, share, ready[version]) for version, share in shadows if version in ready and share > 0),
-        )
-
-    def _experiment(self, name: str, routing: ModelRouting, routes: ModelRoutes[Served]) -> Experiment[Served] | None:
-        plan, enabled = routing.plan(name), routing.enabled
-        if plan is None or enabled is None:
-            return None
-        slo_ms = enabled[1].slo_ms
-        withdrawn = {arm for model, experiment, arm in self._withdrawn if (model, experiment) == (name, plan.experiment)}
-        slow_s = math.inf if slo_ms is None else slo_ms / 1000
-        trials = {arm: trial for (model, experiment, arm), trial in self._trials.items() if (model, experiment) == (name, plan.experiment)}
-        return Experiment(plan, routes.ready, routes.default, slow_s=slow_s, withdrawn=withdrawn, trials=trials)
+        return routing_file.model_routes(name, routing, ready, states, self._withdrawn)
 
 
 def _why_not_ready(routes: ModelRoutes[Served]) -> str:

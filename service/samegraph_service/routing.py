@@ -148,6 +148,11 @@ class Experiment(Generic[T]):
             f"nothing that experiment {plan.experiment!r} of model {plan.model!r} could answer with is ready", retry_after_s=1.0
         )
 
+    def answer_for(self, arm: str) -> tuple[str, int] | None:
+        """Return the arm and the version that answer for an arm, or None when nothing can."""
+        answer = self._answers[arm]
+        return None if answer is None else (answer[2], answer[1])
+
     def first_unready(self) -> list[str]:
         """Return a sentence for every arm that another one answers for."""
         found = []
@@ -295,6 +300,18 @@ class RouteTable(Generic[T]):
         if routes is None:
             raise UnknownModel(model, sorted(self.models))
         return routes
+
+    def labelled(self, model: str, label: str) -> int:
+        """Return the version behind a label, ready or not.
+
+        Raises:
+            UnknownModel: The repository has no such model.
+            UnknownVersion: The model has no such label.
+        """
+        routes = self.models.get(model)
+        if routes is None:
+            raise UnknownModel(model, sorted(self.models))
+        return self._labelled(model, routes, label)
 
     @staticmethod
     def _no_default(model: str, routes: ModelRoutes[T]) -> NotReady:

@@ -38,8 +38,10 @@ from .experiments.exposition import ExperimentExposition
 from .experiments.feedback import Feedback, Remembered
 from .experiments.prediction_id import PredictionIds, read_keys
 from .experiments.routing_file import RoutingFile
+from .experiments.routing_metrics import RoutingMetrics, RoutingReading
 from .experiments.shadow import ShadowLimits, ShadowMetrics, Shadows
 from .experiments.signing import AnswerSigner, label_place
+from .experiments.view import routes_document, unit_words
 from .experiments.watch import ExperimentWatch
 from .exposition import Exposition
 from .loading import Loaded, LoadOptions
@@ -51,6 +53,7 @@ from .pages import ModelEntry, VersionEntry
 from .predict import Deadlines, Predictor, Served, served_version
 from .quota import cpu_quota, memory_limit
 from .repository import Repository
+from .routing import ModelRoutes
 from .settings import Settings
 from .simulated import Pace, Paced, paced_cost
 
@@ -308,7 +311,14 @@ class Service:
         ready = not reasons
         warnings = self.warnings()
         status = "ready" if ready and not warnings else "degraded" if ready else "not ready"
-        return ready, {"ready": ready, "status": status, "reasons": reasons, "degraded": warnings, "models": self.repository.ready_models()}
+        document = {"ready": ready, "status": status, "reasons": reasons, "degraded": warnings, "models": self.repository.ready_models()}
+        if self.repository.routing.models:
+            routed = {name: routes for name, routes in self.repository.routes.models.items() if name in self.repository.routing.models}
+            document["routing"] = {
+                "revision": self.repository.routing.revision,
+                "models": {name: routes_document(routes) for name, routes in sorted(routed.items())},
+            }
+        return ready, document
 
     def model_docs(self) -> list[ModelDoc]:
         """Return what the API page describes: the versions that answer."""
@@ -336,7 +346,8 @@ class Service:
                 )
                 for s in reversed(states)
             ]
-            entries.append(ModelEntry(name, "" if described is None else described.runtime.manifest.description, versions))
+            description = "" if described is None else described.runtime.manifest.description
+            entries.append(ModelEntry(name, description, versions, _routing_notes(routes)))
         return entries
 
     def _exposition(self) -> Exposition:
@@ -350,12 +361,16 @@ class Service:
             dropped_log_lines=lambda: 0 if self.access_log is None else self.access_log.dropped,
             loads=lambda: self.repository.loads,
         )
-        others: list[Collector] = [process, ShadowMetrics(self.shadows), self.operation]
+        others: list[Collector] = [process, ShadowMetrics(self.shadows), RoutingMetrics(self._routing_reading), self.operation]
         if self.capture is not None:
             from .capture.exposition import CaptureMetrics
 
             others.append(CaptureMetrics(self.capture))
         return Exposition(self.metrics, others)
+
+    def _routing_reading(self) -> RoutingReading:
+        repository = self.repository
+        return RoutingReading(repository.routing.revision, len(repository.routing_problems), repository.routing_reads)
 
     def _gauges(self) -> Iterable[tuple[str, str, float]]:
         load, limits = self.gate.load, self.gate.limits
@@ -393,6 +408,20 @@ class Service:
                 load_seconds=0.0 if loaded is None else loaded.seconds,
                 metrics=None if served is None else served.metrics,
             )
+
+
+def _routing_notes(routes: ModelRoutes[Served]) -> list[str]:
+    """Return what the start page says of a model's experiment and shadows."""
+    notes = []
+    if routes.experiment is not None:
+        plan = routes.experiment.plan
+        total = sum(arm.weight for arm in plan.arms)
+        arms = ", ".join(f"{arm.name} (version {arm.version}) {arm.weight / total:.3g}" for arm in plan.arms)
+        enrolled = "" if plan.enrolment_share >= 1 else f" of the enrolled {plan.enrolment_share:.3g}"
+        notes.append(f"Experiment {plan.experiment}@{plan.revision}, unit from {unit_words(plan)}: shares{enrolled} {arms}")
+        notes += routes.experiment.first_unready()
+    notes += [f"Shadow: version {shadow.version} sees a share of {shadow.share:.3g} and never answers" for shadow in routes.shadows]
+    return notes
 
 
 def engines(loaded: Loaded) -> dict[str, int]:

@@ -18,7 +18,7 @@ PACKAGES = {
 
 #: The service from top to bottom; a module imports only from lines below its own. docs/architecture.md gives the reasons.
 SERVICE_ORDER = (
-    "commands drift_command top_command capture.package_commands",
+    "commands drift_command routes_command top_command capture.package_commands",
     "capture.commands",
     "top",
     "launch",
@@ -27,7 +27,7 @@ SERVICE_ORDER = (
     "rpc.server",
     "rpc.messages",
     "rpc.descriptors",
-    "api.meta api.drift api.feedback api.v2_routes",
+    "api.meta api.drift api.routing api.feedback api.v2_routes",
     "api.v2_service",
     "service",
     "pages openapi",
@@ -58,9 +58,10 @@ SERVICE_ORDER = (
     "drift.windows",
     "drift.counting drift.tap capture.tap",
     "call device",
+    "experiments.view",
     "batching admission routing clock",
     "experiments.counters",
-    "experiments.assignment experiments.breaker experiments.prediction_id",
+    "experiments.assignment experiments.routing_metrics experiments.breaker experiments.prediction_id",
     "simulated",
     "cost poison quota metrics loaders logs operation settings example_image drift.statistics",
     "drift.distributions drift.window_sizes log_writer memory capture.options",

@@ -103,7 +103,7 @@ def mapping_of(error: SamegraphError) -> Mapping:
 def document(error: SamegraphError, request_id: str) -> dict[str, Any]:
     """Return the error document."""
     mapped = mapping_of(error)
-    return {
+    document = {
         "error": _text(error, mapped),
         "code": mapped.code,
         "retryable": mapped.retryable,
@@ -111,6 +111,11 @@ def document(error: SamegraphError, request_id: str) -> dict[str, Any]:
         "instance": getattr(error, "instance", None),
         "request_id": request_id,
     }
+    if isinstance(error, errors.RoutingProblem):
+        document["problems"] = list(error.problems)
+    if isinstance(error, errors.RoutingReadOnly):
+        document["file"] = error.text
+    return document
 
 
 def instance_document(error: SamegraphError, instance: int) -> dict[str, Any]:
@@ -147,6 +152,8 @@ def _hint_headers(error: SamegraphError) -> list[tuple[bytes, bytes]]:
         headers.append((b"allow", ", ".join(error.allowed).encode()))
     if isinstance(error, errors.Unauthorized):
         headers.append((b"www-authenticate", b"Bearer"))
+    if isinstance(error, errors.RoutingConflict):
+        headers.append((b"etag", b'"%b"' % error.revision.encode()))
     return headers
 
 

@@ -470,8 +470,9 @@ class Front:
             version = 0
             model, code = self._count_failure(head, response)
         self._metrics.request(model, version, head.protocol, response.status)
-        if exchange.assignment is not None and self._experiments is not None:
-            self._count_experiment(self._experiments, exchange.assignment, seconds, response)
+        assignment = exchange.assignment
+        if assignment is not None and self._experiments is not None:
+            self._count_experiment(self._experiments, assignment, seconds, response)
         if self._access_log is not None:
             self._access_log.record(
                 head.method,
@@ -486,6 +487,9 @@ class Front:
                 version,
                 0 if answer is None else answer.n,
                 code,
+                "" if assignment is None else assignment.name,
+                "" if assignment is None else assignment.arm,
+                "" if assignment is None else assignment.reason,
             )
 
     @staticmethod

@@ -96,6 +96,14 @@ def _v1(router: APIRouter, service: Callable[[], Service]) -> None:
     async def version_metadata(model: str, version: int) -> dict[str, Any]:
         return _metadata(service(), model, version)
 
+    @router.get("/v1/models/{model}/labels/{label}", tags=["models"], summary="State of the version behind a label")
+    async def label_status(model: str, label: str) -> dict[str, Any]:
+        return _status(service(), model, service().repository.routes.labelled(model, label))
+
+    @router.get("/v1/models/{model}/labels/{label}/metadata", tags=["models"], summary="Raw inputs, outputs and proof of that version")
+    async def label_metadata(model: str, label: str) -> dict[str, Any]:
+        return _metadata(service(), model, service().repository.routes.labelled(model, label))
+
 
 def _known(service: Service, model: str, version: int | None) -> list[VersionState]:
     """Return the known versions of a model (all, or one); the errors are those of a prediction."""
@@ -138,6 +146,7 @@ def _metadata(service: Service, model: str, version: int | None) -> dict[str, An
     steps = [] if loaded.runtime.item_plan is None else loaded.runtime.item_plan.steps
     return {
         "model_spec": {"name": model, "version": str(number), "signature_name": "serving_default"},
+        "labels": sorted(label for label, v in service.repository.routes.models[model].labels.items() if v == number),
         "digest": loaded.package.digest,
         "description": manifest.description,
         "fields": [f.model_dump(mode="json", exclude_defaults=True) for f in manifest.fields],

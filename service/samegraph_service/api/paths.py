@@ -15,8 +15,10 @@ from typing import Final, Literal
 MAX_LENGTH: Final = 256
 
 _NAME = r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}"
+_LABEL = r"[A-Za-z_][A-Za-z0-9_.\-]{0,63}"
 _V1 = re.compile(
-    rf"/v1/models/(?P<model>{_NAME})(?:/versions/(?P<version>[0-9]{{1,10}})|/labels/(?P<label>[A-Za-z0-9_]{{1,64}}))?:predict", re.ASCII
+    rf"/v1/models/(?P<model>{_NAME})(?:/versions/(?P<version>[0-9]{{1,10}})|/labels/(?P<label>{_LABEL}))?:predict",
+    re.ASCII,
 )
 _V2 = re.compile(rf"/v2/models/(?P<model>{_NAME})(?:/versions/(?P<version>[0-9]{{1,10}}))?/infer", re.ASCII)
 

@@ -48,7 +48,7 @@ MAX_KNOWN_HEADS: Final = 1024
 MAX_KNOWN_HEAD_BYTES: Final = 1024
 #: Headers that differ from request to request: to remember such a head would only fill the memory.
 _PASSING: Final = frozenset(
-    {b"x-request-id", b"idempotency-key", b"traceparent", b"x-b3-traceid", b"expect", b"upgrade", b"transfer-encoding"}
+    {b"x-request-id", b"idempotency-key", b"samegraph-unit", b"traceparent", b"x-b3-traceid", b"expect", b"upgrade", b"transfer-encoding"}
 )
 
 

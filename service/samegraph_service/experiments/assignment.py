@@ -163,6 +163,7 @@ class Assignment:
         model: Model name.
         experiment: Experiment name.
         revision: Of what decided; 8 hexadecimal digits.
+        name: Experiment and revision as answers and logs say it: `NAME@REVISION`.
         arm: The arm assigned; "" when none was (`pinned`, `not_enrolled`).
         version: The version of that arm, or 0.
         served_arm: The arm whose version answers: `arm` unless that one is not ready or withdrawn; "default" or "" where no arm answers.
@@ -181,6 +182,7 @@ class Assignment:
         "counts",
         "experiment",
         "model",
+        "name",
         "prepared",
         "reason",
         "revision",
@@ -208,6 +210,7 @@ class Assignment:
         self.model = model
         self.experiment = experiment
         self.revision = revision
+        self.name = f"{experiment}@{revision}"
         self.arm = arm
         self.version = version
         self.served_arm = served_arm
@@ -221,7 +224,7 @@ class Assignment:
 
     def facts(self) -> dict[str, str]:
         """Return what answers say of it, by name: headers put `samegraph-` in front, bodies write `_` for `-`."""
-        facts = {"experiment": f"{self.experiment}@{self.revision}"}
+        facts = {"experiment": self.name}
         if self.arm:
             facts["arm"] = self.arm
         if self.fell_back:

@@ -7,21 +7,26 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, TypeAlias
+from types import MappingProxyType
+from typing import Annotated, Any, Final, Literal, TypeAlias, TypeVar
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from samegraph_transforms.manifest import NAME_PATTERN, RawField
 
 from samegraph_service.errors import RoutingConflict, RoutingProblem, RoutingReadOnly
+from samegraph_service.routing import Experiment, ModelRoutes, ShadowRoute
 
 from .assignment import Arm, Plan, Unit
+
+T = TypeVar("T")
 
 FILE_NAME: Final = "routing.yaml"
 #: Largest file, most levels of nesting, and how many problems are told at once.
@@ -556,6 +561,40 @@ def advice_on(file: RoutingFile, latest: Mapping[str, int]) -> list[str]:
                 f"models.{model}.experiments.{plan.experiment}.unit: without a unit nobody keeps his arm and nothing can be concluded"
             )
     return found
+
+
+# --- putting it in force --------------------------------------------------------------------------------------------------
+
+
+def model_routes(
+    name: str,
+    routing: ModelRouting,
+    ready: Mapping[int, T],
+    states: Mapping[int, str],
+    withdrawn: Collection[tuple[str, str, str]] = (),
+) -> ModelRoutes[T]:
+    """Return a model's routes as its part of the file says.
+
+    Args:
+        name: The model.
+        routing: Its part.
+        ready: Version number → what serves it.
+        states: Version number → why it is not ready.
+        withdrawn: (model, experiment, arm) of arms that must not answer now.
+    """
+    routes = ModelRoutes(ready, states, MappingProxyType(dict(routing.labels)), routing.default_version())
+    shadows = [(routing.number(shadow.version, shadow.label), shadow.share) for shadow in routing.shadows]
+    plan, enabled = routing.plan(name), routing.enabled
+    experiment = None
+    if plan is not None and enabled is not None:
+        slow_s = math.inf if enabled[1].slo_ms is None else enabled[1].slo_ms / 1000
+        out = {arm for model, experiment, arm in withdrawn if (model, experiment) == (name, plan.experiment)}
+        experiment = Experiment(plan, ready, routes.default, slow_s=slow_s, withdrawn=out)
+    return replace(
+        routes,
+        experiment=experiment,
+        shadows=tuple(ShadowRoute(version, share, ready[version]) for version, share in shadows if version in ready and share > 0),
+    )
 
 
 # --- writing --------------------------------------------------------------------------------------------------------------
