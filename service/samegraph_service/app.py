@@ -17,6 +17,7 @@ from . import __version__
 from .api import error_document
 from .api.access import CODE
 from .api.drift import drift_router
+from .api.experiments import experiments_router
 from .api.feedback import feedback_router
 from .api.meta import meta_router
 from .api.routing import routing_router
@@ -81,6 +82,7 @@ class Application:
         app.include_router(v2_router(self.running))
         app.include_router(drift_router(self.running))
         app.include_router(routing_router(self.running))
+        app.include_router(experiments_router(self.running))
         base: dict[str, Any] = {}
 
         def document() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`samegraph experiment`: what running experiments say, and what is done about it."""
+"""`samegraph experiment` and `samegraph compare`: what running experiments say, what is done about it, and what can be known before."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 import threading
 import time as clock
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -259,6 +259,61 @@ def guard(
                 sys.exit(exit_code(decisions, watching.metrics))
             if stop.wait(every):
                 return
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  samegraph compare models/flights/1 models/flights/2 --data held-out.jsonl --label late
+  samegraph compare models/flights/1 models/flights/2 --data captured.parquet --html compare.html
+  samegraph compare models/imagenet/1 /tmp/candidate --data photos/ --json
+
+\b
+DATA is what `samegraph predict` reads (images, a directory of them, .csv, .tsv, .json, .jsonl, - for JSON Lines on stdin), or a
+.parquet file with a column per field. A label is one more column or member.
+
+\b
+Exit codes: 0 compared, whatever it says, 1 it could not be (the message says why), 2 wrong usage; with --fail-if-worse 3 when the
+second version is worse, surely, for the labels that were given.
+"""
+)
+@click.argument("first", type=click.Path(exists=True, path_type=Path))
+@click.argument("second", type=click.Path(exists=True, path_type=Path))
+@click.option("--data", required=True, type=click.Path(path_type=Path, allow_dash=True), help="Raw inputs to run through both.")
+@click.option("--label", help="Column or member that holds what is true.")
+@click.option("--limit", type=click.IntRange(1), help="Most rows to read. [default: all]")
+@click.option("--ignore-extra", is_flag=True, help="Leave out columns and members that are fields of neither version.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a page.")
+@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write an HTML page.")
+@click.option("--fail-if-worse", is_flag=True, help="End with 3 when the second version is surely worse.")
+def compare(first: Path, second: Path, data: Path, as_json: bool, html: Path | None, fail_if_worse: bool, **options: Any) -> None:
+    """Run the same raw inputs through the packages FIRST and SECOND, and say where and by how much their answers differ.
+
+    The offline twin of an A/B test: agreement, differences by the values of raw fields, and with labels accuracy and calibration, each with
+    its interval; before any traffic moves.
+    """
+    from rich.console import Console
+    from samegraph_transforms.package import read_latest
+
+    from . import comparison_page
+    from .compare import compare as run
+
+    errors = Console(stderr=True)
+    with errors.status("comparing", spinner="line") if errors.is_terminal else nullcontext() as status:
+
+        def step(done: int) -> None:
+            if status is not None and done % 500 == 0:
+                status.update(f"{done:,} rows")
+
+        found = run(read_latest(first), read_latest(second), data, step=step, **options)
+    if html is not None:
+        html.write_text(comparison_page.page(found), encoding="utf-8")
+    if as_json:
+        click.echo(json.dumps(found.to_json(), indent=2, ensure_ascii=False, allow_nan=False))
+    else:
+        comparison_page.show(found, Console(highlight=False, markup=False))
+    if fail_if_worse and found.state == "worse":
+        sys.exit(3)
 
 
 @contextmanager
