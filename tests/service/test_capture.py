@@ -466,3 +466,69 @@ def test_elsewhere_files_are_moved_into_place_when_they_are_whole() -> None:
     storage.delete("a/b.parquet")
     storage.delete("a/b.parquet")
     assert list(storage.files()) == []
+
+
+# --- whatever way a request comes -----------------------------------------------------------------------------------------
+
+
+ROUTING = """
+models:
+  plants:
+    default: 1
+    experiments:
+      taller:
+        salt: s1
+        unit: {header: samegraph-unit}
+        enrolment: {share: 1.0, salt: e1}
+        arms: {control: {version: 1, weight: 1}, treatment: {version: 2, weight: 1}}
+    shadows: [{version: 2, share: 1.0}]
+"""
+
+
+def test_rows_say_which_arm_they_were_assigned_to_and_shadows_leave_none(tmp_path: Path, url: str) -> None:
+    """One row a request that a caller sent, with `NAME@REVISION` and the arm; the command line chooses by it."""
+    models = tmp_path / "models"
+    pack(draft(), samples(), models)
+    pack(draft(version=2), samples(), models)
+    (models / "routing.yaml").write_text(ROUTING)
+    answered = {}
+    with live_server(models, capture={"url": url, "sample_ratio": 1}) as server:
+        for i in range(20):
+            headers = {"samegraph-unit": f"u{i}", "x-request-id": f"r{i}"}
+            reply = server.predict("plants", {"instances": [{"size": i, "kind": "moss"}]}, **headers)
+            answered[f"r{i}"] = (reply.headers["samegraph-arm"], reply.headers["samegraph-experiment"])
+        flushed(server)
+    found = rows_of(url)
+    assert {b.meta["request_id"][i]: (b.meta["arm"][i], b.meta["experiment"][i]) for b, i in found} == answered
+    assert len(found) == 20
+    treated = rows_of(url, arm="treatment")
+    assert 0 < len(treated) < 20
+    assert {b.facts.version for b, _ in treated} == {2}
+
+
+def test_grpc_and_compressed_bodies_are_captured_alike(models: Path, url: str) -> None:
+    """The tap sees decoded rows: how they came is one column."""
+    import gzip
+
+    import grpc
+    from samegraph_service.rpc import messages
+
+    settings = {"CAPTURE__URL": url, "CAPTURE__SAMPLE_RATIO": "1"}
+    server = ServerProcess(models, GRPC__PORT="0", LOG__ACCESS="false", **settings)
+    try:
+        port = next(e["port"] for e in server.events() if e["event"] == "grpc_listening")
+        message = messages.InferRequest(model_name="plants")
+        message.inputs.add(name="size", datatype="FP64", shape=[1, 1]).contents.fp64_contents.append(2.5)
+        message.inputs.add(name="kind", datatype="BYTES", shape=[1]).contents.bytes_contents.append(b"fern")
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")(message.SerializeToString(), timeout=20)
+        body = gzip.compress(json.dumps({"instances": [{"size": 3.5, "kind": "oak"}]}).encode())
+        headers = {"content-type": "application/json", "content-encoding": "gzip"}
+        urllib.request.urlopen(urllib.request.Request(f"{server.url}/v1/models/plants:predict", body, headers), timeout=20).read()
+        assert server.terminate() == 0
+    finally:
+        server.close()
+    assert {b.meta["protocol"][i]: b.instance(i) for b, i in rows_of(url)} == {
+        "grpc": {"size": 2.5, "kind": "fern"},
+        "v1": {"size": 3.5, "kind": "oak"},
+    }

@@ -4,7 +4,7 @@ A file holds rows of one package version. Its columns:
 
     time            timestamp[us, UTC]      when the request was answered
     model, version, digest                  what answered
-    experiment, arm                         of the request's assignment, or null
+    experiment, arm                         NAME@REVISION and the assigned arm, or null
     request_id, prediction_id, protocol     of the request
     instance        int32                   the row's place in its request
     inputs          struct                  one member per captured field

@@ -10,7 +10,7 @@ import time
 import zlib
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from samegraph_transforms.errors import InputError
 from samegraph_transforms.manifest import Manifest
@@ -41,8 +41,8 @@ class Captured(NamedTuple):
         request_id: From the call.
         prediction_id: What the answer called itself.
         protocol: How it came.
-        experiment: Of its assignment, or None.
-        arm: Of its assignment, or None.
+        experiment: `NAME@REVISION` of the experiment that decided about it, or None.
+        arm: The arm it was assigned to, or None.
         n: Answered rows.
         bytes: What it takes in memory, about.
     """
@@ -144,7 +144,7 @@ class CaptureTap:
             self.overflowed_at = self._clock()
             return
         answered = [i for i in range(answer.n) if i not in answer.errors] if answer.errors else None
-        assigned = getattr(call, "assignment", None)
+        assigned = answer.assignment
         self._put_rows += n
         self._put_bytes += size
         self._waiting.append(
@@ -156,10 +156,10 @@ class CaptureTap:
                 answered,
                 self._clock(),
                 answer.request_id,
-                prediction_id_of(answer),
+                answer.prediction_id,
                 protocol,
-                None if assigned is None else str(assigned.experiment),
-                None if assigned is None else str(assigned.arm),
+                None if assigned is None else f"{assigned.experiment}@{assigned.revision}",
+                None if assigned is None else assigned.arm or None,
                 n,
                 size,
             )
@@ -200,8 +200,3 @@ def place_of(request_id: str) -> int:
     x = ((x ^ (x >> 16)) * 0x85EBCA6B) & 0xFFFFFFFF
     x = ((x ^ (x >> 13)) * 0xC2B2AE35) & 0xFFFFFFFF
     return x ^ (x >> 16)
-
-
-def prediction_id_of(answer: Any) -> str:
-    """Return what an answer calls itself: its prediction id where it has one, else its request's."""
-    return str(getattr(answer, "prediction_id", "") or answer.request_id)
