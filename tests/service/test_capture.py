@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
@@ -163,6 +164,8 @@ def test_replicas_choose_the_same_requests_without_talking(models: Path, tmp_pat
     for ratio in (0.01, 0.25):
         chosen = sum(place_of(i) < ratio * 2**32 for i in ids) / len(ids)
         assert chosen == pytest.approx(ratio, abs=4 * (ratio * (1 - ratio) / len(ids)) ** 0.5)
+        blocks = np.array([place_of(i) < ratio * 2**32 for i in ids]).reshape(-1, 1000).sum(axis=1)
+        assert 0.3 < blocks.var() / (1000 * ratio * (1 - ratio)) < 3, "neither in a pattern nor in clusters"
     kept = []
     for replica in ("a", "b"):
         url = str(tmp_path / replica)
