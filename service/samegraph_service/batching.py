@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from samegraph_transforms.errors import SamegraphError
 
+from .turns import INTERACTIVE, NORMAL, Turns
+
 Arrays = Sequence[np.ndarray]
 
 
@@ -86,10 +88,14 @@ class Work:
         waiting: Rows that are neither answered nor in an execution.
         counted: Whether its rows are traffic, for statistics of the inputs.
         rows: Its raw rows, where an item stage makes something else of them.
+        caller: Whose it is; callers take turns where more waits than a batch takes.
+        priority: Its class (see turns.py).
     """
 
     counted = True
     rows: Sequence[Any] = ()
+    caller: object = None
+    priority: int = NORMAL
 
     __slots__ = (
         "deadline",
@@ -180,7 +186,6 @@ class Entry:
     __slots__ = ("bytes", "items", "key", "queue", "queued_at", "start", "turn", "work")
 
     key: Hashable
-    turn: int
 
     def __init__(self, work: Work, start: int, items: Sequence[Any], size_bytes: int = 0) -> None:
         self.work = work
@@ -189,6 +194,7 @@ class Entry:
         self.bytes = size_bytes
         self.queue: EntryQueue | None = None
         self.queued_at = 0.0
+        self.turn = 0
 
     def leave(self) -> None:
         """Stop counting in the queue, if still in one, and let go of the rows: its place in the line may take long to come up."""
@@ -204,6 +210,7 @@ class Entry:
         """Return the first `rows` as an entry of their own and keep the rest."""
         head = self.part(0, rows)
         head.queued_at = self.queued_at
+        head.turn = self.turn
         self.start += rows
         self.items = self.items[rows:]
         self.bytes -= head.bytes
@@ -211,17 +218,20 @@ class Entry:
 
 
 class EntryQueue:
-    """FIFO of entries: put, pick, drop.
+    """Waiting entries: put, pick, drop. First in, first out while all that waits fits into a batch; else callers take turns (turns.py).
 
     Attributes:
         rows: Rows waiting.
         bytes: Their weight.
+        urgent: How many entries of the interactive class wait.
     """
 
     def __init__(self) -> None:
         self._entries: deque[Entry] = deque()
+        self._turns: Turns[Entry] | None = None  # those that were there when more waited than a batch takes
         self.rows = 0
         self.bytes = 0
+        self.urgent = 0
 
     def put(self, entry: Entry, now: float) -> None:
         """Add an entry at the end."""
@@ -230,39 +240,39 @@ class EntryQueue:
         self._entries.append(entry)
         self.rows += len(entry.items)
         self.bytes += entry.bytes
+        if entry.work.priority == INTERACTIVE:
+            self.urgent += 1
 
     def discount(self, entry: Entry) -> None:
         """Take an entry out of the counts; its place in the line is dropped when it comes up."""
         entry.queue = None
         self.rows -= len(entry.items)
         self.bytes -= entry.bytes
+        if entry.work.priority == INTERACTIVE:
+            self.urgent -= 1
 
     def pick(self, max_rows: int) -> list[Entry]:
-        """Take up to `max_rows` from the front; an entry that does not fit is split if that fills a tenth of the batch or more.
+        """Take up to `max_rows`; an entry that does not fit is split if that fills a tenth of the batch or more.
 
         Below that a batch is as good as full, and pieces of one request cost more than they save.
         """
         if self.rows <= max_rows:
             return self.drop_all()
-        picked: list[Entry] = []
-        room = max_rows
-        entries = self._entries
-        while entries:
-            entry = entries[0]
-            if entry.queue is not self:
-                entries.popleft()
-                continue
-            if len(entry.items) > room:
-                if room * 10 >= max_rows:
-                    picked.append(self._split(entry, room))
-                break
-            entries.popleft()
-            self.discount(entry)
-            picked.append(entry)
-            room -= len(entry.items)
-            if room <= 0:
-                break
+        turns = self._turns
+        if turns is None:
+            turns = self._turns = Turns(self._waits)
+        for entry in self._entries:
+            if entry.queue is self:
+                turns.add(entry, entry.work.caller, entry.work.priority)
+        self._entries.clear()
+        picked = turns.take(max_rows, _rows_of, self._split)
+        for entry in picked:
+            if entry.queue is self:  # not a piece of one
+                self.discount(entry)
         return picked
+
+    def _waits(self, entry: Entry) -> bool:
+        return entry.queue is self
 
     def _split(self, entry: Entry, rows: int) -> Entry:
         """Take the first rows of a waiting entry out of the line and the counts."""
@@ -272,24 +282,39 @@ class EntryQueue:
         return head
 
     def first(self) -> Entry | None:
-        """Return the entry at the front, or None when nothing waits."""
+        """Return the entry that waits longest, or None when nothing waits."""
+        if self._turns is not None:  # all of them came before the others
+            front = min(self._turns.fronts(), key=_age, default=None)
+            if front is not None:
+                return front
         while self._entries and self._entries[0].queue is not self:
             self._entries.popleft()
         return self._entries[0] if self._entries else None
 
     def oldest(self) -> float | None:
-        """Return when the entry at the front joined, or None when nothing waits."""
+        """Return when the entry that waits longest joined, or None when nothing waits."""
         first = self.first()
         return None if first is None else first.queued_at
 
     def drop_all(self) -> list[Entry]:
         """Empty the queue and return the living entries, in order."""
         alive = [e for e in self._entries if e.queue is self]
+        if self._turns is not None:
+            alive = [*sorted(self._turns.drop_all(), key=_age), *alive]
+            self._turns = None
         self._entries.clear()
         for entry in alive:
             entry.queue = None
-        self.rows = self.bytes = 0
+        self.rows = self.bytes = self.urgent = 0
         return alive
+
+
+def _rows_of(entry: Entry) -> int:
+    return len(entry.items)
+
+
+def _age(entry: Entry) -> tuple[float, int]:
+    return entry.queued_at, entry.turn
 
 
 class ShapedQueue:
@@ -305,6 +330,7 @@ class ShapedQueue:
         self.lines: dict[Hashable, _Line] = {}
         self.rows = 0
         self.bytes = 0
+        self.urgent = 0
         # (turn of the first entry of a line, or of one before it that is gone; key), one for each line
         self._order: list[tuple[int, Hashable]] = []
         self._turns = itertools.count()
@@ -363,16 +389,21 @@ class _Line(EntryQueue):
         super().put(entry, now)
         self._whole.rows += len(entry.items)
         self._whole.bytes += entry.bytes
+        if entry.work.priority == INTERACTIVE:
+            self._whole.urgent += 1
 
     def drop_all(self) -> list[Entry]:
         self._whole.rows -= self.rows
         self._whole.bytes -= self.bytes
+        self._whole.urgent -= self.urgent
         return super().drop_all()
 
     def discount(self, entry: Entry) -> None:
         super().discount(entry)
         self._whole.rows -= len(entry.items)
         self._whole.bytes -= entry.bytes
+        if entry.work.priority == INTERACTIVE:
+            self._whole.urgent -= 1
 
     def _split(self, entry: Entry, rows: int) -> Entry:
         head = super()._split(entry, rows)

@@ -11,10 +11,11 @@ from samegraph_transforms.manifest import Output
 from samegraph_transforms.signature import Row, Signature
 from samegraph_transforms.wire import Decoded, Form
 
-from .admission import Reservation
+from .admission import Caller, Reservation
 from .batching import Arrays, Part, Work, joined
 from .errors import CallerGone
 from .experiments.assignment import Assignment
+from .turns import NORMAL
 
 OnError = Literal["fail", "partial"]
 
@@ -49,6 +50,7 @@ class Call(Work):
         "assignment",
         "body",
         "body_bytes",
+        "caller",
         "cancelled",
         "copied",
         "decode",
@@ -56,6 +58,7 @@ class Call(Work):
         "heavy",
         "on_done",
         "on_error",
+        "priority",
         "received",
         "request_id",
         "reservation",
@@ -87,6 +90,8 @@ class Call(Work):
         self.copied: Sequence[Any]
         self.form: Form = "rows"
         self.rows: Sequence[Row | InputError] = ()
+        self.caller: Caller | None = None
+        self.priority = NORMAL
         self.cancelled = False
         self.running = False
 

@@ -172,3 +172,19 @@ def cost_model(sizes: Sequence[int] = (), elements: Callable[[Any], int] | None 
         return BucketCost(sizes) if sizes else CostModel()
 
     return make() if elements is None else ShapedCost(elements, make)
+
+
+def wave_s(ends_s: Sequence[float], batches: int, batch_s: float) -> float:
+    """Return in how many seconds the batch that has `batches` full ones waiting before it starts.
+
+    As well it is when the batch of that number ends, counting those that run now from 0.
+
+    Exact for equal batches: unlike queue over rate it knows that slots which started together end together.
+
+    Args:
+        ends_s: In how many seconds each run slot is free, ascending, at least one.
+        batches: Whole batches ahead, >= 0.
+        batch_s: Seconds of a batch.
+    """
+    slots = len(ends_s)
+    return ends_s[batches % slots] + batches // slots * batch_s

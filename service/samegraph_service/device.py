@@ -29,15 +29,18 @@ from samegraph_transforms.ragged import ShapePlan
 
 from .batching import BatchPolicy, Entry, EntryQueue, Outputs, ShapedQueue, Work
 from .clock import Loop, Timer
-from .cost import BucketCost, CostModel, ShapedCost
+from .cost import BucketCost, CostModel, ShapedCost, wave_s
 from .errors import DeadlineExceeded, ExecutionFailed, PoisonInstance
 from .logs import get_logger
 from .poison import REMEMBERED_S, Quarantine
+from .turns import NORMAL, Turns
 
 log = get_logger("samegraph.device")
 
 #: Seconds between two looks whether a retired lane is empty.
 REMOVE_AGAIN_S = 0.5
+#: Seconds by which a lane where interactive rows wait may get ahead of the others: they go first, and cannot starve anybody.
+URGENT_AHEAD_S = 1.0
 #: Lines of different shapes whose work is predicted one by one.
 LINES_LOOKED_AT = 64
 
@@ -80,6 +83,51 @@ class Segment:
 
 #: Prepares one row on a slot's thread and returns what to call on the event loop with the result.
 ItemJob = Callable[[], Callable[[], None]]
+
+
+class ItemQueue:
+    """Rows that wait to be prepared: first in, first out while there is one, else callers take turns (turns.py)."""
+
+    def __init__(self) -> None:
+        self._fresh: deque[tuple[ItemJob, Work | None]] = deque()
+        self._turns: Turns[tuple[ItemJob, Work | None]] = Turns(_wanted)
+        self._settled = 0
+
+    def __len__(self) -> int:
+        return len(self._fresh) + self._settled
+
+    def __iter__(self) -> Iterator[ItemJob]:
+        return (job for job, _ in (*self._turns, *self._fresh))
+
+    def put(self, job: ItemJob, work: Work | None) -> None:
+        """Let a row wait; without a work it belongs to nobody."""
+        self._fresh.append((job, work))
+
+    def pop(self) -> ItemJob | None:
+        """Return the next job whose row somebody waits for, or None when there is none."""
+        if not self._settled and len(self._fresh) == 1:
+            waiting = self._fresh.popleft()
+            return waiting[0] if _wanted(waiting) else None
+        for waiting in self._fresh:
+            work = waiting[1]
+            self._turns.add(waiting, None if work is None else work.caller, NORMAL if work is None else work.priority)
+        self._settled += len(self._fresh)
+        self._fresh.clear()
+        taken = self._turns.take(1, _one)
+        self._settled = self._settled - 1 if taken else 0  # those nobody waits for are forgotten as they come up
+        if not taken:
+            self._turns.drop_all()
+            return None
+        return taken[0][0]
+
+
+def _wanted(waiting: tuple[ItemJob, Work | None]) -> bool:
+    work = waiting[1]
+    return work is None or not work.finished
+
+
+def _one(_: object) -> int:
+    return 1
 
 
 class LaneObserver(Protocol):
@@ -152,7 +200,7 @@ class Lane:
         self.queue: EntryQueue | ShapedQueue = EntryQueue() if self.shapes is None else ShapedQueue()
         self.quarantine: Quarantine | None = None
         self.plain = self.shapes is None
-        self.items: deque[ItemJob] = deque()
+        self.items = ItemQueue()
         self.item_s = 0.0
         self.attached = False
         self.served_s = 0.0
@@ -161,6 +209,11 @@ class Lane:
         self.timer: Timer | None = None
         self.timer_at = float("inf")
         self.tap: LaneTap | None = None
+
+    def pace(self) -> tuple[int, float]:
+        """Return the rows of a batch under load, and the seconds one takes, the preparing of its rows included."""
+        size = self.cost.efficient_size(self.policy.max_batch_size)
+        return size, self.cost.predict_s(size) + size * self.item_s
 
     def pending_s(self) -> float:
         """Return the predicted seconds of work of everything that waits."""
@@ -230,6 +283,7 @@ class Device:
         self._background: list[Lane] = []
         self._woken = False
         self._delay: Timer | None = None
+        self._ends: dict[int, float] = {}  # the executions that run on a thread → when they are predicted to be over
         self._pool = pool or ThreadPoolExecutor(slots, thread_name_prefix="samegraph-run")
 
     @property
@@ -255,6 +309,42 @@ class Device:
     def pending_s(self) -> float:
         """Return the predicted seconds until all waiting rows of all lanes have run."""
         return sum(lane.pending_s() for lane in self._lanes) / self.slots
+
+    # --- predicting ---------------------------------------------------------------------------------------------------
+
+    def ends_s(self, idle_s: float = 0.0) -> list[float]:
+        """Return in how many seconds each run slot is predicted to be free, ascending; those that are idle, in `idle_s`."""
+        now = self._loop.time()
+        running = [max(0.0, end - now) for end in self._ends.values()]
+        return sorted(running[: self.slots] + [idle_s] * (self.slots - len(running)))
+
+    def start_s(self, lane: Lane, ahead: int) -> float:
+        """Return in how many seconds the row that has `ahead` rows of its lane before it is predicted to start.
+
+        Of the other lanes that much counts as runs meanwhile: lanes get equal shares of the device's time.
+        """
+        size, batch_s = lane.pace()
+        batches = ahead // size
+        own_s = (batches + 1) * batch_s
+        others_s = sum(min(other.pending_s(), own_s) for other in self._lanes if other is not lane and other.waits)
+        return wave_s(self.ends_s(), batches, batch_s) + others_s / self.slots
+
+    def free_s(self, lane: Lane, rows: int) -> float:
+        """Return in how many seconds `rows` more rows than now are predicted to be answered, if `lane` goes on being busy."""
+        size, batch_s = lane.pace()
+        if batch_s > 0:
+            busy = [other.pace() for other in self._lanes if other is lane or other.waits or other.running]
+            size = max(1, round(batch_s * sum(n / s for n, s in busy if s > 0) / len(busy)))
+        return wave_s(self.ends_s(batch_s), rows // size, batch_s)
+
+    def rate_per_s(self, lane: Lane) -> float | None:
+        """Return the rows a second of a lane that has the device to itself; None before anything was measured."""
+        size, batch_s = lane.pace()
+        return self.slots * size / batch_s if batch_s > 0 else None
+
+    def slowest_rate_per_s(self) -> float | None:
+        """Return the least rate of all lanes; None before anything was measured."""
+        return min((rate for lane in self._lanes if (rate := self.rate_per_s(lane)) is not None), default=None)
 
     def put(self, lane: Lane, entry: Entry, now: float | None = None) -> None:
         """Let an entry of a watched work wait in its lane and see that it is run; `now` is the time, where the caller has just read it."""
@@ -282,10 +372,10 @@ class Device:
                 work.entries.append(part)
                 lane.queue.put(part, now)
 
-    def prepare(self, lane: Lane, job: ItemJob) -> None:
-        """Let a row wait for a slot that prepares it; the job must be quick to end when nobody wants its row any more."""
+    def prepare(self, lane: Lane, job: ItemJob, work: Work | None = None) -> None:
+        """Let a row of `work` wait for a slot that prepares it; the job must be quick to end when nobody wants its row any more."""
         self._level(lane)
-        lane.items.append(job)
+        lane.items.put(job, work)
         self.wake()
 
     def wake(self) -> None:
@@ -311,13 +401,16 @@ class Device:
     def _next_lane(self) -> Lane | None:
         now = self._loop.time()
         best: Lane | None = None
-        soonest = float("inf")
+        least = soonest = float("inf")
         for lane in self._lanes:
-            if not lane.waits or (best is not None and lane.served_s >= best.served_s):
+            if not lane.waits:
+                continue
+            served_s = lane.served_s - URGENT_AHEAD_S if lane.queue.urgent else lane.served_s
+            if served_s >= least:
                 continue
             ready_at = self._ready_at(lane)
             if ready_at <= now:
-                best = lane
+                best, least = lane, served_s
             else:
                 soonest = min(soonest, ready_at)
         if best is None and soonest < float("inf"):
@@ -330,7 +423,7 @@ class Device:
     def _ready_at(lane: Lane) -> float:
         """Return when the lane may form a batch: at once, unless its owner opted into waiting for more rows."""
         delay = lane.policy.max_queue_delay_s
-        if delay <= 0 or lane.items or lane.queue.rows >= lane.policy.max_batch_size:
+        if delay <= 0 or lane.items or lane.queue.urgent or lane.queue.rows >= lane.policy.max_batch_size:
             return 0.0
         oldest = lane.queue.oldest()
         return 0.0 if oldest is None else oldest + delay
@@ -348,6 +441,9 @@ class Device:
                 return
             if not lane.batch_is_due():
                 self._start_item(lane)
+                continue
+            if lane.timer_at <= self._loop.time():
+                self._expire(lane)  # what is late leaves before a batch is formed, however late the timer itself is
                 continue
             wanted, inline = self._plan(lane)
             batch = lane.queue.pick(wanted)
@@ -399,13 +495,17 @@ class Device:
             self._finish(lane, batch, queued, segments, seconds)
             return True
         self._idle -= 1
+        self._ends[id(batch)] = now + lane.cost_of(batch[0]).predict_s(len(items))
         self._pool.submit(self._run_in_thread, lane, batch, queued, items)
         return False
 
     def _start_item(self, lane: Lane) -> None:
+        job = lane.items.pop()
+        if job is None:
+            return
         lane.running += 1
         self._idle -= 1
-        self._pool.submit(self._run_item, lane, lane.items.popleft())
+        self._pool.submit(self._run_item, lane, job)
 
     def _run_item(self, lane: Lane, job: ItemJob) -> None:
         started = time.perf_counter()
@@ -430,6 +530,7 @@ class Device:
 
     def _finish_threaded(self, lane: Lane, batch: list[Entry], queued: list[float], segments: list[Segment], seconds: float) -> None:
         self._idle += 1
+        self._ends.pop(id(batch), None)
         lane.served_s += seconds
         self._dispatch()  # the slot takes up its next batch before answers are written
         self._finish(lane, batch, queued, segments, seconds)

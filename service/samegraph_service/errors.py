@@ -13,11 +13,15 @@
         ├── NoEvidence                    nothing was counted of that experiment
         ├── NoFeedbackKey                 feedback is closed: no key signs prediction ids
         ├── NotReady                      the model or version is known but cannot answer now
-        ├── Overloaded                    admission refused: come back after the hint
+        ├── Refused                       admission refused: come back after the hint
+        │   ├── Overloaded                there is no place
+        │   └── DeadlineUnreachable       there is one, but the answer would come after the deadline
         ├── Draining                      the server is shutting down
         ├── DeadlineExceeded              the caller's deadline passed while the request waited
         ├── DeadlineTooShort              no answer could ever meet that deadline
+        ├── KeyReused                     the idempotency key belongs to another request
         ├── BadDeadline                   the deadline header is not a positive number
+        ├── BadHeader                     the priority or the idempotency key is none
         ├── BadRequest                    the bytes are not HTTP
         ├── UnsupportedExtension          a part of a protocol that this server does not have
         ├── HeadTooLarge                  request line and headers are over the limit
@@ -37,7 +41,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from samegraph_transforms.errors import SamegraphError
 
@@ -114,17 +119,27 @@ class NotReady(ServiceError):
         self.retry_after_s = retry_after_s
 
 
-class Overloaded(ServiceError):
-    """Raised when admission refuses a request.
+class Refused(ServiceError):
+    """Raised when admission refuses a request for the work that is there already.
 
     Attributes:
-        reason: Which bound was met: `requests`, `rows` or `bytes`.
+        reason: Which bound was met, as in the metric `samegraph_refused_total`.
+        facts: Further members of the error document.
     """
 
-    def __init__(self, message: str, *, reason: str, retry_after_s: float) -> None:
+    def __init__(self, message: str, *, reason: str, retry_after_s: float, facts: Mapping[str, Any] | None = None) -> None:
         super().__init__(message)
         self.reason = reason
         self.retry_after_s = retry_after_s
+        self.facts = facts or {}
+
+
+class Overloaded(Refused):
+    """Raised when a request meets a bound of the work that is accepted."""
+
+
+class DeadlineUnreachable(Refused):
+    """Raised when the answer is predicted to come after the caller's deadline, and a later attempt could make it."""
 
 
 class Draining(ServiceError):
@@ -143,8 +158,16 @@ class DeadlineTooShort(ServiceError):
     """Raised when one execution takes longer than the caller's whole deadline."""
 
 
+class KeyReused(ServiceError):
+    """Raised when an idempotency key comes again with another request."""
+
+
 class BadDeadline(ServiceError):
     """Raised when the deadline the caller sent is not a positive number."""
+
+
+class BadHeader(ServiceError):
+    """Raised when a header of ours that the caller sent cannot be understood."""
 
 
 class BadRequest(ServiceError):

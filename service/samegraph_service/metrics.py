@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+from .tickets import Seen
 
 UNKNOWN_MODEL = "_unknown"
 STAGES = ("decode", "item", "queue", "batch", "encode")
@@ -154,6 +156,44 @@ class VersionMetrics:
         self.poison_refused += 1
 
 
+class AdmissionMetrics:
+    """What is measured about hints.
+
+    Attributes:
+        early: By how many seconds places came free before they were promised.
+        late: By how many after.
+    """
+
+    def __init__(self) -> None:
+        self.early = Histogram(DURATION_BUCKETS)
+        self.late = Histogram(DURATION_BUCKETS)
+
+    def hint_error(self, seconds: float) -> None:
+        """A place came free so many seconds after it was promised."""
+        histogram = self.late if seconds > 0 else self.early
+        histogram.observe(abs(seconds))
+        if len(histogram.pending) >= SORT_AT:
+            histogram.sort()
+
+    def families(self, seen: Seen, replayed: Mapping[str, int]) -> Iterable[Metric | HistogramFamily]:
+        """Give everything, with what became of tickets and of repeated requests."""
+        yield HistogramFamily(
+            "samegraph_hint_error_seconds",
+            "Between the moment a refused caller was first promised and the one at which a place came free.",
+            [((("side", "early"),), self.early), ((("side", "late"),), self.late)],
+        )
+        returns = (("hit", seen.hits), ("miss", seen.misses), ("early", seen.early))
+        yield _counter("samegraph_hint_returns", "Refused callers who came back, by result.", ("result",), [((r,), n) for r, n in returns])
+        tickets = (("issued", seen.issued), ("expired", seen.expired), ("none", seen.unticketed))
+        yield _counter("samegraph_tickets", "Tickets of refused callers.", ("event",), [((e,), n) for e, n in tickets])
+        yield _counter(
+            "samegraph_replayed_requests",
+            "Requests answered with the computation of another under the same key.",
+            ("how",),
+            [((how,), n) for how, n in replayed.items()],
+        )
+
+
 @dataclass
 class Reading:
     """What the collector asks the rest of the service for at a scrape."""
@@ -162,6 +202,7 @@ class Reading:
     gauges: Callable[[], Iterable[tuple[str, str, float]]]
     refused: Callable[[], dict[str, int]]
     loads: Callable[[], dict[str, int]]
+    more: Callable[[], Iterable[Metric | HistogramFamily]] = field(default=lambda: ())
     dropped_log_lines: Callable[[], int] = field(default=lambda: 0)
 
 
@@ -254,6 +295,7 @@ class Metrics(Collector):
                 ("result",),
                 [((k,), n) for k, n in self.reading.loads().items()],
             )
+            yield from self.reading.more()
             for name, text, value in self.reading.gauges():
                 yield GaugeMetricFamily(name, text, value=value)
             yield CounterMetricFamily(

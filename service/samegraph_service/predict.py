@@ -20,6 +20,7 @@ from samegraph_transforms.runtime import PackageRuntime
 from samegraph_transforms.signature import Row
 from samegraph_transforms.wire import Decoded
 
+from .admission import Asked
 from .batching import Entry, Part, Work, cut
 from .call import Answer, Call, Failure, Origin
 from .clock import Loop
@@ -29,6 +30,7 @@ from .experiments.assignment import unit_bytes
 from .logs import get_logger
 from .metrics import VersionMetrics
 from .routing import Decision, Experiment, RouteTable
+from .turns import NORMAL
 
 log = get_logger("samegraph.predict")
 
@@ -45,6 +47,7 @@ class Served:
         metrics: What is counted about it.
         origin: What its answers say about where they come from.
         values_per_row: How many values one answered row holds (of an open dimension: one).
+        asked: What a request asks of the gate that asks for nothing in particular.
     """
 
     model: str
@@ -54,6 +57,7 @@ class Served:
     metrics: VersionMetrics
     origin: Origin
     values_per_row: int
+    asked: Asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +165,8 @@ class Predictor:
             if deadline <= now:
                 raise DeadlineExceeded("the deadline passed before the request was read")
             if call.reservation is not None:
+                if call.priority != NORMAL or call.timeout_s is not None:
+                    call.reservation.ask(None if call.timeout_s is None else deadline - now, call.priority)
                 call.reservation.confirm(n, call.body_bytes)
         except SamegraphError as error:
             served.metrics.decoded(seconds)
@@ -186,6 +192,11 @@ class Predictor:
         else:
             self._run(call, rows)
 
+    def deadline_of(self, call: Call) -> float:
+        """Return the loop time until which a call's answer is wanted."""
+        asked = self._deadlines.default_s if call.timeout_s is None else min(call.timeout_s, self._deadlines.longest_s)
+        return call.received + asked
+
     def _timeout_s(self, asked: float, served: Served) -> float:
         """Return the caller's own deadline in seconds, within the server's bounds."""
         timeout = min(asked, self._deadlines.longest_s)
@@ -206,7 +217,7 @@ class Predictor:
                 if not isinstance(row, tuple):
                     continue
                 if self._items_in_slots:
-                    self._device.prepare(served.lane, partial(self._prepare, call, index))
+                    self._device.prepare(served.lane, partial(self._prepare, call, index), call)
                 else:
                     self._host.submit(self._prepare_on_host, call, index)
             return
@@ -349,4 +360,4 @@ def served_version(runtime: PackageRuntime, lane: Lane, metrics: VersionMetrics)
     manifest = runtime.manifest
     values = sum(math.prod(d or 1 for d in output.shape) for output in manifest.outputs)
     origin = Origin(manifest.name, manifest.version, runtime.digest, manifest.outputs)
-    return Served(manifest.name, manifest.version, runtime, lane, metrics, origin, values)
+    return Served(manifest.name, manifest.version, runtime, lane, metrics, origin, values, Asked(lane))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 from samegraph_transforms.executor import CPU, available_providers, gpu_present
 from samegraph_transforms.gpu import GpuOptions
@@ -23,6 +24,7 @@ from .admission import Gate, Limits
 from .api.access import AccessLogged
 from .api.asgi import PredictGateway
 from .api.front import Front, HttpLimits
+from .api.repeats import Repeats
 from .batching import BatchPolicy
 from .capture.options import CaptureOptions, check_libraries, parse_field_names, parse_ratios, read_key
 from .clock import PreciseLoop
@@ -46,7 +48,7 @@ from .experiments.watch import ExperimentWatch
 from .exposition import Exposition
 from .loading import Loaded, LoadOptions
 from .logs import AccessLog, LogOutput, get_logger
-from .metrics import Metrics, Reading, VersionMetrics, VersionReading
+from .metrics import AdmissionMetrics, HistogramFamily, Metrics, Reading, VersionMetrics, VersionReading
 from .openapi import ExampleRequest, ModelDoc
 from .operation import LoadPhases, OperationMetrics
 from .pages import ModelEntry, VersionEntry
@@ -80,7 +82,18 @@ class Service:
         loop = PreciseLoop(asyncio.get_running_loop())
         self.host = ThreadPoolExecutor(execution.host_threads or quota, thread_name_prefix="samegraph-host")
         self.device = Device(loop, execution.run_slots or (quota if providers == CPU else 2), execution.inline_below_s)
-        self.gate = Gate(Limits(limits.max_requests, limits.max_queued_rows, limits.max_queued_bytes), self.device.pending_s)
+        admission = settings.admission
+        self.admission_metrics = AdmissionMetrics()
+        self.gate = Gate(
+            Limits(limits.max_requests, limits.max_queued_rows, limits.max_queued_bytes),
+            self.device,
+            loop.time,
+            default_s=limits.default_deadline_s,
+            max_hint_s=admission.max_hint_s,
+            max_tickets=admission.max_keys,
+            max_callers=admission.max_callers,
+            on_hint_error=self.admission_metrics.hint_error,
+        )
         self.repository = Repository(
             settings.repository.path,
             keep_versions=settings.repository.keep_versions,
@@ -127,7 +140,11 @@ class Service:
                 limits.max_instances,
                 limits.body_timeout_s,
                 compress_from_bytes=settings.server.compress_from_bytes or None,
+                caller_header=admission.caller_header.lower().encode("latin-1", "replace"),
+                priorities=admission.priorities,
+                advertise=admission.advertise,
             ),
+            repeats=Repeats(loop, keep_s=admission.replay_s, max_keys=admission.max_keys, max_bytes=admission.replay_bytes),
             capture=None if self.capture is None else self.capture.tap,
             experiments=self.experiments,
             sign=None if self.prediction_ids is None else AnswerSigner(self.prediction_ids),
@@ -265,6 +282,7 @@ class Service:
             runner, cost = Paced(runner, self.pace), paced_cost(self.pace, loaded.max_batch_size)
         lane = Lane(f"{manifest.name}/{manifest.version}", runner, policy, cost, metrics, loaded.canary)
         self.device.add(lane)
+        self.gate.look_at_rates()
         served = served_version(loaded.runtime, lane, metrics)
         if self.capture is not None:
             self.capture.expect(manifest)
@@ -360,6 +378,7 @@ class Service:
             refused=lambda: self.gate.refused,
             dropped_log_lines=lambda: 0 if self.access_log is None else self.access_log.dropped,
             loads=lambda: self.repository.loads,
+            more=self._admission,
         )
         others: list[Collector] = [process, ShadowMetrics(self.shadows), RoutingMetrics(self._routing_reading), self.operation]
         if self.capture is not None:
@@ -371,6 +390,12 @@ class Service:
     def _routing_reading(self) -> RoutingReading:
         repository = self.repository
         return RoutingReading(repository.routing.revision, len(repository.routing_problems), repository.routing_reads)
+
+    def _admission(self) -> Iterable[Metric | HistogramFamily]:
+        repeats = self.front.repeats
+        return self.admission_metrics.families(
+            self.gate.tickets.seen, {"joined": repeats.joined, "stored": repeats.stored, "reused": repeats.reused}
+        )
 
     def _gauges(self) -> Iterable[tuple[str, str, float]]:
         load, limits = self.gate.load, self.gate.limits
@@ -385,6 +410,11 @@ class Service:
         yield "samegraph_in_flight_bytes_limit", "Bound of samegraph_in_flight_bytes.", limits.max_bytes
         yield "samegraph_run_slots", "Executions that may run at the same time.", self.device.slots
         yield "samegraph_run_slots_busy", "Executions that run now on a thread.", self.device.busy_slots
+        self.gate.look_at_rates()
+        yield "samegraph_tickets_waiting", "Refused callers who hold a ticket.", len(self.gate.tickets)
+        yield "samegraph_callers", "Callers that are told apart.", len(self.gate.callers)
+        yield "samegraph_stored_answers", "Answers kept for repeated requests.", self.front.repeats.kept
+        yield "samegraph_stored_answers_bytes", "Bytes of their bodies.", self.front.repeats.bytes
         yield "samegraph_predicted_drain_seconds", "Predicted run time of everything that waits.", self.device.pending_s()
 
     def _load_phases(self) -> Iterable[LoadPhases]:

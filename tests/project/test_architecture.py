@@ -33,6 +33,7 @@ SERVICE_ORDER = (
     "pages openapi",
     "api.asgi api.protocol",
     "api.front",
+    "api.repeats",
     "api.v1 api.v2",
     "api.access api.encoding api.error_document api.multipart api.paths api.v2_tensors",
     "experiments.analysis.commands",
@@ -64,13 +65,27 @@ SERVICE_ORDER = (
     "experiments.counters",
     "experiments.assignment experiments.routing_metrics experiments.breaker experiments.prediction_id",
     "simulated",
-    "cost poison quota metrics loaders logs operation settings example_image drift.statistics",
+    "turns cost poison quota metrics loaders logs operation settings example_image drift.statistics",
     "drift.distributions drift.window_sizes log_writer memory capture.options",
     "capture.storage",
+    "tickets",
     "errors",
 )
 #: The path of a prediction: knows callbacks and a clock, but neither HTTP nor settings nor files.
-CORE = ("experiments.assignment", "call", "predict", "device", "batching", "admission", "routing", "cost", "poison", "errors")
+CORE = (
+    "experiments.assignment",
+    "call",
+    "predict",
+    "device",
+    "batching",
+    "admission",
+    "routing",
+    "cost",
+    "poison",
+    "turns",
+    "tickets",
+    "errors",
+)
 WEB = {"fastapi", "starlette", "uvicorn", "httptools", "python_multipart", "httpx2", "httpx"}
 TRAINING = {"sklearn", "pandas", "scipy", "torch", "skl2onnx"}
 UNPICKLERS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}

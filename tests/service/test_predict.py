@@ -7,7 +7,7 @@ from typing import Any
 import package_builders as build
 import pytest
 from fakes import FakeLoop, ManualPool
-from samegraph_service.admission import Gate, Limits, Load, hint_s, over
+from samegraph_service.admission import Asked, Gate, Limits, Load, hint_s, over
 from samegraph_service.batching import BatchPolicy
 from samegraph_service.call import Answer, Call, Failure, Outcome
 from samegraph_service.cost import CostModel
@@ -49,7 +49,7 @@ class OnePath:
         self.metrics = VersionMetrics("plants", 1)
         served = served_version(runtime, self.lane, self.metrics)
         self.table: RouteTable[Served] = RouteTable({"plants": ModelRoutes({1: served}, {2: "failed: why"}, {"production": 1})})
-        self.gate = Gate(limits or Limits(10, 100, 10_000), self.device.pending_s)
+        self.gate = Gate(limits or Limits(10, 100, 10_000), self.device, self.loop.time)
         self.predictor = Predictor(self.loop, self.device, self.host, Deadlines(30.0, 60.0), lambda: self.table)
         self.outcomes: list[Outcome] = []
 
@@ -61,7 +61,7 @@ class OnePath:
         for name, value in changes.items():
             setattr(call, name, value)
         served = self.predictor.route("plants", None, label)
-        call.reservation = self.gate.reserve(len(body))
+        call.reservation = self.gate.reserve(len(body), self.gate.callers.of("a"), served.asked)
         self.predictor.submit(served, call)
         return call
 
@@ -206,7 +206,7 @@ def test_the_servers_longest_deadline_bounds_the_callers(path: OnePath) -> None:
 
 
 def test_rows_over_the_bound_are_refused_with_a_hint(runtime: PackageRuntime) -> None:
-    """429 says when to come back, from the predicted time of what waits."""
+    """429 says when to come back: when the first batch is over, and a quarter of its time."""
     path = OnePath(runtime, Limits(10, 4, 10_000))
     path.lane.cost.observe(1, 0.5)
     path.submit([build.ROWS[0]] * 3)
@@ -214,7 +214,7 @@ def test_rows_over_the_bound_are_refused_with_a_hint(runtime: PackageRuntime) ->
     error = path.failure()
     assert isinstance(error, Overloaded)
     assert error.reason == "rows"
-    assert error.retry_after_s == pytest.approx(1.5)
+    assert error.retry_after_s == pytest.approx(1.25)
     assert path.gate.load.rows == 3
 
 
@@ -251,13 +251,15 @@ def test_hints_are_bounded() -> None:
 
 def test_a_draining_gate_refuses_and_says_when_it_is_empty() -> None:
     """Shutdown waits for exactly what was accepted."""
-    gate = Gate(Limits(5, 5, 500), lambda: 0.0)
+    loop = FakeLoop()
+    gate = Gate(Limits(5, 5, 500), Device(loop, 1, 0.0, ManualPool()), loop.time)
+    caller = gate.callers.of("a")
     idle: list[bool] = []
     gate.on_idle = lambda: idle.append(True)
-    place = gate.reserve(10)
+    place = gate.reserve(10, caller, Asked())
     gate.draining = True
     with pytest.raises(Draining):
-        gate.reserve(1)
+        gate.reserve(1, caller, Asked())
     place.release()
     place.release()
     assert idle[0]

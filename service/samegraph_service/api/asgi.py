@@ -56,7 +56,7 @@ class _Exchange(Exchange):
         try:
             response = await self._response()
         except SamegraphError as error:
-            response = front.failed(error, self.request_id)
+            response = front.refused(error, self)
         except Exception as error:  # noqa: BLE001 - the caller gets a document and the log the traceback, whatever broke
             response = front.crashed(self, error)
         if not isinstance(response.error, CallerGone):

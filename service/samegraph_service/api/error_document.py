@@ -37,10 +37,13 @@ _BY_CLASS: dict[type[SamegraphError], Mapping] = {
     errors.NoFeedbackKey: Mapping(409, "no_feedback_key", False),
     errors.NotReady: Mapping(503, "not_ready", True),
     errors.Overloaded: Mapping(429, "overloaded", True),
+    errors.DeadlineUnreachable: Mapping(429, "deadline_unreachable", True),
     errors.Draining: Mapping(503, "draining", True),
     errors.DeadlineExceeded: Mapping(504, "deadline_exceeded", True),
     errors.DeadlineTooShort: Mapping(400, "deadline_too_short", False),
+    errors.KeyReused: Mapping(400, "key_reused", False),
     errors.BadDeadline: Mapping(400, "bad_deadline", False),
+    errors.BadHeader: Mapping(400, "bad_header", False),
     errors.BadRequest: Mapping(400, "bad_request", False),
     errors.UnsupportedExtension: Mapping(400, "unsupported_extension", False),
     errors.HeadTooLarge: Mapping(431, "head_too_large", False),
@@ -110,12 +113,20 @@ def document(error: SamegraphError, request_id: str) -> dict[str, Any]:
         "field": getattr(error, "field", None),
         "instance": getattr(error, "instance", None),
         "request_id": request_id,
+        **_facts(error),
     }
     if isinstance(error, errors.RoutingProblem):
         document["problems"] = list(error.problems)
     if isinstance(error, errors.RoutingReadOnly):
         document["file"] = error.text
     return document
+
+
+def _facts(error: SamegraphError) -> dict[str, Any]:
+    """Return the further members of a refusal for load."""
+    if not isinstance(error, errors.Refused):
+        return {}
+    return {"retry_after_ms": math.ceil((error.retry_after_s or 0.0) * 1000), **error.facts}
 
 
 def instance_document(error: SamegraphError, instance: int) -> dict[str, Any]:

@@ -26,13 +26,26 @@ from samegraph_transforms.errors import InputError, SamegraphError
 from samegraph_transforms.signature import Signature
 from samegraph_transforms.wire import Decoded, decode_v1
 
-from samegraph_service.admission import Gate
+from samegraph_service.admission import Asked, Caller, Gate, priority_of
 from samegraph_service.api import encoding, error_document, v1, v2
 from samegraph_service.api.paths import Target
+from samegraph_service.api.repeats import Key, Repeat, Repeats, fingerprint
 from samegraph_service.call import Answer, Call, Failure, OnError, Origin, Outcome
 from samegraph_service.capture.tap import CaptureTap, Kept
 from samegraph_service.clock import Loop
-from samegraph_service.errors import BadDeadline, BodyTooLarge, BodyTooSlow, CallerGone, Draining, Internal, MethodNotAllowed
+from samegraph_service.errors import (
+    BadDeadline,
+    BadHeader,
+    BodyTooLarge,
+    BodyTooSlow,
+    CallerGone,
+    DeadlineExceeded,
+    Draining,
+    Internal,
+    KeyReused,
+    MethodNotAllowed,
+    Refused,
+)
 from samegraph_service.experiments.assignment import Assignment
 from samegraph_service.experiments.signing import AnswerSigner
 from samegraph_service.experiments.watch import ExperimentWatch
@@ -40,6 +53,7 @@ from samegraph_service.logs import AccessLog, bind_request_id, get_logger
 from samegraph_service.metrics import UNKNOWN_MODEL, Metrics
 from samegraph_service.predict import Predictor, Served
 from samegraph_service.routing import Decision, Experiment, RouteTable
+from samegraph_service.turns import BACKGROUND, NORMAL
 
 log = get_logger("samegraph.http")
 
@@ -50,13 +64,17 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._\-]{1,128}")
 ENCODE_ON_HOST_VALUES = 4096
 #: Shared heads whose route is remembered until the routes change.
 MAX_JUDGED = 4096
+#: Bodies larger than this are compared with those that came under the same key on a host thread.
+COMPARE_ON_HOST_BYTES = 262_144
+#: Prepared lines of `ratelimit` that are kept.
+MAX_ADVERTS = 8192
 #: JSON and multipart bodies larger than this are decoded on a host thread.
 DECODE_ON_HOST_BYTES = 32768
 
 
 @dataclass(frozen=True, slots=True)
 class HttpLimits:
-    """Bounds of a request on the wire.
+    """Bounds of a request on the wire, and what its head may say.
 
     Attributes:
         max_body_bytes: Largest body.
@@ -64,6 +82,9 @@ class HttpLimits:
         body_timeout_s: Longest time head and body may take to arrive, in seconds.
         discard_s: Longest time the rest of a refused body is read to be thrown away, in seconds.
         compress_from_bytes: Smallest answer that is compressed for callers who accept it; None compresses none.
+        caller_header: Header that names the caller, in lower case; empty for his address.
+        priorities: Whether callers may choose their class.
+        advertise: Whether answers carry the in-flight limit.
     """
 
     max_body_bytes: int
@@ -71,6 +92,9 @@ class HttpLimits:
     body_timeout_s: float
     discard_s: float = 5.0
     compress_from_bytes: int | None = None
+    caller_header: bytes = b""
+    priorities: bool = True
+    advertise: bool = True
 
 
 class Head:
@@ -88,6 +112,9 @@ class Head:
         on_error: What one bad instance does to the others, once the head was judged.
         coding: How the body is compressed, once the head was judged.
         accepts: How the answer may be compressed, once the head was judged.
+        priority: Its class, once the head was judged.
+        key: Its idempotency key, or None, once the head was judged.
+        plain: It asks for no deadline, no class and no key, once the head was judged.
     """
 
     __slots__ = (
@@ -98,9 +125,12 @@ class Head:
         "given_id",
         "has_body",
         "headers",
+        "key",
         "method",
         "on_error",
         "path",
+        "plain",
+        "priority",
         "protocol",
         "query",
         "shared",
@@ -126,6 +156,9 @@ class Head:
         self.on_error: OnError = "fail"
         self.coding: encoding.Coding | None = None
         self.accepts: encoding.Coding | None = None
+        self.priority = NORMAL
+        self.key: bytes | None = None
+        self.plain = True
 
 
 class Exchange(Call):
@@ -137,14 +170,25 @@ class Exchange(Call):
         client: The caller's address, or "".
     """
 
-    __slots__ = ("client", "head", "max_instances", "v2")
+    complete = False  # whether its body is here already
+
+    __slots__ = ("client", "front", "head", "max_instances", "repeat", "v2")
 
     def __init__(self, front: Front, head: Head, client: str) -> None:
         Call.__init__(self, _DECODERS[head.protocol], head.given_id or front.fresh_id(), front.now(), front.finished)
         self.head = head
         self.client = client
+        self.front = front
+        self.repeat: Repeat | None = None
         self.max_instances = front.limits.max_instances
         self.v2: v2.InferRequest | None = None
+
+    def cancel(self) -> None:
+        """The caller is gone; a computation that others wait for goes on."""
+        if self.repeat is None:
+            Call.cancel(self)
+        else:
+            self.front.leave(self, self.repeat)
 
     def encode(self, answer: Answer) -> bytes | v2.Encoded:
         """Write the answer in the caller's protocol.
@@ -176,6 +220,22 @@ class Static:
     v1: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Advert:
+    """What an answer says about the in-flight limit.
+
+    Attributes:
+        pairs: Headers, for ASGI.
+        raw: The same, as HTTP/1.1.
+    """
+
+    pairs: tuple[tuple[bytes, bytes], ...] = ()
+    raw: bytes = b""
+
+
+_NO_ADVERT = Advert()
+
+
 class Response:
     """One answer, ready to be written by either way in.
 
@@ -183,10 +243,12 @@ class Response:
         status: HTTP status.
         body: Its bytes.
         error: What went wrong, or None.
-        answer: What was answered, or None.
+        answer: What was answered, or None; None too when another request was answered with it.
+        advert: What it says about the in-flight limit.
+        replayed: `joined` or `stored` when another request's computation gave it, else empty.
     """
 
-    __slots__ = ("_headers", "_prediction_id", "_request_id", "_static", "answer", "body", "error", "status")
+    __slots__ = ("_headers", "_prediction_id", "_request_id", "_static", "advert", "answer", "body", "error", "replayed", "status")
 
     def __init__(
         self,
@@ -207,11 +269,21 @@ class Response:
         self._static = static
         self._request_id = request_id
         self._prediction_id = prediction_id
+        self.advert = _NO_ADVERT
+        self.replayed = ""
+
+    def again(self, how: str, request_id: str) -> Response:
+        """Return it for another request under the same key: `joined` or `stored`."""
+        ids = request_id.encode(), self._prediction_id
+        other = Response(self.status, self.body, self._headers, self.error, None, self._static, *ids)
+        other.replayed = how
+        return other
 
     def pairs(self) -> Headers:
         """Return the headers for ASGI."""
+        replayed = [(b"samegraph-replayed", self.replayed.encode())] if self.replayed else []
         if self._static is None:
-            return list(self._headers or ())
+            return [*(self._headers or ()), *self.advert.pairs, *replayed]
         own = self._headers or ()
         return [
             *(self._static.pairs if not own or own[0][0] != b"content-type" else self._static.pairs[1:]),
@@ -219,12 +291,14 @@ class Response:
             (b"content-length", b"%d" % len(self.body)),
             (b"x-request-id", self._request_id),
             (b"samegraph-prediction-id", self._prediction_id),
+            *self.advert.pairs,
+            *replayed,
         ]
 
     def http1(self, close: bool, with_body: bool = True) -> bytes:
         """Return the whole HTTP/1.1 response, or its head only (the answer to HEAD)."""
         end = b"connection: close\r\n\r\n" if close else b"\r\n"
-        if self._static is not None and not self._headers and with_body:
+        if self._static is not None and not self._headers and with_body and not self.replayed:
             return b"".join(
                 (
                     self._static.raw,
@@ -235,6 +309,7 @@ class Response:
                     b"\r\nsamegraph-prediction-id: ",
                     self._prediction_id,
                     b"\r\n",
+                    self.advert.raw,
                     end,
                     self.body,
                 )
@@ -258,6 +333,7 @@ class Front:
         capture: Takes sampled requests with their answers; None when nothing is captured.
         experiments: Counts what experiments decided; None for no counting.
         sign: Makes prediction ids; None where request ids stand for them.
+        repeats: The requests that are known by an idempotency key.
     """
 
     def __init__(
@@ -274,6 +350,7 @@ class Front:
         capture: CaptureTap | None = None,
         experiments: ExperimentWatch | None = None,
         sign: AnswerSigner | None = None,
+        repeats: Repeats | None = None,
     ) -> None:
         self.limits = limits
         self.now = loop.time  # the clock of `Head.received`: the core's, not uvloop's, which stands still within a turn
@@ -287,6 +364,9 @@ class Front:
         self._experiments = experiments
         self._sign = sign
         self._host = host
+        self.repeats = repeats or Repeats(loop, keep_s=0.0, max_keys=1, max_bytes=0)
+        self._adverts: dict[tuple[int, int], Advert] = {}
+        self._lone_adverts: dict[int, Advert] = {}
         self._next_id = itertools.count(1).__next__
         self._boot = os.urandom(6).hex()
         self._judged: dict[Head, Decision[Served]] = {}  # shared heads and what answers them, under the table in force
@@ -327,7 +407,34 @@ class Front:
             self._leave_open(exchange, decision.undecided)
         exchange.timeout_s = head.timeout_s
         exchange.on_error = head.on_error
-        exchange.reservation = self._gate.reserve(head.declared)
+        caller = exchange.caller
+        if caller is None:
+            caller = exchange.caller = self._caller_of(head, exchange.client)
+        if head.plain:
+            exchange.reservation = self._gate.reserve(head.declared, caller, exchange.served.asked)
+        else:
+            self._reserve(exchange, head, caller)
+        if head.has_body and not exchange.complete:
+            exchange.reservation.arriving(exchange.received)  # type: ignore[union-attr]
+
+    def caller_at(self, address: str) -> Caller | None:
+        """Return the caller all requests of a connection come from; None when their heads have to be seen to tell."""
+        return None if self.limits.caller_header else self._gate.callers.of(address)
+
+    def _caller_of(self, head: Head, address: str) -> Caller:
+        """Return the caller a request comes from."""
+        named = head.headers.get(self.limits.caller_header) if self.limits.caller_header else None
+        return self._gate.callers.of(address if named is None else named[:256].decode("latin-1"))
+
+    def _reserve(self, exchange: Exchange, head: Head, caller: Caller) -> None:
+        """Take a place for a request that asks for something; one whose key is known needs none."""
+        exchange.priority = head.priority
+        key = None if head.key is None else (caller.name, head.key)
+        asked = Asked(exchange.served.lane, head.timeout_s, head.priority, key)
+        if key is not None and self.repeats.get(key) is not None:
+            exchange.reservation = self._gate.hold(head.declared, caller, asked)
+        else:
+            exchange.reservation = self._gate.reserve(head.declared, caller, asked)
 
     @staticmethod
     def _leave_open(exchange: Exchange, experiment: Experiment[Served]) -> None:
@@ -343,11 +450,16 @@ class Front:
             raise MethodNotAllowed(f"predictions are asked for with POST, not {head.method[:16]}", allowed=("POST",))
         head.timeout_s = _timeout_s(head.headers)
         head.on_error = "fail" if head.protocol == "v1" and not head.query else _on_error(head)
+        if self.limits.priorities and b"samegraph-priority" in head.headers:
+            head.priority = _priority(head.headers[b"samegraph-priority"])
+        if b"idempotency-key" in head.headers:
+            head.key = _key(head.headers[b"idempotency-key"])
+        head.plain = head.timeout_s is None and head.priority == NORMAL and head.key is None
         if head.declared > self.limits.max_body_bytes:
             raise self.too_large()
         if b"content-encoding" in head.headers:
             head.coding = encoding.coding_of(head.headers[b"content-encoding"][:64])
-        if b"accept-encoding" in head.headers and self.limits.compress_from_bytes is not None:
+        if b"accept-encoding" in head.headers and self.limits.compress_from_bytes is not None and head.key is None:
             head.accepts = encoding.accepted(head.headers[b"accept-encoding"][:256])
         target = head.target
         decision = self._predictor.decide(target.model, target.version, target.label, head.headers)
@@ -374,6 +486,9 @@ class Front:
         exchange.heavy = size > DECODE_ON_HOST_BYTES and exchange.head.protocol != "raw"
         if exchange.head.coding is not None:
             exchange.decode, exchange.heavy = self._decode_compressed, True
+        if exchange.head.key is not None:
+            self._run_keyed(exchange, exchange.head.key)
+            return
         if self._capture is not None:
             self._capture.sample(exchange)
         self._predictor.submit(exchange.served, exchange)
@@ -388,7 +503,7 @@ class Front:
 
     def _finished(self, exchange: Exchange, outcome: Outcome) -> None:
         if isinstance(outcome, Failure):
-            exchange.respond(self.failed(outcome.error, exchange.request_id))
+            self._deliver(exchange, self.failed(outcome.error, exchange.request_id))
             return
         if self._sign is not None:
             outcome.prediction_id = self._sign(outcome)
@@ -426,7 +541,7 @@ class Front:
     def _respond(self, exchange: Exchange, answer: Answer, body: Body, coding: encoding.Coding | None, seconds: float) -> None:
         exchange.served.metrics.encode.observe(seconds)
         if isinstance(body, SamegraphError):
-            exchange.respond(self.failed(body, exchange.request_id))
+            self._deliver(exchange, self.failed(body, exchange.request_id))
             return
         headers = None
         if not isinstance(body, bytes):
@@ -438,12 +553,131 @@ class Front:
         if coding is not None:
             headers = [*(headers or ()), (b"content-encoding", coding.encode()), (b"vary", b"accept-encoding")]
         ids = answer.request_id.encode(), answer.prediction_id.encode()
-        exchange.respond(Response(200, body, headers, None, answer, _static(answer), *ids))
+        self._deliver(exchange, Response(200, body, headers, None, answer, _static(answer), *ids))
+
+    def _deliver(self, exchange: Exchange, response: Response) -> None:
+        """Hand a response to its request, and to all that came under the same key."""
+        if exchange.repeat is None:
+            if self.limits.advertise:
+                response.advert = self._advert(exchange, response)
+            exchange.respond(response)
+            return
+        for party in self.repeats.finish(exchange.repeat, response):
+            party.repeat = None
+            self._deliver(party, response if party is exchange else response.again("joined", party.request_id))
 
     def failed(self, error: SamegraphError, request_id: str) -> Response:
         """Return the response to a request that failed."""
         status, headers, body = error_document.response(error, request_id)
         return Response(status, body, headers, error)
+
+    def refused(self, error: SamegraphError, exchange: Exchange) -> Response:
+        """Return the response to a request that was refused before it ran."""
+        response = self.failed(error, exchange.request_id)
+        if self.limits.advertise:
+            response.advert = self._advert(exchange, response)
+        return response
+
+    # --- the in-flight limit ------------------------------------------------------------------------------------------
+
+    def _advert(self, exchange: Exchange, response: Response) -> Advert:
+        """Return what an answer says about the limit; for a caller who is alone here, the line prepared for so many requests."""
+        gate, caller = self._gate, exchange.caller
+        if response.error is None and caller is not None and not gate.line:
+            here = gate.load.requests
+            if caller.requests == here:
+                advert = self._lone_adverts.get(here)
+                if advert is None:
+                    if len(self._lone_adverts) >= MAX_ADVERTS:
+                        self._lone_adverts.clear()
+                    advert = self._lone_adverts[here] = self._any_advert(caller, response)
+                return advert
+        return _NO_ADVERT if caller is None else self._any_advert(caller, response)
+
+    def _any_advert(self, caller: Caller, response: Response) -> Advert:
+        if isinstance(response.error, Refused):
+            return _make_advert(self._gate.quota(caller)[0], 0, math.ceil(response.error.retry_after_s or 0.0))
+        quota = self._gate.quota(caller)
+        advert = self._adverts.get(quota)
+        if advert is None:
+            if len(self._adverts) >= MAX_ADVERTS:
+                self._adverts.clear()
+            advert = self._adverts[quota] = _make_advert(*quota, 0 if quota[1] else 1)
+        return advert
+
+    # --- requests with a key ------------------------------------------------------------------------------------------
+
+    def _run_keyed(self, exchange: Exchange, key: bytes) -> None:
+        """Compare a request with what is known of its key; a large one on a host thread."""
+        head = exchange.head
+        facts = b"\0".join(
+            (head.path.encode(), head.query, head.content_type.encode(), head.headers.get(b"inference-header-content-length", b""))
+        )
+        if exchange.body_bytes <= COMPARE_ON_HOST_BYTES:
+            self._run_known(exchange, key, fingerprint(facts, exchange.body))
+        else:
+            self._host.submit(self._compare_on_host, exchange, key, facts)
+
+    def _compare_on_host(self, exchange: Exchange, key: bytes, facts: bytes) -> None:
+        self._loop.call_soon_threadsafe(self._run_known, exchange, key, fingerprint(facts, exchange.body))
+
+    def _run_known(self, exchange: Exchange, name: bytes, print_: bytes) -> None:
+        """Answer a request from what is known under its key, join it to what runs, or run it."""
+        assert isinstance(exchange.caller, Caller)
+        key: Key = (exchange.caller.name, name)
+        repeat = self.repeats.get(key)
+        if exchange.cancelled:
+            exchange.release()
+            self._deliver(exchange, self.failed(CallerGone("the caller hung up"), exchange.request_id))
+        elif repeat is None:
+            exchange.repeat = self.repeats.lead(key, print_, exchange)
+            if self._capture is not None:
+                self._capture.sample(exchange)
+            self._predictor.submit(exchange.served, exchange)
+        elif repeat.fingerprint != print_:
+            exchange.release()
+            self.repeats.reused += 1
+            text = "this idempotency-key was used for another request; send every new request with a key of its own"
+            self._deliver(exchange, self.failed(KeyReused(text), exchange.request_id))
+        elif repeat.response is not None:
+            exchange.release()
+            self.repeats.stored += 1
+            self._deliver(exchange, repeat.response.again("stored", exchange.request_id))
+        else:
+            exchange.release()
+            exchange.body = b""
+            exchange.repeat = repeat
+            self.repeats.join(repeat, exchange, self._predictor.deadline_of(exchange), self._late)
+
+    def _late(self, repeat: Repeat, party: Exchange) -> None:
+        """One who waits for a computation has waited long enough."""
+        error = DeadlineExceeded("the deadline passed while the request of the same key was at work")
+        self._leave(repeat, party, self.failed(error, party.request_id))
+
+    def leave(self, party: Exchange, repeat: Repeat) -> None:
+        """The caller of one who waits for a computation is gone; when nobody waits for it any more it is given up."""
+        party.cancelled = True
+        self._leave(repeat, party, self.failed(CallerGone("the caller hung up"), party.request_id))
+
+    def _leave(self, repeat: Repeat, party: Exchange, response: Response) -> None:
+        leader = repeat.leader
+        others = self.repeats.leave(repeat, party)
+        if party is not leader:
+            party.repeat = None
+            self._deliver(party, response)
+            if not others and leader is not None:
+                Call.cancel(leader)
+        elif others:
+            leader.cancelled = False  # its computation goes on
+            if self.limits.advertise:
+                response.advert = self._advert(party, response)
+            party.respond(response)
+        else:
+            repeat.parties[party] = None
+            if isinstance(response.error, DeadlineExceeded):
+                leader.fail(response.error)
+            else:
+                Call.cancel(leader)
 
     def crashed(self, exchange: Exchange, error: Exception) -> Response:
         """Log an exception nobody expected and return a response that does not tell it."""
@@ -457,7 +691,11 @@ class Front:
         """Count and log an answer, or a caller who left before it."""
         seconds = self.now() - exchange.received
         head, answer = exchange.head, response.answer
-        if answer is not None:
+        if response.replayed:
+            model, version, code = exchange.served.model, exchange.served.version, ""
+            if response.error is not None:
+                code = error_document.mapping_of(response.error).code
+        elif answer is not None:
             origin = answer.origin
             model, version, code = origin.model, origin.version, ""
             exchange.served.metrics.duration.observe(seconds)
@@ -469,10 +707,11 @@ class Front:
         else:
             version = 0
             model, code = self._count_failure(head, response)
-        self._metrics.request(model, version, head.protocol, response.status)
         assignment = exchange.assignment
-        if assignment is not None and self._experiments is not None:
-            self._count_experiment(self._experiments, assignment, seconds, response)
+        if not response.replayed:
+            self._metrics.request(model, version, head.protocol, response.status)
+            if assignment is not None and self._experiments is not None:
+                self._count_experiment(self._experiments, assignment, seconds, response)
         if self._access_log is not None:
             self._access_log.record(
                 head.method,
@@ -547,6 +786,8 @@ def decode_v2(call: Exchange, signature: Signature, request: v2.InferRequest) ->
     asked = v2.timeout_s(request)
     if asked is not None:
         call.timeout_s = asked if call.timeout_s is None else min(call.timeout_s, asked)
+    if request.parameters and "priority" in request.parameters and call.front.limits.priorities:
+        call.priority = min(BACKGROUND, request.parameters["priority"] or NORMAL)
     return v2.decode(signature, request, call.max_instances)
 
 
@@ -590,6 +831,15 @@ def _make_static(origin: Origin, assignment: Assignment | None) -> Static:
     return Static(tuple(pairs), raw, v1.ending(origin, {} if assignment is None else assignment.facts()))
 
 
+def _make_advert(most: int, free: int, next_s: int) -> Advert:
+    """Return the fields of the IETF's draft on RateLimit header fields, with its quota unit `concurrent-requests`."""
+    pairs = (
+        (b"ratelimit-policy", b'"inflight";q=%d;qu="concurrent-requests"' % most),
+        (b"ratelimit", b'"inflight";r=%d;t=%d' % (free, next_s)),
+    )
+    return Advert(pairs, b"".join(b"%b: %b\r\n" % pair for pair in pairs))
+
+
 @lru_cache(maxsize=128)
 def _status_line(status: int) -> bytes:
     try:
@@ -615,6 +865,31 @@ def _timeout_s(headers: dict[bytes, bytes]) -> float | None:
                 raise BadDeadline(f"header {name.decode()} must be a positive number; got {headers[name][:40].decode('latin-1')!r}")
             return seconds
     return None
+
+
+def _priority(value: bytes) -> int:
+    """Return the class a header names.
+
+    Raises:
+        BadHeader: It names none.
+    """
+    found = priority_of(value[:32].decode("latin-1"))
+    if found is None:
+        given = value[:32].decode("latin-1")
+        raise BadHeader(f"header samegraph-priority must be interactive, normal or background; got {given!r}")
+    return found
+
+
+def _key(value: bytes) -> bytes:
+    """Return an idempotency key, without the quotes the IETF's draft puts around it.
+
+    Raises:
+        BadHeader: It is empty, too long, or not printable ASCII.
+    """
+    key = value[1:-1] if len(value) >= 2 and value[:1] == value[-1:] == b'"' else value
+    if not 1 <= len(key) <= 255 or not all(32 <= byte < 127 for byte in key):
+        raise BadHeader("header idempotency-key must be 1 to 255 printable ASCII characters, the same for every attempt of one request")
+    return key
 
 
 def _on_error(head: Head) -> OnError:

@@ -19,6 +19,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
+from samegraph_service.admission import Caller
 from samegraph_service.api import error_document
 from samegraph_service.api.front import Exchange, Front, Head, Response
 from samegraph_service.api.paths import MAX_LENGTH, Target, predict_target
@@ -82,6 +83,7 @@ class PredictCycle(Exchange):
 
     def __init__(self, connection: PredictProtocol, front: Front, head: Head, *, keep_alive: bool, expects: bool) -> None:
         Exchange.__init__(self, front, head, connection.client_host)
+        self.caller = connection.caller
         self._connection = connection
         self._front = front
         self._chunks: list[bytes] = []
@@ -194,7 +196,7 @@ class PredictCycle(Exchange):
         self._discarding = unread and discard and not self.expects
         if (unread and not self._discarding) or isinstance(error, BodyTooLarge | BodyTooSlow):
             self.keep_alive = False
-        self.respond(self._front.failed(error, self.request_id))
+        self.respond(self._front.refused(error, self))
 
     def respond(self, response: Response) -> None:
         """Write the response; see `Exchange.respond`."""
@@ -270,6 +272,7 @@ class PredictProtocol(HttpToolsProtocol):
         super().__init__(config, server_state, app_state, _loop)
         self._front: Front | None = None
         self.client_host = ""
+        self.caller: Caller | None = None
         self._at_boundary = True
         self._active: PredictCycle | RequestResponseCycle | None = None
         self._head_bytes = 0
@@ -291,6 +294,8 @@ class PredictProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         self._front = type(self).get_front()
         self.client_host = self.client[0] if self.client else ""
+        if self._front is not None:
+            self.caller = self._front.caller_at(self.client_host)
         if self._front is not None:
             self._body_timeout_s = self._front.limits.body_timeout_s
         self._since = self.loop.time()
