@@ -5,7 +5,7 @@ PORT ?= 8000
 TARGETS ?= 127.0.0.1:8000
 OBSERVE_PORT ?= 9090
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint format coverage bench bench-peers bench-gpu models observe prove-dockerfile lock clean system env env-test env-build env-build-test python
+.PHONY: help serve test lint format coverage bench bench-peers bench-gpu models observe prove-dockerfile lock clean system env env-test env-build env-build-test env-clients python
 
 help:  ## Show what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' Makefile
@@ -13,7 +13,7 @@ help:  ## Show what there is to make
 serve: models  ## Make the environment, build the example models, serve them on 127.0.0.1:8000 (HOST=, PORT=)
 	@exec .venv/bin/samegraph serve --repository models --host $(HOST) --port $(PORT)
 
-test: system env-test env-build-test  ## Install what is missing, then format check, lint, types and every test
+test: system env-test env-build-test env-clients  ## Install what is missing, then format check, lint, types and every test
 	@.venv/bin/python scripts/check.py
 
 lint: env-test  ## Format check, lint and types only
@@ -51,7 +51,7 @@ lock: env-test  ## Resolve the constraints files anew after a change of dependen
 	@.venv/bin/python scripts/lock.py $(if $(UPGRADE),--upgrade)
 
 clean:  ## Remove environments, caches and built packages (downloads are kept)
-	rm -rf .venv .venv-build benchmarks/.peers benchmarks/.packages benchmarks/.compiled .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.* htmlcov build dist
+	rm -rf .venv .venv-build .venv-clients benchmarks/.peers benchmarks/.packages benchmarks/.compiled .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.* htmlcov build dist
 	rm -rf models/*/[0-9]* models/.heldout
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
 
@@ -69,6 +69,9 @@ env-build: python
 
 env-build-test: python
 	@$(PYTHON) scripts/environment.py build-test
+
+env-clients: python
+	@$(PYTHON) scripts/environment.py clients
 
 python:
 	@command -v $(PYTHON) >/dev/null || { echo "There is no $(PYTHON) on PATH: install Python 3.11 or newer, or set PYTHON=/path/to/python" >&2; exit 1; }

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Write constraints.txt and constraints-build.txt anew from what pip resolves today.
+"""Write constraints.txt, constraints-build.txt and constraints-clients.txt anew from what pip resolves today.
 
     .venv/bin/python scripts/lock.py            keep what is pinned, add what is new, drop what is gone
     .venv/bin/python scripts/lock.py --upgrade  resolve everything afresh
 
-Run it after changing a dependency in one of the three pyproject.toml files, then `make test`. The two files agree on every
-package they share: the build environment is resolved under the serving one's pins.
+Run it after changing a dependency in one of the three pyproject.toml files, then `make test`. The first two files agree on every
+package they share: the build environment is resolved under the serving one's pins. The clients' environment agrees with nobody: those
+clients ask for releases of protobuf and grpcio that are not ours.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 SERVING = ["-e", ".[test]", "-e", "transforms", "-e", "client"]
 BUILD = ["-e", "transforms[train,test]"]
+CLIENTS = ["tritonclient[http,grpc]", "kserve", "requests"]
 HEADER = """\
 # Exact versions of {what}. Written by scripts/lock.py; do not edit.
 # A constraints file: it pins what the pyproject.toml files ask for and asks for nothing itself.
@@ -27,7 +29,7 @@ HEADER = """\
 
 
 def main() -> None:
-    """Resolve both environments and write the two files."""
+    """Resolve the environments and write the files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--upgrade", action="store_true", help="ignore today's pins and take the newest versions that fit")
     upgrade: bool = parser.parse_args().upgrade
@@ -38,7 +40,10 @@ def main() -> None:
     kept = [] if upgrade or not build.exists() else [build]
     pins = resolve(BUILD, [without(kept[0], pins), serving] if kept else [serving])
     build.write_text(HEADER.format(what="the build environment (.venv-build)") + render(pins))
-    print(f"wrote {serving.name} and {build.name}")
+    clients = ROOT / "constraints-clients.txt"
+    pins = resolve(CLIENTS, [] if upgrade or not clients.exists() else [clients])
+    clients.write_text(HEADER.format(what="the environment of other servers' clients (.venv-clients)") + render(pins))
+    print(f"wrote {serving.name}, {build.name} and {clients.name}")
 
 
 def resolve(requirements: list[str], constraints: list[Path]) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -63,6 +64,17 @@ def test_both_environments_run_the_same_versions() -> None:
     """What packs a model and what serves it have the same version of every package both have."""
     serving, build = pins("constraints.txt"), pins("constraints-build.txt")
     assert {name: (serving[name], build[name]) for name in serving.keys() & build.keys() if serving[name] != build[name]} == {}
+
+
+def test_clients_of_other_servers_stay_in_their_own_environment() -> None:
+    """They pin what the service must be free to choose; what their environment asks for is pinned and has its reason."""
+    asked = runpy.run_path(str(ROOT / "scripts/environment.py"))["RECIPES"]["clients"][2]
+    assert asked == runpy.run_path(str(ROOT / "scripts/lock.py"))["CLIENTS"]
+    page = (ROOT / "docs/dependencies.md").read_text()
+    for line in asked:
+        assert package(line) in pins("constraints-clients.txt")
+        assert f"`{line}`" in page
+    assert {"tritonclient", "kserve"} & {*pins("constraints.txt"), *pins("constraints-build.txt")} == set()
 
 
 def test_training_packages_never_enter_the_serving_environment() -> None:

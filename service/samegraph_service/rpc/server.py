@@ -22,7 +22,7 @@ from samegraph_service.api import error_document, v2_service
 from samegraph_service.api.front import DECODE_ON_HOST_BYTES, Exchange, Front, Head, Response, decode_v2
 from samegraph_service.api.paths import Target
 from samegraph_service.call import Answer, Call
-from samegraph_service.errors import DeadlineExceeded, Internal
+from samegraph_service.errors import DeadlineExceeded, Internal, UnknownModel, UnknownVersion
 from samegraph_service.logs import get_logger
 from samegraph_service.service import Service
 
@@ -163,7 +163,10 @@ class GrpcServer:
         return v2_service.server_metadata()
 
     async def _model_ready(self, request: Any, _: Context) -> Mapping[str, Any]:
-        return {"ready": v2_service.model_ready(self._service, request.name, v2_service.version_of(request.version))}
+        try:
+            return {"ready": v2_service.model_ready(self._service, request.name, v2_service.version_of(request.version))}
+        except (UnknownModel, UnknownVersion):
+            return {"ready": False}  # as Triton says it: its clients ask this way whether a model is there
 
     async def _model_metadata(self, request: Any, _: Context) -> Mapping[str, Any]:
         return v2_service.model_metadata(self._service, request.name, v2_service.version_of(request.version))
