@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
-from .core import Core, Options, Prediction
+from .core import Core, Options, Prediction, feedback, taken
 from .dispatch import Answer, Attempt, Call, Dispatcher, Hook
 from .encoding import Wire
 from .gate import Gate
@@ -123,7 +123,7 @@ class AsyncClient:
         headers: Mapping[str, str] | None = None,
         unit: str | None = None,
         ordered: bool = True,
-        image_format: FrameFormat = "png",
+        image_format: FrameFormat = "bmp",
         jpeg_quality: int = 95,
         item_deadline_s: float | None = 600.0,
         deadline_s: float | None = None,
@@ -142,11 +142,18 @@ class AsyncClient:
         return AsyncResults(self, job, _in_a_thread(iter(frames)))
 
     async def send_feedback(
-        self, model: str, prediction_id: str, outcome: Mapping[str, object], *, deadline_s: float | None = None
+        self,
+        model: str,
+        prediction_id: str,
+        values: Mapping[str, bool | float] | None = None,
+        *,
+        label: str | float | bool | None = None,
+        feedback_id: str | None = None,
+        deadline_s: float | None = None,
     ) -> Mapping[str, object]:
         """Send what really happened after a prediction; arguments and errors are those of `Client.send_feedback`."""
-        answer = (await self._run(self._core.feedback(model, prediction_id, outcome, deadline_s))).value
-        return answer if isinstance(answer, Mapping) else {}
+        call = self._core.feedback(model, feedback(prediction_id, values, label, feedback_id), deadline_s)
+        return taken((await self._run(call)).value)
 
     async def close(self) -> None:
         """Give up what is under way and close every connection."""

@@ -15,7 +15,7 @@ from urllib.parse import quote
 from . import v2
 from .dispatch import INTERACTIVE, Answer, Call, Exchange, Request
 from .encoding import Body, Wire, encode
-from .errors import AnswerNotUnderstood, ClientError, RawInputInvalid, ServerError
+from .errors import AnswerNotUnderstood, ClientError, FeedbackRejected, RawInputInvalid, ServerError
 from .policy import RetryPolicy, Tries
 
 Speech = Generator[Request, "Answer | ClientError", Answer]
@@ -144,9 +144,8 @@ class Core:
             patient,
         )
 
-    def feedback(self, model: str, prediction_id: str, outcome: Mapping[str, object], deadline_s: float | None) -> Call:
-        """Return the call that sends an outcome back; its result has the server's answer as its only prediction."""
-        document = {"prediction_id": prediction_id, **outcome}
+    def feedback(self, model: str, document: Mapping[str, object], deadline_s: float | None) -> Call:
+        """Return the call that sends feedback; its result has the server's answer as its only prediction."""
         body = Body(json.dumps(document, allow_nan=False).encode(), "application/json", single=True)
         path = f"/v1/models/{quote(model, safe='')}:feedback"
         return self._call(
@@ -270,6 +269,30 @@ def predict_path(model: str, version: int | str | None = None, label: str | None
     """Return V1's path to predict with a model, percent-encoded."""
     pinned = f"/versions/{quote(str(version), safe='')}" if version is not None else f"/labels/{quote(label, safe='')}" if label else ""
     return f"/v1/models/{quote(model, safe='')}{pinned}:predict"
+
+
+def feedback(
+    prediction_id: str, values: Mapping[str, bool | float] | None, label: str | float | bool | None, feedback_id: str | None
+) -> dict[str, object]:
+    """Return the document of one item of feedback."""
+    given = {"prediction_id": prediction_id, "values": None if values is None else dict(values), "label": label, "feedback_id": feedback_id}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def taken(answer: object) -> Mapping[str, object]:
+    """Return what the server did with one item of feedback.
+
+    Raises:
+        FeedbackRejected: It did not take it.
+        AnswerNotUnderstood: The answer is not about one item.
+    """
+    results = answer.get("results", [answer]) if isinstance(answer, dict) else None
+    if not isinstance(results, list) or len(results) != 1 or not isinstance(results[0], dict):
+        raise AnswerNotUnderstood(f"the answer does not say what became of the feedback: {answer!r:.200}")
+    result: dict[str, object] = results[0]
+    if result.get("status") == "rejected":
+        raise FeedbackRejected(str(result.get("error") or result.get("reason")), str(result.get("reason")))
+    return result
 
 
 def _post(url: str, body: Body, headers: Mapping[str, str]) -> Request:

@@ -8,6 +8,7 @@ ClientError
 │   └── AttemptTimedOut       no answer within the attempt's time
 ├── AnswerNotUnderstood       a 2xx answer that is not in V1's shape
 ├── DeadlineExceeded          the call's deadline leaves no room for another attempt
+├── FeedbackRejected          the server does not take an item of feedback
 ├── JournalError              a burst's journal cannot be used
 │   ├── JournalBusy           another process has it open
 │   ├── JournalMismatch       it belongs to other items
@@ -83,6 +84,18 @@ class DeadlineExceeded(ClientError, TimeoutError):
         super().__init__(message)
         self.last = last
         self.wait_s = wait_s
+
+
+class FeedbackRejected(ClientError):
+    """Raised when the server does not take an item of feedback.
+
+    Attributes:
+        reason: The server's machine word, for example `late`.
+    """
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class JournalError(ClientError):

@@ -55,8 +55,9 @@ class StreamReport:
 class Frames:
     """The frames of a video's first video stream, in presentation order; each iteration reads the file anew.
 
-    The decoded picture is converted to 8-bit RGB (FFmpeg's conversion) and encoded. PNG and BMP keep those pixels exactly; PNG is
-    written at the fastest compression level, since the time to encode is time the server waits.
+    The decoded picture is converted to 8-bit RGB (FFmpeg's conversion) and encoded. BMP and PNG keep those pixels exactly. BMP is the
+    default, since encoding is time the server waits: measured on 320 × 240 on a busy machine, 0.4 ms to encode and 0.4 to decode against
+    PNG's 9.7 and 5.9 at its fastest, for 230 KB against 81, so that PNG is the better one below about 80 Mbit/s.
 
     Args:
         path: The file.
@@ -72,7 +73,7 @@ class Frames:
         VideoUnreadable: The file holds no video stream.
     """
 
-    def __init__(self, path: Path, image_format: FrameFormat = "png", jpeg_quality: int = 95) -> None:
+    def __init__(self, path: Path, image_format: FrameFormat = "bmp", jpeg_quality: int = 95) -> None:
         if image_format not in ("png", "bmp", "jpeg"):
             raise ValueError(f"image_format must be png, bmp or jpeg, got {image_format!r}")
         if not 1 <= jpeg_quality <= 100:

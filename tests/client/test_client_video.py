@@ -59,7 +59,7 @@ def test_every_frame_has_one_outcome_with_its_time(clip: Path, face: str) -> Non
             outcomes, report = asyncio.run(awaited(server.url))
     assert [outcome.index for outcome in outcomes] == list(range(30))
     assert [outcome.time_s for outcome in outcomes] == pytest.approx([0.04 * n for n in range(30)])
-    assert {request.headers["content-type"] for request in server.received} == {"image/png"}
+    assert {request.headers["content-type"] for request in server.received} == {"image/bmp"}
     stream = stream_of(report)
     assert (stream.decoded, stream.claimed, stream.damaged, stream.codec, stream.width, stream.height) == (30, 30, False, "h264", 64, 48)
 

@@ -1,0 +1,85 @@
+"""Frames of a clip, all at once, through the real `imagenet` server: nothing lost, nothing twice, in order, and about one attempt each.
+
+Forty frames as a test; `BURST_FRAMES=300` sends as many as the founding scenario had and prints the figures of docs/client.md.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+from samegraph_client import Client, StreamReport
+from samegraph_client.dispatch import Event
+from samegraph_client.video import Frames
+from server_process import ROOT, ServerProcess
+
+N = int(os.environ.get("BURST_FRAMES", "40"))
+HEIGHT, WIDTH = 240, 320
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clip of N different pictures: a window that moves over two photos."""
+    path = tmp_path_factory.mktemp("clip") / "clip.mp4"
+    photos = [np.asarray(Image.open(ROOT / "docs" / "photos" / name).convert("RGB")) for name in ("camera.jpg", "coffee.jpg")]
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream("libx264", rate=25, options={"crf": "18"})
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        for index in range(N):
+            photo = photos[index // 10 % 2]
+            top, left = (index * 7) % (photo.shape[0] - HEIGHT), (index * 11) % (photo.shape[1] - WIDTH)
+            window = np.ascontiguousarray(photo[top : top + HEIGHT, left : left + WIDTH])
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(window, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.fixture
+def events() -> list[Event]:
+    return []
+
+
+@pytest.fixture
+def client(server: ServerProcess, events: list[Event]) -> Iterator[Client]:
+    """A blocking client of the server, watched."""
+    with Client(server.url, hooks=[events.append]) as made:
+        yield made
+
+
+def test_every_frame_is_answered_once_in_order(client: Client, clip: Path, events: list[Event]) -> None:
+    """Each frame's outcome is what the same picture gets when it is sent alone; attempts stay below 1.1 per frame."""
+    contents = [frame.content for frame in Frames(clip)]
+    rate = _saturated_rate(client, contents)
+    events.clear()
+    results = client.predict_frames("imagenet", clip)
+    outcomes = list(results)
+    report = results.report
+    assert [outcome.index for outcome in outcomes] == list(range(N))
+    assert all(outcome.ok for outcome in outcomes)
+    assert isinstance(report.stream, StreamReport)
+    assert (report.stream.decoded, report.stream.damaged) == (N, False)
+    assert report.attempts <= 1.1 * N
+    assert sum(event.kind == "finished" for event in events) == N
+    assert all(event.in_flight <= max(event.window, 8) for event in events if event.kind == "sent" and not event.paused)
+    for index in range(0, N, max(1, N // 10)):
+        assert outcomes[index].value == client.predict("imagenet", contents[index]).value
+    print(
+        f"{N} frames: {report.attempts} attempts, {report.refusals} refusals, {report.makespan_s:.2f} s, saturated rate {rate:.1f}/s, ",
+        end="",
+    )
+    print(f"makespan / (frames / rate) = {report.makespan_s * rate / N:.2f}")
+
+
+def _saturated_rate(client: Client, contents: list[bytes]) -> float:
+    """Return answers per second with the same client when nothing has to be decoded here."""
+    results = client.predict_many("imagenet", contents)
+    assert all(outcome.ok for outcome in results)
+    rate = results.report.service_rate_per_s
+    assert rate is not None
+    return rate
