@@ -318,23 +318,31 @@ def _decode(call: Call, served: Served) -> Decoded | SamegraphError:
 
 def _decode_and_decide(call: Call, experiment: Experiment[Served]) -> Decoded | SamegraphError:
     """Read the unit out of the first row and let it decide what answers; the row is read by the first version that can read it."""
-    unit, reader, decoded = b"", experiment.candidates[0], None
+    unit, body, decoded = b"", call.body, None
+    reader, field = experiment.candidates[0], experiment.plan.unit.field
     for candidate in experiment.candidates:
-        signature = candidate.runtime.signature
-        if decoded is not None and signature.fields == reader.runtime.signature.fields:
+        if decoded is not None and _reads_alike(candidate, reader):
             continue
-        reader, decoded = candidate, _decode_for(call, candidate)
-        field = experiment.plan.unit.field
-        if isinstance(decoded, Decoded) and decoded.rows and isinstance(decoded.rows[0], tuple) and field in signature.names:
-            unit = unit_bytes(decoded.rows[0][signature.names.index(field)])
+        reader, call.served, call.body = candidate, candidate, body
+        decoded = _decode_for(call, candidate)
+        names = candidate.runtime.signature.names
+        if isinstance(decoded, Decoded) and decoded.rows and isinstance(decoded.rows[0], tuple) and field in names:
+            unit = unit_bytes(decoded.rows[0][names.index(field)])
             break
+    assert decoded is not None
     try:
         call.served, call.assignment = experiment.by_unit(unit) if unit else experiment.at_random(random.random(), random.random())
     except SamegraphError as error:
         return error
-    if decoded is not None and call.served.runtime.signature.fields == reader.runtime.signature.fields:
+    if _reads_alike(call.served, reader):
         return decoded
+    call.body = body  # a decoder may have replaced it by what was compressed in it
     return _decode_for(call, call.served)
+
+
+def _reads_alike(one: Served, other: Served) -> bool:
+    """Whether what was decoded for one version is what it would be for the other."""
+    return one is other or (one.runtime.signature.fields == other.runtime.signature.fields and one.origin.outputs == other.origin.outputs)
 
 
 def _decode_for(call: Call, served: Served) -> Decoded | SamegraphError:

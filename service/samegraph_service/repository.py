@@ -467,7 +467,7 @@ class Repository:
         routing = self.routing.models.get(name)
         if routing is None:
             return ModelRoutes(ready, states)
-        return routing_file.model_routes(name, routing, ready, states, self._withdrawn)
+        return routing_file.model_routes(name, routing, ready, states, self._withdrawn, self._trials)
 
 
 def _why_not_ready(routes: ModelRoutes[Served]) -> str:

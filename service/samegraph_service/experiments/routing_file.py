@@ -572,6 +572,7 @@ def model_routes(
     ready: Mapping[int, T],
     states: Mapping[int, str],
     withdrawn: Collection[tuple[str, str, str]] = (),
+    trials: Mapping[tuple[str, str, str], Callable[[], None]] = MappingProxyType({}),
 ) -> ModelRoutes[T]:
     """Return a model's routes as its part of the file says.
 
@@ -581,18 +582,20 @@ def model_routes(
         ready: Version number → what serves it.
         states: Version number → why it is not ready.
         withdrawn: (model, experiment, arm) of arms that must not answer now.
+        trials: The same of arms that are tried → what is called for each of their requests.
     """
     routes = ModelRoutes(ready, states, MappingProxyType(dict(routing.labels)), routing.default_version())
     shadows = [(routing.number(shadow.version, shadow.label), shadow.share) for shadow in routing.shadows]
     plan, enabled = routing.plan(name), routing.enabled
-    experiment = None
+    decides = None
     if plan is not None and enabled is not None:
         slow_s = math.inf if enabled[1].slo_ms is None else enabled[1].slo_ms / 1000
         out = {arm for model, experiment, arm in withdrawn if (model, experiment) == (name, plan.experiment)}
-        experiment = Experiment(plan, ready, routes.default, slow_s=slow_s, withdrawn=out)
+        tried = {arm: trial for (model, experiment, arm), trial in trials.items() if (model, experiment) == (name, plan.experiment)}
+        decides = Experiment(plan, ready, routes.default, slow_s=slow_s, withdrawn=out, trials=tried)
     return replace(
         routes,
-        experiment=experiment,
+        experiment=decides,
         shadows=tuple(ShadowRoute(version, share, ready[version]) for version, share in shadows if version in ready and share > 0),
     )
 

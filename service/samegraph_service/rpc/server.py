@@ -314,7 +314,9 @@ class _Exchange(Exchange):
 
 def _decode(call: Call, signature: Signature) -> Decoded:
     assert isinstance(call, _Exchange)
-    message, call.message = call.message, None
+    message = call.message
+    if call.undecided is None:  # else another version may have to read it again
+        call.message = None
     return decode_v2(call, signature, messages.to_request(message))
 
 
