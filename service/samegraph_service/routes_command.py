@@ -206,7 +206,8 @@ def _only(models: Mapping[str, Any], key: str) -> str:
 
 def _lines(name: str, model: Mapping[str, Any]) -> list[str]:
     default = model["default"]
-    lines = [f"{name}: default {default['policy']}" + (f" (version {default['version']})" if default["policy"] == "latest" else "")]
+    latest = default["policy"] == "latest"
+    lines = [f"{name}: default " + (f"latest (version {default['version']})" if latest else f"version {default['policy']}")]
     lines += [f"  label {label}: version {version}" for label, version in model["labels"].items()]
     experiment = model["experiment"]
     if experiment is not None:
