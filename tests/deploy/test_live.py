@@ -23,6 +23,7 @@ from prometheus import INTERVAL, Prometheus, prometheus, wait_for
 from prometheus_client.parser import text_string_to_metric_families
 from samegraph_service.drift import statistics
 from samegraph_service.drift_command import drift
+from samegraph_service.experiments.prediction_id import LABELLED_INSTANCES, new_key
 from samegraph_transforms.baseline import Baseline, Variable
 from samegraph_transforms.cli import SamegraphGroup
 from samegraph_transforms.draft import BaselineRows
@@ -44,6 +45,19 @@ STEPS = (
 )
 #: What stands for Grafana's variables in the dashboard's queries.
 VARIABLES = {"job": ".*", "model": ".*", "version": ".*", "side": ".*", "field": ".*", "window": "1h", "against": "baseline"}
+
+#: Two arms of one version: what is answered does not depend on who asks.
+ROUTING = """
+models:
+  plants:
+    experiments:
+      same:
+        salt: s1
+        unit: {header: samegraph-unit}
+        arms: {control: {version: 1}, treatment: {version: 1}}
+        slo_ms: 1000
+        metrics: {clicked: {kind: binary}}
+"""
 
 Row = dict[str, Any]
 
@@ -122,8 +136,12 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     package = pack(draft(baseline=BaselineRows(rows=training_rows())), samples(), models)
     baseline = package.baseline()
     assert baseline is not None
+    (models / "routing.yaml").write_text(ROUTING, encoding="utf-8")
+    keys = directory / "feedback.keys"
+    keys.write_text(new_key())
+    keys.chmod(0o600)
     with ExitStack() as stack:
-        servers = [stack.enter_context(live_server(models, drift={"cpu_ratio": 1.0})) for _ in traffic()]
+        servers = [stack.enter_context(live_server(models, drift={"cpu_ratio": 1.0}, feedback={"key_file": keys})) for _ in traffic()]
         watching = stack.enter_context(
             prometheus(directory, [server.url.removeprefix("http://") for server in servers], rules_in(directory))
         )
@@ -168,9 +186,16 @@ def _all_up(watching: Prometheus, total: int) -> bool:
 def send(server: LiveServer, rows: Sequence[Row]) -> list[str]:
     labels: list[str] = []
     for start in range(0, len(rows), 50):
-        reply = server.predict("plants", {"instances": rows[start : start + 50]})
+        sent = rows[start : start + 50]
+        reply = server.predict("plants", {"instances": sent}, **{"samegraph-unit": f"user-{start}"})
         assert reply.status == 200, reply.body
-        labels += [answer["label"] for answer in reply.json()["predictions"]]
+        answered = [answer["label"] for answer in reply.json()["predictions"]]
+        labels += answered
+        outcome: dict[str, Any] = {"prediction_id": f"{reply.headers['samegraph-prediction-id']}.0", "values": {"clicked": 1}}
+        if len(sent) <= LABELLED_INSTANCES:
+            outcome["label"] = answered[0]
+        taken = server.request("POST", "/v1/models/plants:feedback", json.dumps(outcome))
+        assert taken.json()["accepted"] == 1, taken.body
     return labels
 
 

@@ -18,7 +18,7 @@ PACKAGES = {
 
 #: The service from top to bottom; a module imports only from lines below its own. docs/architecture.md gives the reasons.
 SERVICE_ORDER = (
-    "commands drift_command routes_command top_command capture.package_commands",
+    "commands drift_command feedback_command routes_command top_command capture.package_commands",
     "capture.commands",
     "top",
     "launch",
