@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -418,6 +419,18 @@ def test_killed_while_writing_leaves_whole_files_only(models: Path, url: str) ->
     assert len(files) >= 3
     assert capture.unreadable == []
     assert sum(batch.n for batch in capture.batches()) == sum(file.facts.rows for file in files)
+
+
+def test_a_full_disk_leaves_no_half_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What could not be written whole is removed at once."""
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        LocalStorage(tmp_path).write("plants/1/x.parquet", b"data")
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
 
 
 def test_leftovers_of_a_killed_writer_are_removed_when_they_are_old(tmp_path: Path) -> None:

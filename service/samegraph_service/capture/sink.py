@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,7 +21,7 @@ from samegraph_transforms.manifest import Manifest
 
 from samegraph_service.logs import get_logger
 
-from .columns import Layout
+from .columns import Layout, Piece
 from .options import CaptureOptions, Treatment
 from .storage import IMAGES, Storage, Stored, image_name, open_storage
 from .tap import DROP_REASONS, Captured, CaptureTap, DropReason
@@ -41,6 +41,9 @@ LOOK_S = 600.0
 #: For how long dropped rows make the service degraded, in seconds; and how long a write may take before it does.
 TOLD_FOR_S = 300.0
 SLOW_WRITE_S = 30.0
+
+
+_UNWRITABLE = (ValueError, TypeError, OverflowError, pa.ArrowException)
 
 
 class _Buffer:
@@ -106,7 +109,7 @@ class CaptureSink:
         self._looked_at: float | None = None
         self._writing_since: float | None = None
         self._failing = ""
-        self._refused: dict[str, str] = {}
+        self._refused: dict[tuple[str, int], str] = {}
         self._fields_seen: set[str] = set()
         self._models_seen: set[str] = set()
 
@@ -193,7 +196,9 @@ class CaptureSink:
         names = [f.name for f in manifest.fields]
         unknown = sorted({*self.options.exclude.unknown(manifest.name, names), *self.options.hashed.unknown(manifest.name, names)})
         if unknown:
-            self._refused[manifest.name] = f"capture: model {manifest.name!r} has no field {unknown[0]!r}, so nothing of it is captured"
+            self._refused[manifest.name, manifest.version] = (
+                f"capture: {manifest.name}/{manifest.version} has no field {unknown[0]!r}, so nothing of it is captured"
+            )
             return None
         return self.options.treatments(manifest.name, manifest.fields)
 
@@ -205,7 +210,9 @@ class CaptureSink:
         self._models_seen.add(manifest.name)
         self._fields_seen |= {f.name for f in manifest.fields}
         if self.treatments(manifest) is None:
-            log.error("capture_refused", model=manifest.name, reason=self._refused[manifest.name])
+            log.error(
+                "capture_refused", model=manifest.name, version=manifest.version, reason=self._refused[manifest.name, manifest.version]
+            )
 
     def _due(self, now: float) -> list[tuple[str, int, str]]:
         options = self.options
@@ -264,20 +271,30 @@ class CaptureSink:
         self, buffer: _Buffer, layout: Layout, blobs: dict[str, bytes], rest: Callable[[], object]
     ) -> tuple[list[Any], list[Captured]]:
         """Return the buffer's rows as batches, and the requests they are of; one that cannot be written is dropped alone."""
-        batches, kept = [], []
-        for captured in buffer.waiting:
+        batches: list[Any] = []
+        kept: list[Captured] = []
+        for together in _together(buffer.waiting):
             try:
-                found = [
-                    layout.batch(captured, blobs, first, min(ROWS_TOGETHER, captured.n - first))
-                    for first in range(0, captured.n, ROWS_TOGETHER)
-                ]
-            except (ValueError, TypeError, OverflowError, pa.ArrowException) as error:
+                found = [layout.batch(pieces, blobs) for pieces in _pieces(together)]
+                fine = together
+            except _UNWRITABLE:
+                found, fine = self._one_by_one(together, layout, blobs)
+            batches += found
+            kept += fine
+            rest()
+        return batches, kept
+
+    def _one_by_one(self, together: Sequence[Captured], layout: Layout, blobs: dict[str, bytes]) -> tuple[list[Any], list[Captured]]:
+        batches: list[Any] = []
+        kept: list[Captured] = []
+        for captured in together:
+            try:
+                batches += [layout.batch(pieces, blobs) for pieces in _pieces([captured])]
+            except _UNWRITABLE as error:
                 log.warning("capture_unwritable", model=captured.manifest.name, request=captured.request_id, reason=str(error)[:200])
                 self._drop("unwritable", captured.n, captured.bytes)
                 continue
-            batches += found
             kept.append(captured)
-            rest()
         return batches, kept
 
     def _store_images(self, blobs: dict[str, bytes]) -> None:
@@ -364,6 +381,30 @@ class CaptureSink:
         if self._models_seen and (unknown := sorted(named - self._fields_seen)):
             found.append(f"capture: no served model has a field {unknown[0]!r}, which is to be excluded or hashed")
         return found
+
+
+def _together(waiting: Sequence[Captured]) -> Iterator[list[Captured]]:
+    """Yield requests that have about `ROWS_TOGETHER` rows, or one that has more."""
+    found: list[Captured] = []
+    rows = 0
+    for captured in waiting:
+        found.append(captured)
+        rows += captured.n
+        if rows >= ROWS_TOGETHER:
+            yield found
+            found, rows = [], 0
+    if found:
+        yield found
+
+
+def _pieces(together: Sequence[Captured]) -> Iterator[list[Piece]]:
+    """Yield the rows of requests, at most `ROWS_TOGETHER` at a time when it is one request."""
+    if len(together) > 1 or together[0].n <= ROWS_TOGETHER:
+        yield [(captured, 0, captured.n) for captured in together]
+        return
+    (captured,) = together
+    for first in range(0, captured.n, ROWS_TOGETHER):
+        yield [(captured, first, min(ROWS_TOGETHER, captured.n - first))]
 
 
 class _Rest:

@@ -131,8 +131,8 @@ class CaptureTap:
     def take(self, call: Call, answer: Answer, protocol: str) -> None:
         """Hand over an answered call that was marked; never waits, and never holds up the answer."""
         kept = call.decode
-        if not isinstance(kept, Kept) or not call.counted:
-            return
+        if not isinstance(kept, Kept) or not call.counted or len(kept.rows) != answer.n:
+            return  # the last: an answer to another request was given to this one, which was never decoded
         n = answer.n - len(answer.errors)
         key = (answer.origin.model, answer.origin.version)
         self.sampled[key] = self.sampled.get(key, 0) + n
