@@ -65,7 +65,7 @@ def request(of: Manifest, rows: list[Any], arrays: list[np.ndarray]) -> Captured
     return Captured(of, "d" * 64, rows, [Part(0, n, Outputs(arrays), 0)], None, 1_800_000_000.25, "r", "p", "v1", None, None, n, 1)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(data=st.data(), dtype=st.sampled_from(DTYPES), shape=st.sampled_from(SHAPES))
 def test_tensors_and_answers_keep_every_bit(data: st.DataObject, dtype: Dtype, shape: tuple[int | None, ...]) -> None:
     """Every element type and rank, in requests of their own lengths."""
@@ -82,8 +82,6 @@ def test_tensors_and_answers_keep_every_bit(data: st.DataObject, dtype: Dtype, s
         expected_y += list(answers.reshape(n, *concrete)) if concrete else [answers[i : i + 1].reshape(()) for i in range(n)]
     found = written(Layout(of, "d" * 64, {"x": "plain"}), requests)
     ((_, x),), ((_, y),) = members(found, "inputs"), members(found, "outputs")
-    if dtype == "float16":  # kept as float32: a signalling NaN comes back quiet
-        expected_x, expected_y = ([a.astype(np.float32).astype(np.float16) for a in of] for of in (expected_x, expected_y))
     assert all(same(np.asarray(a, dtype=b.dtype), b) for a, b in zip(input_values(x, field), expected_x, strict=True))
     assert all(same(np.asarray(a), np.asarray(b)) for a, b in zip(output_array(y, of.outputs[0]), expected_y, strict=True))
 

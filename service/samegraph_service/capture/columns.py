@@ -12,7 +12,7 @@ A file holds rows of one package version. Its columns:
 
 A number is a double, an integer a long, a boolean a bool, strings and texts are strings; null is a missing value. An image or byte string
 is a struct of its SHA-256, under which it lies in `images/`, and facts of its file. A hashed field is a string. A tensor or output of rank
-1 is a list, of higher rank a struct of its shape and its elements in row-major order; float16 is kept as float32.
+1 is a list, of higher rank a struct of its shape and its elements in row-major order.
 """
 
 from __future__ import annotations
@@ -261,7 +261,7 @@ def _field_type(field: RawField) -> pa.DataType:
 def _element_type(dtype: str) -> pa.DataType:
     if dtype == "string":
         return pa.string()
-    return pa.float32() if dtype == "float16" else pa.from_numpy_dtype(np.dtype(dtype))
+    return pa.from_numpy_dtype(np.dtype(dtype))
 
 
 def _array_type(dtype: str, shape: Sequence[int | None]) -> pa.DataType:
@@ -326,8 +326,6 @@ def _flat(pieces: Sequence[np.ndarray], kind: pa.DataType) -> pa.Array:
     flat = pieces[0] if len(pieces) == 1 else np.concatenate(pieces) if pieces else np.zeros(0)
     if pa.types.is_string(kind):
         return pa.array(flat.tolist(), kind)
-    if flat.dtype == np.float16:
-        flat = flat.astype(np.float32)
     return pa.array(np.ascontiguousarray(flat), kind, from_pandas=False)  # NaN stays NaN, bit for bit
 
 
