@@ -89,7 +89,8 @@ def test_whole_floats_are_integers(signature: Signature) -> None:
     """A data frame with missing integers sends 3.0; it is the integer 3."""
     assert signature.check_row({**GOOD, "count": 3.0})[1] == 3
     body = json.dumps({"instances": [{**GOOD, "count": 3.0}]}).encode()
-    assert signature.decode_rows(body) is None
+    (row,) = signature.decode_rows(body) or ()
+    assert (row[1], type(row[1])) == (3, int)
 
 
 def test_columns_apply_the_missing_rules(signature: Signature) -> None:
@@ -200,3 +201,40 @@ def test_the_typed_and_the_explaining_way_accept_the_same_values(batch: list[dic
         return
     assert [str(row) for row in explained if isinstance(row, InputError)] == []
     assert all(same(a, b) for fast, slow in zip(typed, explained, strict=True) for a, b in zip(fast, slow, strict=True))  # type: ignore[arg-type]
+
+
+COLUMNS: dict[str, list[object]] = {
+    "age": [41, 0.5, None],
+    "count": [3, 4.0, 2**53],
+    "city": ["Turin", "Oslo", None],
+    "sex": ["male", "female", "male"],
+    "member": [True, False, True],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("age", True),
+        ("age", "1"),
+        ("age", 1e400),
+        ("count", 3.5),
+        ("count", 2**53 + 1),
+        ("count", True),
+        ("city", 1),
+        ("sex", "other"),
+        ("member", 1),
+        ("member", None),
+    ],
+)
+def test_whole_columns_accept_what_single_rows_do(signature: Signature, name: str, value: object) -> None:
+    """The pass over columns gives the rows that the pass over rows gives, and hands over to it when anything is not as it should be."""
+    columns = {key: values for key, values in COLUMNS.items() if key in signature.names}
+    rows = [{key: values[i] for key, values in columns.items()} for i in range(3)]
+    one_by_one = [signature.try_row(row, i) for i, row in enumerate(rows)]
+    together = signature.rows_of_columns(columns, 3)
+    if together is not None:
+        assert together == one_by_one
+        assert [[type(v) for v in row] for row in together] == [[type(v) for v in row] for row in one_by_one if isinstance(row, tuple)]
+    bad = {**columns, name: [*columns[name][:2], value]}
+    assert signature.rows_of_columns(bad, 3) is None

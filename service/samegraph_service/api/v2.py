@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from struct import Struct
 from typing import Any
 
 import msgspec
@@ -29,7 +30,9 @@ DATATYPES = {
 _RANGES = {name: (int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)) for dtype, name in DATATYPES.items() if "INT" in name}
 _INTEGERS = set(_RANGES)
 #: Float datatypes that a JSON number is rounded to before it widens: it means what the same value means in bytes.
-_ROUNDED: dict[str, Any] = {"FP16": np.float16, "FP32": np.float32}
+_ROUNDED: dict[str, tuple[Any, Struct]] = {"FP16": (np.float16, Struct("<e")), "FP32": (np.float32, Struct("<f"))}
+#: So many are rounded one by one, in a third of a microsecond each; more are in NumPy, which takes five to begin.
+_FEW_VALUES = 16
 #: Datatypes that widen into a field kind without loss (64-bit integers are checked value by value against 2^53).
 _ACCEPTED = {
     "number": _INTEGERS | {"FP16", "FP32", "FP64"},
@@ -436,7 +439,7 @@ def _number_column(own: RawField, datatype: str, values: np.ndarray, shape: Sequ
     return values.astype(np.float64) if own.kind == "number" else values
 
 
-def _json_column(own: RawField, tensor: InputTensor, values: list[object], max_instances: int) -> Sequence[object]:
+def _json_column(own: RawField, tensor: InputTensor, values: list[object], max_instances: int) -> Sequence[object] | np.ndarray:
     shape = tensor.shape
     check_shape(own.name, shape, len(values))
     _check_instances(shape[0], max_instances)
@@ -449,18 +452,27 @@ def _json_column(own: RawField, tensor: InputTensor, values: list[object], max_i
     return [_encoded(own, tensor, v) for v in values] if own.kind in BINARY_KINDS else values
 
 
-def _rounded(own: RawField, datatype: str, values: Sequence[Any]) -> list[object]:
+def _rounded(own: RawField, datatype: str, values: Sequence[Any]) -> list[object] | np.ndarray:
     """Return JSON numbers as the declared datatype holds them; other wrong types are left to the signature."""
+    numpy_type, written = _ROUNDED[datatype]
+    if len(values) > _FEW_VALUES:
+        try:
+            array: np.ndarray = np.array(msgspec.convert(values, list[float | None]), np.float64)
+        except msgspec.ValidationError:
+            pass
+        else:
+            with np.errstate(over="ignore"):
+                widened = array.astype(numpy_type).astype(np.float64)
+            if not np.isinf(widened).any():
+                return widened  # null is NaN here, and so missing
     rounded: list[object] = []
-    kind = _ROUNDED[datatype]
     for i, value in enumerate(values):
         if isinstance(value, bool) or not isinstance(value, int | float):
             rounded.append(value)
             continue
         try:
-            with np.errstate(over="raise"):
-                rounded.append(float(kind(float(value))))
-        except (OverflowError, FloatingPointError) as error:
+            rounded.append(written.unpack(written.pack(value))[0])
+        except OverflowError as error:
             raise _cannot_hold(own, datatype, digits(value) if isinstance(value, int) else repr(value), i) from error
     return rounded
 

@@ -6,6 +6,7 @@ import base64
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.json_format import ParseDict
 from google.protobuf.message import DecodeError, Message
@@ -102,6 +103,9 @@ def _tensor(tensor: Any, raw: bytes | None) -> v2.InputTensor:
         found.raw = memoryview(raw)
     elif tensor.datatype == "BYTES":
         found.elements = list(tensor.contents.bytes_contents)
+    elif tensor.datatype in ("FP32", "FP64"):  # by way of bytes, in which NaN is missing
+        contents = getattr(tensor.contents, _contents(tensor))
+        found.raw = memoryview(np.array(contents, "<f4" if tensor.datatype == "FP32" else "<f8").tobytes())
     else:
         found.data = list(getattr(tensor.contents, _contents(tensor)))
     return found
