@@ -267,7 +267,9 @@ def until(server: ServerProcess, requests: int) -> None:
 
 
 def test_deadlines_and_callers_who_leave_free_the_queue_and_a_drain_answers_the_rest(tmp_path: Path) -> None:
-    """Executions of a second, one at a time: a deadline of gRPC ends the wait for them, so does a cancelled call, and SIGTERM does not."""
+    """Executions of a second, one at a time: a deadline of gRPC that they cannot meet is refused with a hint, a cancelled call leaves the
+    queue, and SIGTERM waits for those that run.
+    """
     pack(build.draft(), build.samples(), tmp_path)
     server = ServerProcess(tmp_path, GRPC__PORT="0", EXECUTION__SIMULATED_BATCH_S="1", EXECUTION__RUN_SLOTS="1")
     try:
@@ -276,10 +278,13 @@ def test_deadlines_and_callers_who_leave_free_the_queue_and_a_drain_answers_the_
         data = plants(build.ROWS[0]).SerializeToString()
         first = ask.future(data, timeout=20)
         until(server, 1)
-        late, gone = ask.future(data, timeout=1.4), ask.future(data, timeout=20)
-        until(server, 3)
+        gone = ask.future(data, timeout=20)
+        until(server, 2)
+        status, document = client.failure("ModelInfer", plants(build.ROWS[0]), timeout=1.4)
+        assert (status, document["code"]) == ("RESOURCE_EXHAUSTED", "deadline_unreachable")
+        assert int(client.trailing["grpc-retry-pushback-ms"]) == int(client.trailing["retry-after-ms"]) > 0
         gone.cancel()
-        assert late.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        until(server, 1)
         assert first.code() is grpc.StatusCode.OK
         until(server, 0)
         last = ask.future(data, timeout=20)

@@ -194,6 +194,15 @@ def test_classification_names_the_largest(server: LiveServer) -> None:
     assert (reply.status, reply.json()["field"]) == (400, "label")
 
 
+@pytest.mark.parametrize(("priority", "status"), [(0, 200), (1, 200), (2**64 - 1, 200), (-1, 400), (1.5, 400), ("1", 400), (True, 400)])
+def test_priority_is_a_whole_number(server: LiveServer, priority: object, status: int) -> None:
+    """As Triton's clients send it; anything else names the parameter."""
+    size, kind = struct.pack("<d", 1), strings("moss")
+    reply = post(server, "plants", plants(size, kind, 1, parameters={"priority": priority}), size, kind)
+    assert reply.status == status
+    assert status == 200 or reply.json()["field"] == "parameters.priority"
+
+
 def test_an_unknown_output_is_refused_before_the_model_runs(server: LiveServer) -> None:
     """No execution is spent on a request that cannot be answered."""
     size, kind = struct.pack("<d", 1), strings("moss")

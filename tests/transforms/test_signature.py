@@ -89,8 +89,9 @@ def test_whole_floats_are_integers(signature: Signature) -> None:
     """A data frame with missing integers sends 3.0; it is the integer 3."""
     assert signature.check_row({**GOOD, "count": 3.0})[1] == 3
     body = json.dumps({"instances": [{**GOOD, "count": 3.0}]}).encode()
-    (row,) = signature.decode_rows(body) or ()
-    assert (row[1], type(row[1])) == (3, int)
+    rows = signature.decode_rows(body)
+    assert rows is not None
+    assert (rows[0][1], type(rows[0][1])) == (3, int)
 
 
 def test_columns_apply_the_missing_rules(signature: Signature) -> None:

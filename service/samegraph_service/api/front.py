@@ -786,8 +786,9 @@ def decode_v2(call: Exchange, signature: Signature, request: v2.InferRequest) ->
     asked = v2.timeout_s(request)
     if asked is not None:
         call.timeout_s = asked if call.timeout_s is None else min(call.timeout_s, asked)
-    if request.parameters and "priority" in request.parameters and call.front.limits.priorities:
-        call.priority = min(BACKGROUND, request.parameters["priority"] or NORMAL)
+    priority = v2.priority(request)
+    if priority and call.front.limits.priorities:
+        call.priority = min(BACKGROUND, priority)
     return v2.decode(signature, request, call.max_instances)
 
 
