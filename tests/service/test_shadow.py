@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import odd_packages as odd
 import package_builders as build
 import pytest
 from fakes import Doubler, FakeLoop, ManualPool, Recorder
@@ -195,6 +196,38 @@ class TestServer:
                 own.predict("plants", GOOD, **{"x-request-id": name})
             settle(own)
             assert 0 < len(chosen) == tally(own).compared
+
+
+class TestImages:
+    def test_images_go_through_the_shadows_own_item_stage(self, tmp_path: Path) -> None:
+        """The same package as shadow differs in nothing, of a raw body and of the parts of a multipart request."""
+        odd.pack_tint(tmp_path, 1)
+        odd.pack_tint(tmp_path, 2)
+        (tmp_path / FILE_NAME).write_text("models: {tint: {default: 1, shadows: [{version: 2, share: 1}]}}\n")
+        files = [odd.image_file(seed) for seed in range(3)]
+        with live_server(tmp_path, shadow={"max_batch_s": 1}) as own:
+            reply = own.request("POST", "/v1/models/tint:predict", files[0], {"content-type": "image/png"})
+            assert reply.headers["samegraph-model-version"] == "1"
+            parts = b"".join(b"--x\r\ncontent-type: image/png\r\n\r\n%b\r\n" % file for file in files) + b"--x--\r\n"
+            assert own.request("POST", "/v1/models/tint:predict", parts, {"content-type": "multipart/form-data; boundary=x"}).status == 200
+            settle(own)
+            found = own.service.shadows.tallies["tint", 1, 2]
+            assert (found.compared, found.rows, found.failed) == (2, 4, 0)
+            assert [histogram.counts[0] for histogram in found.differences.values()] == [4] * len(found.differences)
+            assert own.metric("samegraph_stage_duration_seconds_count", model="tint", version="2", stage="item") == 0
+
+    def test_a_request_that_failed_or_was_answered_in_part_is_not_copied(self, tmp_path: Path) -> None:
+        """There is no whole answer to compare with."""
+        odd.pack_tint(tmp_path, 1)
+        odd.pack_tint(tmp_path, 2)
+        (tmp_path / FILE_NAME).write_text("models: {tint: {default: 1, shadows: [{version: 2, share: 1}]}}\n")
+        with live_server(tmp_path, shadow={"max_batch_s": 1}) as own:
+            assert own.request("POST", "/v1/models/tint:predict", b"no image", {"content-type": "image/png"}).status == 400
+            parts = b"--x\r\n\r\nno image\r\n--x\r\n\r\n%b\r\n--x--\r\n" % odd.image_file(1)
+            reply = own.request("POST", "/v1/models/tint:predict", parts, {"content-type": "multipart/form-data; boundary=x"})
+            assert (reply.status, reply.headers["samegraph-failed-instances"]) == (200, "1")
+            settle(own)
+            assert own.service.shadows.tallies == {}
 
 
 class TestShedding:

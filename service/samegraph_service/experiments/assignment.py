@@ -27,6 +27,8 @@ MAX_UNIT_BYTES: Final = 256
 #: Hexadecimal digits of a revision.
 REVISION_DIGITS: Final = 8
 
+_sha256, _log = hashlib.sha256, math.log  # found in less time by their own names
+
 #: Why a request does not count for the arm that answered it.
 Reason: TypeAlias = Literal["", "no_unit", "not_enrolled", "pinned"]
 REASONS: Final = ("no_unit", "not_enrolled", "pinned")
@@ -45,6 +47,11 @@ def fraction(number: int) -> float:
 def bucket_of(unit: bytes) -> int:
     """Return the bucket of a unit, 0 to 63: the same in every experiment and revision."""
     return hashlib.sha256(b"bucket\x1f" + unit).digest()[0] % BUCKETS
+
+
+def _score(text: bytes, weight: float) -> float:
+    number = int.from_bytes(_sha256(text).digest()[:8], "big")
+    return -_log(number / 18446744073709551616.0) / weight if number else math.inf
 
 
 @dataclass(frozen=True)
@@ -131,19 +138,17 @@ class Plan:
 
     def scores(self, unit: bytes) -> dict[str, float]:
         """Return -ln(u) / weight of every arm with a weight above 0; the least wins."""
-        start = hashlib.sha256(self._prefix + unit)
-        found = {}
-        for name, suffix, weight in self._drawing:
-            digest = start.copy()
-            digest.update(suffix)
-            u = int.from_bytes(digest.digest()[:8], "big") / 18446744073709551616.0
-            found[name] = -math.log(u) / weight if u else math.inf
-        return found
+        begin = self._prefix + unit
+        return {name: _score(begin + suffix, weight) for name, suffix, weight in self._drawing}
 
     def arm_of(self, unit: bytes) -> str:
         """Return the arm a unit gets, whether it is enrolled or not."""
-        scores = self.scores(unit)
-        return min(scores, key=scores.__getitem__)
+        begin, best, least = self._prefix + unit, "", math.inf
+        for name, suffix, weight in self._drawing:
+            score = _score(begin + suffix, weight)
+            if score < least or not best:
+                best, least = name, score
+        return best
 
     def arm_at(self, u: float) -> str:
         """Return the arm at a fraction of the summed weights: how a request without a unit gets one, with `u` drawn at random."""
