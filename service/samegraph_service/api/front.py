@@ -364,7 +364,7 @@ class Front:
         self._experiments = experiments
         self._sign = sign
         self._host = host
-        self.repeats = repeats or Repeats(loop, keep_s=0.0, max_keys=1, max_bytes=0)
+        self.repeats = repeats if repeats is not None else Repeats(loop, keep_s=0.0, max_keys=1, max_bytes=0)  # an empty one is false
         self._adverts: dict[tuple[int, int], Advert] = {}
         self._lone_adverts: dict[int, Advert] = {}
         self._next_id = itertools.count(1).__next__
