@@ -487,7 +487,10 @@ class Results(Iterator[Outcome]):
     def _fill(self) -> None:
         """Read items while there is room for them."""
         client, job = self._client, self._job
-        while job.wants_item():
+        while True:
+            with client._lock:
+                if not job.wants_item():
+                    return
             try:
                 item = next(self._items)
             except StopIteration:

@@ -295,7 +295,7 @@ class Dispatcher:
         if overloaded:
             self.gate.refused(said, attempt.sent_at, now, wait_s)
         elif isinstance(error, Unreachable):
-            self.gate.pause(now, wait_s)
+            self.gate.pause(attempt.sent_at, now, wait_s)
         elif error is None or isinstance(error, ServerError):
             self.gate.accepted(said, attempt.sent_at)
 

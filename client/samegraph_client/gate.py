@@ -93,15 +93,15 @@ class Gate:
         """
         if said is not None:
             self._follow(said, at_least=0)
-        if sent_at < self._evidence_from:
-            return
-        if said is None and not self._advertised:
+        if said is None and not self._advertised and sent_at >= self._evidence_from:
             self._window = max(1.0, self._window * CUT_RATIO)
             self.cuts += 1
-        self.pause(now, wait_s)
+        self.pause(sent_at, now, wait_s)
 
-    def pause(self, now: float, wait_s: float) -> None:
-        """Send nothing for so long; what was sent before now is no further evidence."""
+    def pause(self, sent_at: float, now: float, wait_s: float) -> None:
+        """Send nothing for so long, unless it was for this round already; what was sent before now is no further evidence."""
+        if sent_at < self._evidence_from:
+            return
         self._evidence_from = now
         self.pauses += 1
         self.paused_until = max(self.paused_until, now + wait_s)

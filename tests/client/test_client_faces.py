@@ -21,6 +21,7 @@ from samegraph_client import (
     Client,
     ConnectionFailed,
     DeadlineExceeded,
+    FeedbackRejected,
     InputRejected,
     NotAuthorized,
     NotFound,
@@ -345,8 +346,67 @@ def test_headers_of_client_and_call_are_sent(time: FakeTime) -> None:
 
 def test_faces_take_the_same_arguments() -> None:
     """What one face can do, the other can."""
-    for name in ("__init__", "predict"):
+    for name in ("__init__", "predict", "predict_many", "predict_frames", "send_feedback", "close"):
         faces = [inspect.signature(getattr(face, name)) for face in (Client, AsyncClient)]
         assert list(faces[0].parameters) == list(faces[1].parameters)
     with contextlib.closing(Client("http://127.0.0.1:1")) as client:
         assert client is not None
+
+
+def awaited_feedback(url: str, **options: object) -> object:
+    """Send feedback through `AsyncClient`."""
+
+    async def call() -> object:
+        async with AsyncClient(url) as client:
+            return await client.send_feedback("m", "p1", **options)  # type: ignore[arg-type]
+
+    return asyncio.run(call())
+
+
+def blocking_feedback(url: str, **options: object) -> object:
+    """Send feedback through `Client`."""
+    with Client(url) as client:
+        return client.send_feedback("m", "p1", **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("send", [blocking_feedback, awaited_feedback], ids=["sync", "async"])
+def test_feedback_is_sent_and_its_fate_told(send: Callable[..., object]) -> None:
+    """What was counted comes back; what was not is an error with the server's reason."""
+    accepted = {"accepted": 1, "rejected": 0, "results": [{"status": "accepted", "counted": ["clicked"]}]}
+    late = {"accepted": 0, "rejected": 1, "results": [{"status": "rejected", "reason": "late", "error": "it is 9 days old"}]}
+    with scripted_server(Reply(document=accepted), Reply(document=late), Reply(document={"results": []})) as server:
+        assert send(server.url, values={"clicked": True}, label="yes") == {"status": "accepted", "counted": ["clicked"]}
+        with pytest.raises(FeedbackRejected, match="9 days old") as caught:
+            send(server.url, values={"clicked": True})
+        with pytest.raises(AnswerNotUnderstood, match="what became of the feedback"):
+            send(server.url)
+    assert caught.value.reason == "late"
+    assert server.received[0].path == "/v1/models/m:feedback"
+    assert server.received[0].json == {"prediction_id": "p1", "values": {"clicked": True}, "label": "yes"}
+
+
+def test_unit_travels_in_the_header_of_choice(time: FakeTime) -> None:
+    """The default is the server's; another can be named."""
+    with scripted_server(predicted(1)) as server:
+        with Client(server.url, clock=time) as client:
+            client.predict("m", ROW, unit="u1")
+        with Client(server.url, clock=time, unit_header="X-User") as client:
+            client.predict("m", ROW, unit="u2")
+    assert server.received[0].headers["samegraph-unit"] == "u1"
+    assert server.received[1].headers["x-user"] == "u2"
+
+
+def test_three_hundred_threads_share_one_pause() -> None:
+    """Refused at once, they all come back after the hint, none before, and all are answered."""
+    refusals = [refused(429, headers={"retry-after-ms": "200"})] * 8
+    with scripted_server(*refusals, predicted(1)) as server, Client(server.url) as client:
+        values: list[object] = []
+        threads = [threading.Thread(target=lambda: values.append(client.predict("m", ROW).value)) for _ in range(300)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert client.gate.pauses <= 2
+        assert client.gate.in_flight == 0
+    assert values == [1] * 300
+    assert len(server.received) == 308
