@@ -1,0 +1,520 @@
+"""A whole experiment on real replicas: traffic with units, feedback, a weight change, a report, a harmful version withdrawn.
+
+    PYTHONPATH=tests:tests/support python tests/acceptance/ab_fleet.py --requests 100000 --units 4000
+
+Starts `samegraph serve` processes and a Prometheus over them, and ends them. Prints a table of what was checked; the exit status is 1 when
+anything failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import io
+import json
+import math
+import random
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+from package_builders import BIAS, KINDS, WEIGHTS, draft, model_of, postprocess, preprocess, samples
+from prometheus import Prometheus, prometheus, wait_for
+from samegraph_service.experiments import routing_file
+from samegraph_service.experiments.analysis import sequences
+from samegraph_service.experiments.analysis.guard import Decision, Guard
+from samegraph_service.experiments.analysis.page import render
+from samegraph_service.experiments.analysis.report import Report, make_report
+from samegraph_service.experiments.analysis.sources import PrometheusSource, fetch_pages, from_pages
+from samegraph_service.experiments.assignment import Plan
+from samegraph_service.experiments.prediction_id import new_key
+from samegraph_transforms.draft import DraftStage
+from samegraph_transforms.pack import pack
+from server_process import ServerProcess
+
+MODEL, EXPERIMENT = "plants", "taller"
+#: What an oak costs the harmful version: about 40 ms where this was written; every other request takes a few.
+SLOW_STEPS, SLO_MS = 60, 20
+ROUTING = """\
+models:
+  plants:
+    default: 1
+    experiments:
+      taller:
+        salt: {salt}
+        unit: {{header: samegraph-unit}}
+        arms:
+          control: {{version: 1, weight: 1}}
+          treatment: {{version: {version}, weight: {weight}}} # on trial
+        slo_ms: {slo}
+        metrics:
+          clicked: {{kind: binary, goal: increase}}
+          visits: {{kind: count, max: 50, goal: increase}}
+        guardrails: {{min_requests: {min_requests}, slow_margin: 0.05, error_margin: 0.01, alpha: 0.01}}
+"""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How large a run is.
+
+    Attributes:
+        requests: Predictions with feedback, of both weights together.
+        harm_requests: Most predictions while a harmful version is on trial.
+        units: Units that ask; how often each does is heavy-tailed.
+        replicas: Server processes.
+        workers: Connections that send at the same time.
+        lift: Effect of the treatment on clicks, from 0.30.
+        seed: Of everything random.
+        directory: Where packages, the routing file and what Prometheus stores go.
+        html: Where the report's page goes; None for nowhere.
+    """
+
+    requests: int = 100_000
+    harm_requests: int = 6_000
+    units: int = 4_000
+    replicas: int = 3
+    workers: int = 6
+    lift: float = 0.06
+    seed: int = 1
+    directory: Path = Path()
+    html: Path | None = None
+
+
+@dataclass
+class Check:
+    """One line of the table."""
+
+    what: str
+    ok: bool
+    figures: str
+
+
+@dataclass
+class Outcome:
+    """What a run found."""
+
+    checks: list[Check] = field(default_factory=list)
+    report: Report | None = None
+    seconds: float = 0.0
+
+    def check(self, what: str, ok: bool, figures: str) -> None:
+        self.checks.append(Check(what, bool(ok), figures))
+
+    @property
+    def ok(self) -> bool:
+        return all(c.ok for c in self.checks)
+
+
+# --- packages -------------------------------------------------------------------------------------------------------------
+
+
+def pack_versions(repository: Path) -> None:
+    """Write three versions: 1 and 2 alike in speed, 3 slow for one kind of plant of three."""
+    pack(draft(version=1), samples(), repository)
+    pack(draft(version=2), samples(), repository)
+    stages = [
+        DraftStage("preprocess.batch", preprocess()),
+        DraftStage("model", slow_classifier()),
+        DraftStage("postprocess", postprocess()),
+    ]
+    pack(draft(version=3, stages=stages), samples(), repository)
+
+
+def slow_classifier(steps: int = SLOW_STEPS, n: int = 256) -> onnx.ModelProto:
+    """Return the test classifier with `steps` products of n × n matrices before any answer that has an oak in its batch."""
+    tensor = helper.make_tensor_value_info
+    body = helper.make_graph(
+        [helper.make_node("MatMul", ["state", "state"], ["next"]), helper.make_node("Identity", ["on"], ["again"])],
+        "step",
+        [tensor("i", TensorProto.INT64, []), tensor("on", TensorProto.BOOL, []), tensor("state", TensorProto.FLOAT, [n, n])],
+        [tensor("again", TensorProto.BOOL, []), tensor("next", TensorProto.FLOAT, [n, n])],
+    )
+    nodes = [
+        helper.make_node("Slice", ["features", "one", "two", "axis"], ["code"]),
+        helper.make_node("ReduceMax", ["code"], ["highest"], keepdims=0),
+        helper.make_node("Greater", ["highest", "fern"], ["oak"]),
+        helper.make_node("Cast", ["oak"], ["whether"], to=TensorProto.INT64),
+        helper.make_node("Mul", ["whether", "steps"], ["times"]),
+        helper.make_node("Loop", ["times", "", "start"], ["end"], body=body),
+        helper.make_node("ReduceSum", ["end"], ["sum"], keepdims=0),
+        helper.make_node("Mul", ["sum", "zero"], ["nothing"]),
+        helper.make_node("Gemm", ["features", "w", "b"], ["plain"]),
+        helper.make_node("Add", ["plain", "nothing"], ["scores"]),
+        helper.make_node("Softmax", ["scores"], ["probability"], axis=1),
+    ]
+    return model_of(
+        nodes,
+        [("features", TensorProto.FLOAT, ["n", 2])],
+        [("probability", TensorProto.FLOAT, ["n", 3])],
+        w=WEIGHTS,
+        b=BIAS,
+        one=np.array([1]),
+        two=np.array([2]),
+        axis=np.array([1]),
+        fern=np.array(1.5, np.float32),
+        steps=np.array(steps),
+        start=np.full((n, n), 1 / n, np.float32),
+        zero=np.array(0.0, np.float32),
+    )
+
+
+# --- traffic --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Sent:
+    """What one worker saw.
+
+    Attributes:
+        statuses: Status → requests.
+        arms: Unit → the arms it was given, with requests.
+        versions: (arm, version that answered) → requests.
+        feedback: Accepted and rejected items.
+        unsigned: Answers without a signed prediction id.
+    """
+
+    statuses: Counter[int] = field(default_factory=Counter)
+    arms: dict[str, Counter[str]] = field(default_factory=dict)
+    versions: Counter[tuple[str, str]] = field(default_factory=Counter)
+    feedback: Counter[str] = field(default_factory=Counter)
+
+    def add(self, other: Sent) -> None:
+        self.statuses += other.statuses
+        self.versions += other.versions
+        self.feedback += other.feedback
+        for unit, arms in other.arms.items():
+            self.arms.setdefault(unit, Counter()).update(arms)
+
+
+class Caller:
+    """One caller with a connection to every replica: predicts for units, and reports what came of it later, to any replica."""
+
+    def __init__(self, urls: Sequence[str], seed: int, lift: float) -> None:
+        self._connections = [http.client.HTTPConnection(urlsplit(url).netloc, timeout=30) for url in urls]
+        self._rng = random.Random(seed)
+        self._lift = lift
+        self._outcomes: list[dict[str, Any]] = []
+        self.sent = Sent()
+
+    def predict(self, unit: str) -> None:
+        """Send one request of a unit; its outcome waits until there are some hundred."""
+        rng = self._rng
+        body = json.dumps({"instances": [{"size": round(rng.uniform(-3, 3), 2), "kind": rng.choice(KINDS)}]})
+        headers = {"content-type": "application/json", "samegraph-unit": unit}
+        status, answered, _ = self._exchange(f"/v1/models/{MODEL}:predict", body, headers)
+        self.sent.statuses[status] += 1
+        if status != 200:
+            return
+        arm = answered["samegraph-arm"]
+        self.sent.arms.setdefault(unit, Counter())[arm] += 1
+        self.sent.versions[arm, answered["samegraph-model-version"]] += 1
+        own = random.Random(unit).gauss(0, 0.08)  # some units click more than others
+        clicked = rng.random() < 0.30 + own + self._lift * (arm == "treatment")
+        values = {"clicked": int(clicked), "visits": min(50, int(rng.expovariate(0.5)))}
+        self._outcomes.append({"prediction_id": answered["samegraph-prediction-id"], "values": values})
+        if len(self._outcomes) >= 200:
+            self.report()
+
+    def report(self) -> None:
+        """Send the outcomes that wait."""
+        if not self._outcomes:
+            return
+        body = json.dumps({"feedback": self._outcomes})
+        status, _, text = self._exchange(f"/v1/models/{MODEL}:feedback", body, {"content-type": "application/json"})
+        found = json.loads(text)
+        assert status == 200, found
+        self.sent.feedback["accepted"] += found["accepted"]
+        self.sent.feedback["rejected"] += found["rejected"]
+        self._outcomes.clear()
+
+    def close(self) -> None:
+        for connection in self._connections:
+            connection.close()
+
+    def _exchange(self, path: str, body: str, headers: dict[str, str]) -> tuple[int, dict[str, str], bytes]:
+        connection = self._rng.choice(self._connections)
+        connection.request("POST", path, body, headers)
+        response = connection.getresponse()
+        return response.status, {k.lower(): v for k, v in response.getheaders()}, response.read()
+
+
+def units_of(options: Options, n: int, seed: int) -> list[str]:
+    """Return the unit of each of `n` requests: a heavy tail of how often each comes, in random order."""
+    rng = random.Random(seed)
+    weights = [rng.paretovariate(1.7) for _ in range(options.units)]
+    return rng.choices([f"unit-{i}" for i in range(options.units)], weights, k=n)
+
+
+def send(urls: Sequence[str], options: Options, units: Sequence[str], seed: int, stop: Callable[[], bool] = lambda: False) -> Sent:
+    """Send one request for each unit, by several callers at the same time; ends early when `stop` says so."""
+    callers = [Caller(urls, seed * 100 + i, options.lift) for i in range(options.workers)]
+    failures: list[BaseException] = []
+
+    def work(caller: Caller, own: Sequence[str]) -> None:
+        try:
+            with closing(caller):
+                for unit in own:
+                    if stop():
+                        break
+                    caller.predict(unit)
+                caller.report()
+        except BaseException as error:  # noqa: BLE001 - a caller that breaks is a finding of the run
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(c, units[i :: options.workers])) for i, c in enumerate(callers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
+    whole = Sent()
+    for caller in callers:
+        whole.add(caller.sent)
+    return whole
+
+
+# --- the run --------------------------------------------------------------------------------------------------------------
+
+
+def run(options: Options) -> Outcome:
+    """Do all of it and return what was found; everything that was started has ended then."""
+    outcome, began = Outcome(), time.monotonic()
+    repository, keys, series = (options.directory / name for name in ("models", "feedback.keys", "prometheus"))
+    repository.mkdir(parents=True)
+    series.mkdir()
+    pack_versions(repository)
+    keys.touch(mode=0o600)
+    keys.write_text(new_key() + "\n", encoding="utf-8")
+    put(repository, version=2, weight=1)
+    with ExitStack() as stack:
+        settings = {"FEEDBACK__KEY_FILE": str(keys), "REPOSITORY__POLL_S": "0.2", "REPOSITORY__KEEP_VERSIONS": "3", "LOG__ACCESS": "false"}
+        servers = [ServerProcess(repository, **settings) for _ in range(options.replicas)]
+        for server in servers:
+            stack.callback(server.close)
+        urls = [server.url for server in servers]
+        for server in servers:
+            wait_for(lambda s=server: s.get("/readyz")[0] == 200, "a replica is ready")  # type: ignore[misc]
+        watching = stack.enter_context(prometheus(series, [urlsplit(url).netloc for url in urls], []))
+        wait_for(lambda: watching.value('count(up{job="samegraph"} == 1)') == len(urls), "Prometheus sees all replicas")
+        source = PrometheusSource(watching.url, lookback_s=3600)
+        _effect(outcome, options, repository, urls, watching, source)
+        _harm(outcome, options, repository, urls, source)
+        for server in servers:
+            outcome.check("a replica ends in order", server.terminate() == 0, "exit status 0")
+    outcome.seconds = time.monotonic() - began
+    return outcome
+
+
+def put(repository: Path, *, version: int, weight: float, salt: str = "s1", min_requests: int = 200) -> Plan:
+    """Write the routing file and return what it decides."""
+    routing_file.write_routing(repository, ROUTING.format(salt=salt, version=version, weight=weight, slo=SLO_MS, min_requests=min_requests))
+    return plan_of(repository)
+
+
+def plan_of(repository: Path) -> Plan:
+    plan = routing_file.read(repository).models[MODEL].plan(MODEL)
+    assert plan is not None
+    return plan
+
+
+def wait_for_plan(urls: Sequence[str], revision: str) -> None:
+    """Wait until every replica assigns by this revision."""
+
+    def current(url: str) -> bool:
+        page = fetch_pages([url])[0]
+        return any(f'revision="{revision}",current="{now}"' in page for now in ("1", "true"))
+
+    for url in urls:
+        wait_for(lambda u=url: current(u), f"{url} assigns by {revision}")  # type: ignore[misc]
+
+
+def _effect(
+    outcome: Outcome, options: Options, repository: Path, urls: Sequence[str], watching: Prometheus, source: PrometheusSource
+) -> None:
+    """Half of the traffic at equal weights, half at one to three; then every figure against what must come out."""
+    before = plan_of(repository)
+    wait_for_plan(urls, before.revision)
+    began = time.time()
+    half = options.requests // 2
+    first = send(urls, options, units_of(options, half, options.seed), options.seed)
+    _assigned(outcome, "at equal weights", first, before)
+    after = put(repository, version=2, weight=3)
+    wait_for_plan(urls, after.revision)
+    second = send(urls, options, units_of(options, options.requests - half, options.seed + 1), options.seed + 1)
+    _assigned(outcome, "at one to three", second, after)
+    _moved(outcome, first, second, before, after)
+    whole = Sent()
+    whole.add(first)
+    whole.add(second)
+    answered = sum(whole.statuses.values())
+    outcome.check(
+        "no request failed", whole.statuses == Counter({200: answered}), f"{answered:,} requests, statuses {dict(whole.statuses)}"
+    )
+    outcome.check("all feedback was taken", whole.feedback == Counter(accepted=answered), f"{dict(whole.feedback)}")
+    wait_for(
+        lambda: watching.value(f'sum(samegraph_experiment_feedback_total{{model="{MODEL}",metric="clicked"}})') == answered,
+        "Prometheus has seen all feedback",
+    )
+    found, pages = source.evidence(MODEL, EXPERIMENT), from_pages(fetch_pages(urls), MODEL, EXPERIMENT)
+    of_prometheus, of_pages = make_report(found, metric="clicked").to_json(), make_report(pages, metric="clicked").to_json()
+    same = {**of_prometheus, "source": "", "revisions": _comparable(of_prometheus)} == {
+        **of_pages,
+        "source": "",
+        "revisions": _comparable(of_pages),
+    }
+    outcome.check("the report from Prometheus is that of the summed counters", same, f"{len(found.revisions)} revisions")
+    looks = source.history(MODEL, EXPERIMENT, began, time.time(), steps=60)
+    report = outcome.report = make_report(found, metric="clicked", time=time.time(), looks=looks)
+    [effect] = [e for e in report.effects if e.metric == "clicked"]
+    inside = effect.interval.low <= options.lift <= effect.interval.high
+    outcome.check(
+        "the sequence holds the planted effect", inside, f"{effect.interval.low:.4f} to {effect.interval.high:.4f}, {report.verdict}"
+    )
+    ratios = [r.sample_ratio for r in report.revisions]
+    outcome.check("sample ratios are as planned", not any(r and r.broken for r in ratios), ", ".join(f"p {r.p:.3g}" for r in ratios if r))
+    if options.html is not None:
+        options.html.write_text(render(report), encoding="utf-8")
+
+
+def _comparable(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the revisions without planned weights: replicas tell those of the one in force, Prometheus remembers them all."""
+    out = []
+    for revision in report["revisions"]:
+        kept = dict(revision)
+        if not revision["current"]:
+            kept["sample_ratio"] = None
+            kept["arms"] = {name: {**arm, "weight": None} for name, arm in revision["arms"].items()}
+        out.append(kept)
+    return out
+
+
+def _assigned(outcome: Outcome, when: str, sent: Sent, plan: Plan) -> None:
+    """Every unit has one arm, the one the file says, on whichever replica; and the arms' shares of units are the planned ones."""
+    torn = sum(len(arms) > 1 for arms in sent.arms.values())
+    wrong = sum(next(iter(arms)) != plan.arm_of(unit.encode()) for unit, arms in sent.arms.items())
+    outcome.check(
+        f"every unit keeps its arm, {when}", torn == 0 and wrong == 0, f"{len(sent.arms):,} units, {torn} torn, {wrong} elsewhere"
+    )
+    n = len(sent.arms)
+    weights = {arm.name: arm.weight for arm in plan.arms}
+    share = weights["treatment"] / sum(weights.values())
+    got = sum("treatment" in arms for arms in sent.arms.values())
+    bound = 3.89 * math.sqrt(n * share * (1 - share))  # one time in ten thousand
+    outcome.check(f"shares are inside binomial bounds, {when}", abs(got - n * share) <= bound, f"{got / n:.4f} of units for {share:.4g}")
+
+
+def _moved(outcome: Outcome, first: Sent, second: Sent, before: Plan, after: Plan) -> None:
+    """Raising the treatment's weight moved units to it only, and about as many as it must."""
+    both = sorted(first.arms.keys() & second.arms.keys())
+    moves = Counter((next(iter(first.arms[u])), next(iter(second.arms[u]))) for u in both)
+    back = moves["treatment", "control"]
+    outcome.check(
+        "a raised weight takes units and gives none away", back == 0, f"{moves['control', 'treatment']:,} moved there, {back} back"
+    )
+    must = sum(before.arm_of(u.encode()) != after.arm_of(u.encode()) for u in both)
+    outcome.check("only units that had to move moved", moves["control", "treatment"] == must, f"{must:,} of {len(both):,}")
+
+
+def _harm(outcome: Outcome, options: Options, repository: Path, urls: Sequence[str], source: PrometheusSource) -> None:
+    """A slow version is put on trial while the guard watches; it must be gone within what the theory gives."""
+    plan = put(repository, version=3, weight=1, salt="s2")
+    wait_for_plan(urls, plan.revision)
+    gone, decisions = threading.Event(), list[Decision]()
+    log = io.StringIO()
+    guard = Guard(repository, source, log=log)
+
+    def watch() -> None:
+        while not gone.wait(0.2):
+            decisions[:] = guard.look()
+            if any(d.do == "withdraw" for d in decisions):
+                gone.set()
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    slowly = Options(**{**vars(options), "workers": min(2, options.workers)})
+    try:
+        sent = send(urls, slowly, units_of(options, options.harm_requests, options.seed + 2), options.seed + 2, gone.is_set)
+        time_to_look = time.monotonic() + 5
+        while not gone.is_set() and time.monotonic() < time_to_look:
+            gone.wait(0.1)
+    finally:
+        withdrawn = gone.is_set()
+        gone.set()
+        watcher.join()
+    trial = sum(n for (arm, _), n in sent.versions.items() if arm == "treatment")
+    figures = f"{trial:,} requests on trial; {decisions[0].words if decisions else log.getvalue()[-300:]}"
+    outcome.check(
+        "the harmful version is withdrawn", withdrawn and all(d.reason == "slow" for d in decisions if d.do == "withdraw"), figures
+    )
+    if not withdrawn:
+        return
+    theory, late = _theory(source, plan.revision)
+    allowed = 1.5 * theory + late * trial
+    outcome.check("within the requests the theory gives", trial <= allowed, f"{trial:,}; theory {theory:,}, allowed {allowed:,.0f}")
+    outcome.check("no request failed meanwhile", set(sent.statuses) == {200}, f"statuses {dict(sent.statuses)}")
+    back = plan_of(repository)
+    wait_for_plan(urls, back.revision)
+    rest = send(urls, options, units_of(options, 600, options.seed + 3), options.seed + 3)
+    outcome.check(
+        "everybody gets the fallback then",
+        set(rest.versions) == {("control", "1")} and set(rest.statuses) == {200},
+        f"{dict(rest.versions)}",
+    )
+    again = guard.look()
+    text = (repository / routing_file.FILE_NAME).read_text(encoding="utf-8")
+    outcome.check("the withdrawal stays, comments and all", again[0].do == "hold" and "# on trial" in text, again[0].words)
+
+
+def _theory(source: PrometheusSource, revision: str) -> tuple[int, float]:
+    """Return the requests per arm at which the bound passes its margin at the shares that were seen, and the part that waits for a look.
+
+    What comes between two scrapes and two looks is counted before anybody can act on it: three scrapes of half a second and a look.
+    """
+    found = next(r for r in source.evidence(MODEL, EXPERIMENT).revisions if r.name == revision)
+    a, b = (found.arms[name].share_of("slow") for name in ("control", "treatment"))
+    alpha, margin, spread = 0.01 / 2, 0.05, a.mean * (1 - a.mean) + b.mean * (1 - b.mean)
+    n = 200
+    while n < 10**6 and b.mean - a.mean - sequences.one_sided_half_width(spread / n, 2 * n, alpha) <= margin:
+        n += 10
+    return n, 0.5
+
+
+# --- telling --------------------------------------------------------------------------------------------------------------
+
+
+def table(outcome: Outcome) -> str:
+    """Return the table of checks."""
+    wide = max(len(c.what) for c in outcome.checks)
+    lines = [f"{'ok  ' if c.ok else 'FAIL'}  {c.what:{wide}}  {c.figures}" for c in outcome.checks]
+    return "\n".join([*lines, f"{sum(c.ok for c in outcome.checks)} of {len(outcome.checks)} in {outcome.seconds:.0f} s"])
+
+
+def main() -> int:
+    """Run with what the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    defaults = Options()
+    for name in ("requests", "harm_requests", "units", "replicas", "workers", "seed"):
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(defaults, name))
+    parser.add_argument("--lift", type=float, default=defaults.lift)
+    parser.add_argument("--html", type=Path, default=None, help="where the report's page goes")
+    with tempfile.TemporaryDirectory() as directory:
+        outcome = run(Options(**vars(parser.parse_args()), directory=Path(directory)))
+    print(table(outcome))
+    return 0 if outcome.ok else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
