@@ -66,7 +66,7 @@ def test_only_the_baseline_is_new(models: Path, url: str) -> None:
     made, before = new.baseline(), new.baseline_before()
     assert made is not None
     assert before == old.baseline()
-    assert (made.rows, made.made_from) == (1200, "1,200 captured rows of requests to plants/1")
+    assert (made.rows, made.made_from) == (1200, "captured requests to plants/1")
     assert made.replaces == f"plants/1 {old.digest}"
     assert made.sampled_from is not None
     assert made.field("size").importance == 3.0
@@ -98,7 +98,7 @@ def test_inspect_shows_both_baselines(models: Path, url: str, tmp_path: Path) ->
     path = str(models / "plants" / "2")
     shown = CliRunner().invoke(cli, ["inspect", path]).stdout
     flat = " ".join(shown.split())
-    assert "1,200 captured rows of requests to plants/1" in flat
+    assert "1,200 rows; captured requests to plants/1" in flat
     assert "before: 600 rows; the plants of 2025" in flat
     assert json.loads(CliRunner().invoke(cli, ["inspect", path, "--json"]).stdout)["baseline_before"]["rows"] == 600
     page = tmp_path / "page.html"

@@ -24,7 +24,7 @@ def rebaseline(
     repository: Path | str,
     version: int | None = None,
     least_rows: int = LEAST_ROWS,
-    describe: Callable[[int], BaselineRows],
+    describe: Callable[[], BaselineRows],
     progress: Callable[[int], None] | None = None,
 ) -> Package:
     """Write a package whose baseline is made from other rows; graphs, golden samples and everything else are copied byte for byte.
@@ -39,7 +39,7 @@ def rebaseline(
         repository: The model repository the new version goes to.
         version: Its number; None is one more than the highest there.
         least_rows: Fewest rows.
-        describe: Returns what the new baseline says about its rows, given how many there are; its own rows and options are not looked at.
+        describe: Returns what the new baseline says about its rows, once all were taken; `rows` and the options in it are not looked at.
         progress: Called with rows done.
 
     Raises:
@@ -64,7 +64,7 @@ def rebaseline(
                 progress(done)
     if done < least_rows:
         raise AuthoringError(f"{package}: {done:,} rows are too few for a baseline; it takes {least_rows:,} (or ask for fewer)")
-    words = describe(done)
+    words = describe()
     made = builder.finish().model_copy(
         update={
             "made_from": words.made_from,

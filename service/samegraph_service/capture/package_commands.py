@@ -250,15 +250,17 @@ def _agreements(outputs: Any, *, verdict: bool) -> Table:
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
     table.add_column("output", overflow="fold", min_width=8)
-    for heading in ("rows", "equal", "differ", "max ULP", "max abs", "flipped"):
+    steps = ("max ULP",) if verdict else ()  # between two models it says nothing
+    for heading in ("rows", "equal", "differ", *steps, "max abs", "flipped"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("verdict" if verdict else "agreement", no_wrap=True, justify="left" if verdict else "right")
     for output in outputs:
+        ulp = "∞" if output.max_ulp == UNREACHABLE else "–" if output.decision else f"{output.max_ulp:,}"
         cells = [
             f"{output.rows:,}",
             f"{output.equal_rows:,}",
             f"{output.different:,}",
-            "∞" if output.max_ulp == UNREACHABLE else f"{output.max_ulp:,}" if not output.decision else "–",
+            *([ulp] if verdict else []),
             f"{output.max_abs:.3g}",
             f"{output.flipped:,}" if output.decision else "–",
         ]

@@ -57,12 +57,12 @@ def renew(
     rows = _Rows(capture, package, choice, files, min(1.0, max_rows / total))
     expected = min(total, max_rows)
 
-    def words(count: int) -> BaselineRows:
+    def words() -> BaselineRows:
         versions = ", ".join(sorted({f"{f.facts.model}/{f.facts.version}" for f in files}))
-        left_out = f" ({rows.left_out:,} left out)" if rows.left_out else ""
+        left_out = f" ({rows.left_out:,} more rows were left out)" if rows.left_out else ""
         return BaselineRows(
             rows=(),
-            made_from=f"{count:,} captured rows of requests to {versions}{left_out}",
+            made_from=f"captured requests to {versions}{left_out}",
             sampled_from=None if rows.first is None else rows.first.isoformat(timespec="seconds"),
             sampled_to=None if rows.last is None else rows.last.isoformat(timespec="seconds"),
         )
