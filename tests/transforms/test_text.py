@@ -18,7 +18,11 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from rich.console import Console
-from samegraph_transforms.draft import DraftStage, GoldenSample, PackageDraft
+from samegraph_transforms.baseline_bins import Binner
+from samegraph_transforms.baseline_build import field_tokenizers
+from samegraph_transforms.baseline_extract import InputColumns
+from samegraph_transforms.baseline_text import token_facts
+from samegraph_transforms.draft import BaselineRows, DraftStage, GoldenSample, PackageDraft
 from samegraph_transforms.errors import (
     AuthoringError,
     EnvironmentUnfit,
@@ -37,7 +41,7 @@ from samegraph_transforms.package import Package, canonical_json, read_package
 from samegraph_transforms.ragged import grouped
 from samegraph_transforms.runtime import PackageRuntime
 from samegraph_transforms.text import Tokenize, first_token, mean_pool
-from samegraph_transforms.tokenization import TextTokenizer
+from samegraph_transforms.tokenization import TextTokenizer, token_counters
 
 WORDS = ("the", "cat", "sat", "on", "a", "mat", "and", "saw", "that", "this", "is", "good", "bad", "very", "not", "film", "day")
 
@@ -330,3 +334,35 @@ def test_first_token_is_the_first_token() -> None:
     """[CLS]."""
     got = run_both(first_token("hidden", "answer", size=4), {"hidden": HIDDEN})
     np.testing.assert_array_equal(got, HIDDEN[:, 0])
+
+
+# --- what is measured of tokens -------------------------------------------------------------------------------------------
+
+
+def test_token_statistics_are_the_tokenizers_own() -> None:
+    """Length, unknown share and truncation of a text are those of the library's own encoding; no token, no statistic."""
+    count = TextTokenizer(TOKENIZE.tokenizers()[0], FILE).facts
+    assert token_facts("the cat sat on 東 mat", count) == {"tokens": 8, "unknown_share": round(1 / 8, 6), "truncated": False}
+    assert token_facts("cat " * 100, count) == {"tokens": 40, "unknown_share": 0.0, "truncated": True}
+    assert token_facts(None, count) == {"tokens": None, "unknown_share": None, "truncated": None}
+    assert token_facts("\ud800", count) == {"tokens": None, "unknown_share": None, "truncated": None}
+
+
+def test_a_baseline_has_them_where_a_tokenizer_reads_the_field(tmp_path: Path) -> None:
+    """Packed with rows, a text field has its tokens' statistics too, and counting the same rows gives the baseline's own counts."""
+    rng = np.random.default_rng(5)
+    rows = [" ".join(rng.choice([*WORDS, "東京", "zebra"], rng.integers(1, 60))) for _ in range(150)]
+    package = pack(draft(baseline=BaselineRows(rows)), samples(), tmp_path)
+    baseline = package.baseline()
+    assert baseline is not None
+    (field,) = baseline.fields
+    assert field.tokenizer == package.manifest.tokenizers[0].node
+    by_name = {variable.name: variable for variable in field.variables}
+    encoded = [expected(row) for row in rows]
+    assert by_name["text.tokens"].mean == pytest.approx(np.mean([len(ids) for ids in encoded]))
+    assert by_name["text.unknown_share"].mean == pytest.approx(np.mean([ids.count(1) / len(ids) for ids in encoded]), abs=1e-6)
+    long = TextTokenizer(package.manifest.tokenizers[0].model_copy(update={"max_length": 10_000}), FILE)
+    assert by_name["text.truncated"].counts[1] == sum(len(long(row)[0]) > 40 for row in rows) > 0
+    columns = InputColumns(package.manifest, baseline.fields, token_counters(field_tokenizers(package))).read([(row,) for row in rows])
+    for variable in field.variables:
+        assert Binner(variable).count(columns[variable.name]).tolist() == variable.counts, variable.name

@@ -198,6 +198,11 @@ class FieldBaseline(_Model):
     model_size: tuple[int, int] | None = Field(
         default=None, description="Images: height and width of `pixels`; a smaller short side was enlarged."
     )
+    tokenizer: str | None = Field(
+        default=None,
+        exclude_if=lambda node: node is None,
+        description="Texts: the Tokenize node whose tokens are counted. Left out: none are.",
+    )
     variables: list[Variable] = Field(default_factory=list, description="In the order they are shown.")
 
 

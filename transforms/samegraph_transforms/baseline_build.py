@@ -25,6 +25,7 @@ from .package import Package
 from .packing import names_read
 from .runtime import Item, PackageRuntime
 from .signature import Row
+from .tokenization import TextTokenizer, token_counters, tokenizers_of
 
 #: Rows that go through the package together; fixed, so that the same rows give the same baseline on any machine alike.
 ROWS_TOGETHER = 256
@@ -43,7 +44,7 @@ def build_baseline(package: Package, given: BaselineRows, progress: Callable[[in
         ExecutionError: A graph does not load or run.
     """
     with closing(PackageRuntime.load(package)) as runtime:
-        builder = BaselineBuilder(package.manifest, given, pixel_values(package))
+        builder = BaselineBuilder(package.manifest, given, pixel_values(package), runtime.tokenizers)
         if not len(given.rows):
             raise AuthoringError(f"{package.manifest.name}: no rows for the baseline; give some, or no baseline")
         rows = _checked(runtime, given.rows, 0)
@@ -111,6 +112,16 @@ def pixel_values(package: Package) -> dict[str, Pixels]:
     return found
 
 
+def field_tokenizers(package: Package) -> dict[str, TextTokenizer]:
+    """Return text field → the tokenizer that reads it, for whoever counts rows without running them."""
+    stage = package.manifest.stage("preprocess.item")
+    if stage is None or not package.manifest.tokenizers:
+        return {}
+    ready = tokenizers_of(package.manifest.tokenizers, package.read_file)
+    nodes = [node for node in package.load_stage(stage.name).graph.node if node.name in ready]
+    return {stage.inputs.get(node.input[0], node.input[0]): ready[node.name] for node in nodes}
+
+
 def _sources(graph: onnx.GraphProto, value: str) -> set[str]:
     """Return the graph inputs that `value` is computed from."""
     makers = {name: node for node in graph.node for name in node.output}
@@ -136,16 +147,23 @@ class BaselineBuilder:
         manifest: The package's manifest.
         given: How to treat the rows; those in it are not looked at.
         pixels: Image field → where its pixels are, as `pixel_values` finds them.
+        tokenizers: Text field → its tokenizer, as `ItemPlan.tokenizers` has them.
 
     Raises:
         AuthoringError: An option names a field or output that is not there, or cannot be what it asks for.
     """
 
-    def __init__(self, manifest: Manifest, given: BaselineRows, pixels: Mapping[str, Pixels] | None = None) -> None:
-        self._manifest, self._given, self._pixels = manifest, given, pixels or {}
+    def __init__(
+        self,
+        manifest: Manifest,
+        given: BaselineRows,
+        pixels: Mapping[str, Pixels] | None = None,
+        tokenizers: Mapping[str, TextTokenizer] | None = None,
+    ) -> None:
+        self._manifest, self._given, self._pixels, self._tokenizers = manifest, given, pixels or {}, tokenizers or {}
         _check_options(manifest, given)
         self._fields = [self._empty_field(field) for field in manifest.fields]
-        self._inputs, self._outputs = InputColumns(manifest, self._fields), OutputColumns(manifest)
+        self._inputs, self._outputs = InputColumns(manifest, self._fields, token_counters(self._tokenizers)), OutputColumns(manifest)
         self._columns: dict[tuple[str, str], list[Values]] = {}
         self._cells = {output.name: _Cells(output, manifest, given.positive.get(output.name)) for output in manifest.outputs}
         self._right = 0
@@ -161,6 +179,7 @@ class BaselineBuilder:
             importance=given.importance.get(field.name, 1.0),
             pixels=pixels.value if pixels is not None else None,
             model_size=pixels.size if pixels is not None else None,
+            tokenizer=self._tokenizers[field.name].declared.node if field.name in self._tokenizers and field.kind == "text" else None,
         )
 
     def add(
@@ -241,7 +260,7 @@ class BaselineBuilder:
     def _field(self, field: RawField, empty: FieldBaseline) -> FieldBaseline:
         if empty.monitored == "off":
             return empty
-        statistics = field_statistics(field, pixels=empty.pixels is not None)
+        statistics = field_statistics(field, pixels=empty.pixels is not None, tokens=empty.tokenizer is not None)
         if field.kind == "string" and field.name in self._given.known:
             statistics = [replace(s, known=tuple(self._given.known[field.name])) for s in statistics]
         hashed = empty.monitored == "hashed"

@@ -19,10 +19,11 @@ import numpy as np
 from .baseline import FieldBaseline, VariableKind
 from .baseline_bins import Values
 from .baseline_images import CONTAINER, PIXELS, container_facts, pixel_facts
-from .baseline_text import BLOCK_NAMES, TEXT, text_facts
+from .baseline_text import BLOCK_NAMES, TEXT, TOKENS, text_facts, token_facts
 from .decode import DEFAULT_MODES, FORMATS
 from .manifest import Manifest, Output, RawField
 from .signature import Row
+from .tokenization import TokenFacts
 
 #: Most elements of a tensor, and most classes of a score, that get a variable each.
 MAX_ELEMENTS: Final = 16
@@ -94,6 +95,11 @@ _TEXT: Final[dict[str, tuple[VariableKind, str, str]]] = {
     "control_share": ("numeric", "Control characters.", "share"),
     "nfc_changed": ("boolean", "Whether normal form C is another text.", ""),
 }
+_TOKENS: Final[dict[str, tuple[VariableKind, str, str]]] = {
+    "tokens": ("numeric", "Tokens the model is given.", "tokens"),
+    "unknown_share": ("numeric", "Tokens that stand for what the vocabulary does not have.", "share"),
+    "truncated": ("boolean", "Whether the text had more tokens than the model takes.", ""),
+}
 _TENSOR: Final = {
     "mean": "Mean of the finite elements.",
     "std": "Standard deviation of the finite elements.",
@@ -103,12 +109,13 @@ _TENSOR: Final = {
 }
 
 
-def field_statistics(field: RawField, *, pixels: bool = False) -> list[Statistic]:
+def field_statistics(field: RawField, *, pixels: bool = False, tokens: bool = False) -> list[Statistic]:
     """Return what is measured of a raw field.
 
     Args:
         field: The field.
         pixels: For images: whether the item stage gives uint8 pixels to look at.
+        tokens: For texts: whether a tokenizer reads them.
     """
     name = field.name
     if field.kind in ("number", "integer"):
@@ -120,7 +127,8 @@ def field_statistics(field: RawField, *, pixels: bool = False) -> list[Statistic
         return [Statistic(name, "categorical", field.description, known=None if known is None else tuple(map(str, known)))]
     if field.kind == "text":
         closed = {"block": BLOCK_NAMES}
-        return [Statistic(f"{name}.{what}", kind, text, unit, closed.get(what)) for what, (kind, text, unit) in _TEXT.items()]
+        measured = _TEXT | _TOKENS if tokens else _TEXT
+        return [Statistic(f"{name}.{what}", kind, text, unit, closed.get(what)) for what, (kind, text, unit) in measured.items()]
     if field.kind == "bytes":
         return [Statistic(f"{name}.bytes", "numeric", "Size.", "bytes")]
     return _image_statistics(name, pixels) if field.kind == "image" else _array_statistics(name, field.graph_dtype, field.shape or [])
@@ -161,11 +169,15 @@ class InputColumns:
     Args:
         manifest: The package's manifest.
         fields: What is monitored of each field, in the manifest's order; the variables in them do not matter.
+        tokenizers: Text field → what counts its tokens; needed for the fields whose baseline names a tokenizer.
     """
 
-    def __init__(self, manifest: Manifest, fields: Sequence[FieldBaseline]) -> None:
+    def __init__(
+        self, manifest: Manifest, fields: Sequence[FieldBaseline], tokenizers: Mapping[str, Callable[[str], TokenFacts]] | None = None
+    ) -> None:
+        counts = tokenizers or {}
         self._readers = [
-            (place, baseline.pixels, _reader(field, baseline))
+            (place, baseline.pixels, _reader(field, baseline, counts[field.name] if baseline.tokenizer is not None else None))
             for place, (field, baseline) in enumerate(zip(manifest.fields, fields, strict=True))
             if baseline.monitored != "off"
         ]
@@ -187,11 +199,13 @@ class InputColumns:
 _Reader = Callable[[Sequence[Any], Sequence[np.ndarray | None] | None], dict[str, Values]]
 
 
-def _reader(field: RawField, baseline: FieldBaseline) -> _Reader:
+def _reader(field: RawField, baseline: FieldBaseline, tokens: Callable[[str], TokenFacts] | None) -> _Reader:
     name = field.name
     if field.kind == "image":
         return lambda values, pixels: _image_columns(name, values, pixels, baseline)
     if field.kind == "text":
+        if tokens is not None:
+            return lambda values, _: _table(name, (*TEXT, *TOKENS), (text_facts(v) | token_facts(v, tokens) for v in values))
         return lambda values, _: _table(name, TEXT, map(text_facts, values))
     if field.kind == "bytes":
         return lambda values, _: {f"{name}.bytes": [None if v is None else len(v) for v in values]}

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
+
+from .errors import InputError
+from .tokenization import TokenFacts
 
 #: Longer texts are looked at up to here (`characters` still counts all of them), so that the cost of a text is bounded.
 TEXT_LOOK: Final = 20_000
@@ -15,6 +19,9 @@ TEXT: Final = (
     "characters", "words", "word_length", "block", "other_blocks_share", "non_ascii_share", "vowel_share", "capital_share", "digit_share",
     "punctuation_share", "control_share", "nfc_changed",
 )  # fmt: skip
+
+#: Names of the token statistics, which texts have that a tokenizer reads; shown after the others.
+TOKENS: Final = ("tokens", "unknown_share", "truncated")
 
 #: First code point → block (The Unicode Standard, Blocks.txt; blocks that hardly occur are `other`).
 _BLOCKS: Final = {
@@ -92,6 +99,26 @@ def text_facts(text: str | None) -> dict[str, Any]:
         facts["vowel_share"] = _share(_count(_VOWELS[ascii_]), letters)
     facts |= _blocks(points, spaces)
     return facts
+
+
+def token_facts(text: str | None, count: Callable[[str], TokenFacts]) -> dict[str, Any]:
+    """Return statistics of a text's tokens.
+
+    Args:
+        text: The text; None is missing.
+        count: The model's own tokenizer, `TextTokenizer.facts` say.
+
+    Returns:
+        `tokens` (how many the model is given), `unknown_share` (of them, those that stand for what the vocabulary does not have),
+        `truncated` (whether the text had more than the model takes). All are None for a missing text and one without a token.
+    """
+    if text is None:
+        return dict.fromkeys(TOKENS)
+    try:
+        found = count(text)
+    except InputError:
+        return dict.fromkeys(TOKENS)
+    return {"tokens": found.tokens, "unknown_share": _share(found.unknown, found.tokens), "truncated": found.truncated}
 
 
 def _count(mask: np.ndarray) -> int:

@@ -97,15 +97,23 @@ class ItemPlan:
         inputs: Names of the values it reads (raw fields and companions).
         outputs: Names of the values it makes, in graph order.
         steps: What runs what.
+        tokenizers: Text field → the tokenizer that reads it.
     """
 
-    def __init__(self, inputs: Sequence[_Input], outputs: Sequence[tuple[str, str]], steps: Sequence[_Compiled]) -> None:
+    def __init__(
+        self,
+        inputs: Sequence[_Input],
+        outputs: Sequence[tuple[str, str]],
+        steps: Sequence[_Compiled],
+        tokenizers: Mapping[str, TextTokenizer],
+    ) -> None:
         self._inputs = tuple(inputs)
         self._outputs = tuple(outputs)
         self._runs = tuple(s.run for s in steps)
         self.inputs: tuple[str, ...] = tuple(i.value_name for i in inputs)
         self.outputs: tuple[str, ...] = tuple(value for _, value in outputs)
         self.steps: tuple[Step, ...] = tuple(s.step for s in steps)
+        self.tokenizers: Mapping[str, TextTokenizer] = dict(tokenizers)
 
     def __call__(self, values: Mapping[str, object]) -> dict[str, np.ndarray]:
         """Run the stage for one instance.
@@ -176,6 +184,7 @@ class _Compiler:
     ) -> None:
         self.manifest = manifest
         self.tokenizers = tokenizers
+        self.read_by: dict[str, TextTokenizer] = {}
         self.stage = stage
         self.make_executor = make_executor
         self.kernels = kernels
@@ -201,7 +210,7 @@ class _Compiler:
         while pending:
             made = self._host_steps(pending, available) or self._onnx_step(pending, available, [graph for graph, _ in outputs])
             steps += made
-        return ItemPlan(inputs, outputs, steps)
+        return ItemPlan(inputs, outputs, steps, self.read_by)
 
     def _invalid(self, text: str) -> ManifestInvalid:
         return ManifestInvalid(f"{self.manifest.name}: {text}")
@@ -286,6 +295,7 @@ class _Compiler:
         if len(node.output) != len(tokenizer.declared.arrays):
             arrays = ", ".join(tokenizer.declared.arrays)
             raise self._invalid(f"tokenizer {node.name!r} has {len(node.output)} outputs in the graph, and the manifest names {arrays}")
+        self.read_by.setdefault(field.name, tokenizer)
         step = Step((_label(node),), "host", tokenizer.library, f"trained with tokenizers {tokenizer.declared.library_version}")
         return _Compiled(step, partial(_tokenize, node.input[0], tuple(node.output), tokenizer, field.name))
 

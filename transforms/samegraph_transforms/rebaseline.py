@@ -56,7 +56,7 @@ def rebaseline(
     given = _given(old)
     done = 0
     with closing(PackageRuntime.load(package)) as runtime:
-        builder = BaselineBuilder(package.manifest, given, pixel_values(package))
+        builder = BaselineBuilder(package.manifest, given, pixel_values(package), runtime.tokenizers)
         for chunk in chunks:
             builder.run(runtime, chunk, done)
             done += len(chunk)

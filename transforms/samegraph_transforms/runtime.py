@@ -21,6 +21,7 @@ from .merging import CannotMerge, merge_stages
 from .packing import ColumnGroup, pack_columns
 from .ragged import OpenInput, Rows, ShapeKey, ShapePlan, grouped
 from .signature import Row, Signature, column
+from .tokenization import TextTokenizer
 from .weights import Weights
 
 if TYPE_CHECKING:
@@ -216,6 +217,11 @@ class PackageRuntime:
             return row
         values = self.item_plan(dict(zip(self.signature.names, row, strict=True)))
         return tuple(values[feed.name] if feed.field is None else row[feed.row_place] for feed in self._feeds)
+
+    @property
+    def tokenizers(self) -> Mapping[str, TextTokenizer]:
+        """Text field → the tokenizer that reads it."""
+        return {} if self.item_plan is None else self.item_plan.tokenizers
 
     @property
     def item_places(self) -> dict[str, int]:

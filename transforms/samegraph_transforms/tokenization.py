@@ -8,7 +8,7 @@ Padding that a tokenizer.json asks for is never applied here: instances are padd
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, get_args
 
@@ -107,6 +107,11 @@ class TextTokenizer:
         if not encoding.ids:
             raise InputError(f"{named}the text has no token; send at least one word", code="wrong_shape", field=field)
         return encoding
+
+
+def token_counters(tokenizers: Mapping[str, TextTokenizer]) -> dict[str, Callable[[str], TokenFacts]]:
+    """Return text field → what counts its tokens, for statistics."""
+    return {field: tokenizer.facts for field, tokenizer in tokenizers.items()}
 
 
 def load_engine(file: bytes, name: str) -> Any:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from samegraph_transforms.baseline import Baseline
+from samegraph_transforms.baseline_build import field_tokenizers
 from samegraph_transforms.errors import InputError
 from samegraph_transforms.exactness import UNREACHABLE, Comparison, Deciding, compare
 from samegraph_transforms.golden import promised, runtime_profile
@@ -378,7 +379,9 @@ class _Counting:
         # The bins of answers are those of the version that gave them; another package's say nothing about its fields either.
         fits = baseline is not None and _same_signature(package.manifest, facts)
         self._baseline = _without(baseline, facts.treated) if baseline is not None and fits else None
-        self._counter = None if self._baseline is None else RowCounter(package.manifest, self._baseline)
+        self._counter = (
+            None if self._baseline is None else RowCounter(package.manifest, self._baseline, tokenizers=field_tokenizers(package))
+        )
         self._totals: Totals | None = None
         self._uncounted = 0
 

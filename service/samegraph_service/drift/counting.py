@@ -26,6 +26,7 @@ from samegraph_transforms.baseline_bins import Binner, Values, sum_reach
 from samegraph_transforms.baseline_extract import InputColumns, OutputColumns, expected_cells
 from samegraph_transforms.manifest import Manifest, Missing, Output
 from samegraph_transforms.signature import Row
+from samegraph_transforms.tokenization import TextTokenizer, token_counters
 
 Side = Literal["input", "output"]
 #: The floats of a number, in order: sum of positive and of negative distances from the baseline's mean, sum of squared distances.
@@ -163,6 +164,7 @@ class RowCounter:
         manifest: The version's manifest.
         baseline: Its baseline.
         feed_columns: Field → (feed, column) of the fields that can be read from the graph's inputs.
+        tokenizers: Text field → the tokenizer that reads it.
 
     Attributes:
         layout: What its results look like.
@@ -170,7 +172,13 @@ class RowCounter:
         feeds: The graph's inputs that `count_columns` reads; empty when they do not tell all about a row.
     """
 
-    def __init__(self, manifest: Manifest, baseline: Baseline, feed_columns: Mapping[str, tuple[str, int]] | None = None) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        baseline: Baseline,
+        feed_columns: Mapping[str, tuple[str, int]] | None = None,
+        tokenizers: Mapping[str, TextTokenizer] | None = None,
+    ) -> None:
         self.layout = Layout(manifest, baseline)
         self.pixels: tuple[str, ...] = tuple(f.pixels for f in baseline.fields if f.monitored != "off" and f.pixels is not None)
         kinds = {f.name: f.kind for f in manifest.fields}
@@ -181,7 +189,7 @@ class RowCounter:
         simple = _PLAIN | _COUNTED
         self._others = [(s, Binner(s.variable)) for s in inputs if kinds[s.owner] not in simple]
         fields = [f.model_copy(update={"monitored": "off"}) if f.kind in simple else f for f in baseline.fields]
-        self._read_inputs = InputColumns(manifest, fields)
+        self._read_inputs = InputColumns(manifest, fields, token_counters(tokenizers or {}))
         self._answers = [(s, Binner(s.variable)) for s in self.layout.slots if s.side == "output"]
         self._read_outputs = OutputColumns(manifest)
         self._outputs = [o.name for o in manifest.outputs]

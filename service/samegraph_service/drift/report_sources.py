@@ -342,7 +342,7 @@ def found_in_files(
     """
     errors: dict[tuple[str, str], int] = {}
     with closing(PackageRuntime.load(package)) as runtime:
-        counter = RowCounter(package.manifest, baseline)
+        counter = RowCounter(package.manifest, baseline, tokenizers=runtime.tokenizers)
         counted: list[tuple[float | None, Totals]] = []
         done = 0
         for chunk in _chunks(_rows(sources, runtime, errors), ROWS_TOGETHER):
