@@ -322,7 +322,7 @@ _SIGNATURE_NAME: Json = {
 _IDENTITY: Json = {
     "model_name": {"type": "string"},
     "model_version": {"type": "string"},
-    "prediction_id": {"type": "string", "description": "Names this prediction; instance i of it is `<id>.i`."},
+    "prediction_id": {"type": "string", "description": "Names this prediction, for feedback; instance i of it is `<id>.i`."},
 }
 
 
@@ -808,7 +808,7 @@ _HEADERS: Json = {
     "Model": _header("The model that answered."),
     "ModelVersion": _header("The version that answered.", "integer"),
     "PackageDigest": _header("Identity of the package that answered: SHA-256 of its manifest, in hex."),
-    "PredictionId": _header("Names this prediction; instance i of it is `<id>.i`."),
+    "PredictionId": _header("Names this prediction, for feedback; instance i of it is `<id>.i`."),
     "FailedInstances": _header("How many instances of the request failed; absent when none did.", "integer"),
     "RequestId": _header("Id of the request, also in the server's log: the caller's own `x-request-id`, or one made here."),
     "RetryAfter": _header("Whole seconds to wait before sending the request again.", "integer"),

@@ -351,3 +351,19 @@ def test_an_arm_that_fails_outright_is_withdrawn_tried_and_restored(models: Path
         assert server.predict("plants", {"instances": [row(rng)]}, **units["treatment"]).headers["samegraph-model-version"] == "2"
         assert server.metric("samegraph_experiment_served_total", arm="treatment", served="control") > 0
         assert server.metric("samegraph_experiment_errors_total", arm="control") == 0
+
+
+def test_a_repeated_request_is_one_exposure_with_one_id(models: Path, tmp_path: Path) -> None:
+    """What is answered from another attempt's computation carries its prediction id and counts no more."""
+    with live_server(models, feedback={"key_file": key_file(tmp_path)}) as server:
+        headers = {"samegraph-unit": "user-1", "idempotency-key": "order-17"}
+        unassigned = {"idempotency-key": "order-18"}
+        document = {"instances": [row(random.Random(1))]}
+        first, *again = [server.predict("plants", document, **headers) for _ in range(3)]
+        assert {reply.headers["samegraph-replayed"] for reply in again} == {"stored"}
+        assert {reply.headers["samegraph-prediction-id"] for reply in again} == {first.headers["samegraph-prediction-id"]}
+        for _ in range(2):
+            server.predict("plants", document, **unassigned)
+        after = samples(server)
+        assert total(after, "samegraph_experiment_exposures_total") == 1
+        assert total(after, "samegraph_experiment_unassigned_total") == 1
