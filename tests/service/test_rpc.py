@@ -115,6 +115,15 @@ def test_typed_and_raw_contents_give_what_http_gives(client: Client) -> None:
         assert client.metadata["samegraph-model-version"] == "1"
 
 
+def test_a_repeated_key_gets_the_stored_answer(client: Client) -> None:
+    """Idempotency keys travel as metadata; another request under the same key is refused."""
+    request, key = plants(build.ROWS[0], id="k"), (("idempotency-key", "once"),)
+    first = client.call("ModelInfer", request, metadata=key)
+    assert client.call("ModelInfer", request, metadata=key) == first
+    assert client.metadata["samegraph-replayed"] == "stored"
+    assert client.failure("ModelInfer", plants(build.ROWS[1]), metadata=key)[1]["code"] == "key_reused"
+
+
 def test_outputs_are_chosen_and_classified(client: Client) -> None:
     """As over HTTP."""
     message = plants(build.ROWS[0])

@@ -526,6 +526,8 @@ class Front:
         smallest = self.limits.compress_from_bytes
         if exchange.head.accepts is None or smallest is None or isinstance(body, SamegraphError):
             return None
+        if exchange.head.key is not None:
+            return None  # it may be answered again to somebody who accepts no coding
         return exchange.head.accepts if len(body if isinstance(body, bytes) else body.body) >= smallest else None
 
     def _compress_on_host(self, exchange: Exchange, answer: Answer, body: Body, seconds: float) -> None:
