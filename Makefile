@@ -5,7 +5,7 @@ PORT ?= 8000
 TARGETS ?= 127.0.0.1:8000
 OBSERVE_PORT ?= 9090
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint format coverage bench bench-peers bench-gpu models observe prove-dockerfile lock clean system env env-test env-build env-build-test env-clients python
+.PHONY: help serve test lint format coverage bench bench-peers bench-gpu models loadtest observe prove-dockerfile lock clean system env env-test env-build env-build-test env-clients python
 
 help:  ## Show what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' Makefile
@@ -36,6 +36,9 @@ bench-peers: env-test  ## Install the servers that `make bench` compares with, e
 
 bench-gpu: env-test  ## Measure the GPU executor against plain session.run on this machine's GPU; writes benchmarks/results/
 	@.venv/bin/python benchmarks/gpu.py $(BENCH)
+
+loadtest: system env-test models  ## Send bursts of 300 frames to the imagenet example and check every answer (SCENARIO=, OPTIONS=); writes a page
+	@.venv/bin/python -m loadtest $(or $(SCENARIO),burst) $(OPTIONS)
 
 observe: env  ## Watch running services with Prometheus on 127.0.0.1:9090 (TARGETS="host:port …", OBSERVE_PORT=)
 	@scripts/system-packages prometheus

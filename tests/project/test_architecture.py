@@ -221,3 +221,16 @@ def test_nothing_unpickles(package: str) -> None:
     """A model repository is data: reading it can run no code of its author's."""
     for name, used in outside(package).items():
         assert not used & UNPICKLERS, name
+
+
+def test_load_tests_know_the_client_only() -> None:
+    """They send what any caller could send; golden answers reach them as a file."""
+    found: set[str] = set()
+    for path in sorted((ROOT / "loadtest").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                found.add((node.module or "").partition(".")[0])
+    assert "samegraph_client" in found
+    assert not found & {"samegraph_service", "samegraph_transforms"}
