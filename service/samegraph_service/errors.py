@@ -245,9 +245,11 @@ class RoutingConflict(ServiceError):
     """
 
     def __init__(self, asked: str, revision: str) -> None:
-        super().__init__(
-            f"the routing file has revision {revision} and the change was made from {asked[:64]!r}; read it again and repeat the change"
-        )
+        if asked:
+            text = f"the routing file has revision {revision}, not {asked[:64]!r}, from which the change was made; repeat it from there"
+        else:
+            text = f"say in the header If-Match which revision the change was made from: there is {revision!r} now, and * is any"
+        super().__init__(text)
         self.revision = revision
 
 

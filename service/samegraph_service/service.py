@@ -446,11 +446,13 @@ def _routing_notes(routes: ModelRoutes[Served]) -> list[str]:
     if routes.experiment is not None:
         plan = routes.experiment.plan
         total = sum(arm.weight for arm in plan.arms)
-        arms = ", ".join(f"{arm.name} (version {arm.version}) {arm.weight / total:.3g}" for arm in plan.arms)
-        enrolled = "" if plan.enrolment_share >= 1 else f" of the enrolled {plan.enrolment_share:.3g}"
-        notes.append(f"Experiment {plan.experiment}@{plan.revision}, unit from {unit_words(plan)}: shares{enrolled} {arms}")
+        arms = ", ".join(f"{arm.name} (version {arm.version}) {100 * arm.weight / total:.3g} %" for arm in plan.arms)
+        enrolled = "" if plan.enrolment_share >= 1 else f" of the {100 * plan.enrolment_share:.3g} % enrolled"
+        notes.append(f"Experiment {plan.experiment}@{plan.revision}, unit from {unit_words(plan)}: {arms}{enrolled}")
         notes += routes.experiment.first_unready()
-    notes += [f"Shadow: version {shadow.version} sees a share of {shadow.share:.3g} and never answers" for shadow in routes.shadows]
+    notes += [
+        f"Shadow: version {shadow.version} sees {100 * shadow.share:.3g} % of the requests and never answers" for shadow in routes.shadows
+    ]
     return notes
 
 

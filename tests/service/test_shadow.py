@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import odd_packages as odd
@@ -19,7 +20,7 @@ from samegraph_service.cost import CostModel
 from samegraph_service.device import Device, Lane
 from samegraph_service.experiments.assignment import draw, fraction
 from samegraph_service.experiments.routing_file import FILE_NAME
-from samegraph_service.experiments.shadow import DIFFERENCE_BUCKETS, REASONS, Tally, _differences, _flips
+from samegraph_service.experiments.shadow import DIFFERENCE_BUCKETS, REASONS, Shadows, Tally, _differences, _flips
 from samegraph_transforms.draft import DraftStage
 from samegraph_transforms.pack import pack
 
@@ -259,6 +260,17 @@ class TestShedding:
             settle(own)
             found = own.service.shadows.tallies["plants", 1, 3]
             assert (found.compared, found.shed["incompatible"], found.flips) == (1, 1, {"label": 0})
+
+    def test_the_line_is_bounded_and_what_does_not_fit_is_shed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Of forty copies in one turn of the loop one is run, three wait and the others are dropped."""
+        offered: list[tuple[Any, Any]] = []
+        offer = Shadows.offer
+        monkeypatch.setattr(Shadows, "offer", lambda _, call, answer: offered.append((call, answer)))
+        with live_server(two_versions(tmp_path), shadow={"max_batch_s": 1, "max_queued_requests": 3}) as own:
+            own.predict("plants", GOOD)
+            own.run(lambda: [offer(own.service.shadows, *offered[0]) for _ in range(40)])
+            settle(own)
+            assert (tally(own).compared, tally(own).shed["queue_full"]) == (4, 36)
 
     def test_a_server_that_stops_runs_no_copies(self, tmp_path: Path) -> None:
         """After the drain began callers are answered still, and nothing is done beside that."""

@@ -73,7 +73,7 @@ def _revision(if_match: str, there: str) -> str | None:
         return None
     revision = if_match.strip().strip('"')
     if not looks_like_revision(revision):
-        raise RoutingConflict(if_match or "nothing: the header If-Match is missing", there)
+        raise RoutingConflict(if_match, there)
     return revision
 
 

@@ -38,6 +38,12 @@ log = get_logger("samegraph.shadow")
 #: Why a copy was dropped without an answer to compare: too many wait; it waited too long; one row takes longer than an execution may; its
 #: rows do not fit the shadow's fields; the shadow is not served any more; the server is shutting down.
 REASONS: Final = ("queue_full", "late", "too_slow", "incompatible", "retired", "stopping")
+#: Most copies that run and are compared together: the loop must not be held for longer than about half a millisecond.
+TOGETHER: Final = 16
+#: How long shadows rest after a turn, in turns, and its bounds in seconds. A turn that callers held up is followed by a longer rest, so
+#: that shadows give way where the event loop is what is short and no queue shows it.
+REST_TURNS: Final = 2.0
+REST_S: Final = (0.002, 0.25)
 #: Absolute differences of numbers; the first bucket holds those that are equal.
 DIFFERENCE_BUCKETS: Final = (0.0, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 10.0, 100.0, 1000.0)
 
@@ -196,6 +202,8 @@ class Shadows:
         self._line: deque[Copy] = deque()
         self._bytes = 0
         self.running = 0
+        self._fed_at = 0.0
+        self._resting = False
         self._lanes: dict[Served, Lane] = {}
         self._on_finish = self._finished  # bound once
 
@@ -250,10 +258,11 @@ class Shadows:
 
     def _feed(self) -> None:
         """Give the device the next copies when it has none: of one version, and no more than one execution may take."""
-        if self.running:
+        if self.running or self._resting:
             return
+        self._fed_at = self._loop.time()
         lane: Lane | None = None
-        rows = 0
+        rows = copies = 0
         while self._line:
             copy = self._line[0]
             served = copy.route.served
@@ -263,9 +272,23 @@ class Shadows:
                 continue
             if lane is not None and (lane is not self._lanes.get(served) or lane.cost.predict_s(rows + copy.n) > self._limits.batch_s):
                 return
+            if copies == TOGETHER:
+                return
+            copies += 1
             lane = self._lane_of(served)
             rows += copy.n
             self._start(self._take(), lane)
+
+    def _rest(self) -> None:
+        """Let the loop be for a while after a turn."""
+        now = self._loop.time()
+        least, most = REST_S
+        self._resting = True
+        self._loop.call_at(now + min(most, max(least, REST_TURNS * (now - self._fed_at))), self._go_on)
+
+    def _go_on(self) -> None:
+        self._resting = False
+        self._feed()
 
     def _take(self) -> Copy:
         copy = self._line.popleft()
@@ -357,7 +380,7 @@ class Shadows:
             tally.shadow.observe(self._loop.time() - work.fed_at)
         self.running -= 1
         if not self.running:
-            self._loop.call_soon(self._feed)
+            self._rest()
             for served in [served for served in self._lanes if not served.lane.attached]:  # came up again for a call that chose it before
                 self.retire(served)
 
