@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,21 @@ class TestReading:
             assert part["additionalProperties"] is False
             for member, facts in part["properties"].items():
                 assert facts.get("description", "").endswith("."), f"{name}.{member}"
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo], ids=["directory", "pipe"])
+def test_what_is_no_regular_file_is_not_opened(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    """A pipe that nobody writes to would hold the reader for ever."""
+    make(tmp_path / FILE_NAME)
+    with pytest.raises(RoutingProblem, match=r"routing\.yaml is no regular file"):
+        routing_file.read(tmp_path)
+
+
+def test_a_link_is_followed(tmp_path: Path) -> None:
+    """That is how Kubernetes mounts a file it replaces."""
+    (tmp_path / "..data").write_text(GOOD)
+    (tmp_path / FILE_NAME).symlink_to("..data")
+    assert "flights" in routing_file.read(tmp_path).models
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import hashlib
 import math
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -346,15 +347,21 @@ def read(repository: Path) -> RoutingFile:
     Raises:
         RoutingProblem: It cannot be read, is larger than 256 KiB, or breaks its schema; tells every problem with its path in the file.
     """
-    path = repository / FILE_NAME
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
+        data = _bytes_of(repository / FILE_NAME)
     except FileNotFoundError:
         return NOTHING
     except OSError as error:
         raise RoutingProblem([f"{FILE_NAME} cannot be read: {error.strerror or type(error).__name__}"]) from error
     return parse(data)
+
+
+def _bytes_of(path: Path) -> bytes:
+    """Return a file's bytes, one more than the limit at most; a pipe that nobody writes to is not waited for."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise RoutingProblem([f"{FILE_NAME} is no regular file"])
+    with path.open("rb") as file:
+        return file.read(MAX_BYTES + 1)
 
 
 def parse(data: bytes) -> RoutingFile:
@@ -648,8 +655,7 @@ def write_routing(
 
 def _revision_there(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            return revision_of(file.read(MAX_BYTES + 1))
+        return revision_of(_bytes_of(path))
     except FileNotFoundError:
         return NO_FILE
     except OSError as error:
