@@ -364,6 +364,38 @@ def test_a_row_that_cannot_be_written_is_lost_alone(models: Path, url: str) -> N
     assert len(rows_of(url)) == 2
 
 
+def test_a_fault_of_ours_costs_rows_that_are_counted(models: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever goes wrong between queue and file, no row goes on counting as waiting."""
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("nobody foresaw this")
+
+    with live_server(models, capture={"url": url, "sample_ratio": 1}) as server:
+        with monkeypatch.context() as patch:
+            patch.setattr("samegraph_service.capture.columns.Layout.batch", broken)
+            ask(server, 2)
+            flushed(server)
+        assert server.metric("samegraph_capture_waiting_rows") == 0
+        assert server.metric("samegraph_capture_dropped_rows_total", reason="failed") == 2
+        with monkeypatch.context() as patch:
+            patch.setattr("samegraph_service.capture.columns.Layout.__init__", broken)
+            ask(server)
+            flushed(server)
+        assert server.metric("samegraph_capture_dropped_rows_total", reason="refused") == 1
+        assert "cannot be captured" in str(server.get("/readyz").json()["degraded"])
+        assert balanced(server)
+
+
+def test_the_thread_sleeps_while_there_is_nothing_to_write(models: Path, url: str) -> None:
+    """A version of which nothing is captured is never due."""
+    with live_server(models, capture={"url": url, "sample_ratio": 1, "exclude": "plants:siez", "rotate_s": 0.001}) as server:
+        sink = server.service.capture
+        assert sink is not None
+        ask(server)
+        until(lambda: sink.tap.waiting() == (0, 0), "the row is refused")
+        assert sink.next_due() > time.time() + 60
+
+
 def test_files_close_by_rows_and_by_time(models: Path, url: str) -> None:
     """Whatever comes first; a row is in a file after the set time at the latest."""
     with live_server(models, capture={"url": url, "sample_ratio": 1, "rotate_rows": 3, "rotate_s": 0.2}) as server:

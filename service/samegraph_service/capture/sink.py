@@ -166,10 +166,14 @@ class CaptureSink:
         self.tap.awake = False
         if self._stopping.is_set():  # or the wake-up that came before the flag fell would be lost
             return
-        until = min((buffer.since + self.options.rotate_s for buffer in self._buffers.values()), default=self._clock() + LOOK_S)
-        if not self.tap.has_new() and not self._wake.wait(max(0.01, until - self._clock())):
+        if not self.tap.has_new() and not self._wake.wait(max(0.01, self.next_due() - self._clock())):
             return
         self._stopping.wait(GATHER_S)
+
+    def next_due(self) -> float:
+        """Return when there is something to do although nothing new comes, in seconds since the epoch."""
+        due = [buffer.since + self.options.rotate_s for buffer in self._buffers.values() if buffer.rows]
+        return min(due, default=self._clock() + LOOK_S)
 
     # --- gathering ----------------------------------------------------------------------------------------------------
 
@@ -189,7 +193,14 @@ class CaptureSink:
 
     def _layout(self, manifest: Manifest, digest: str) -> Layout | None:
         treatments = self.treatments(manifest)
-        return None if treatments is None else Layout(manifest, digest, treatments, self.options.key)
+        if treatments is None:
+            return None
+        try:
+            return Layout(manifest, digest, treatments, self.options.key)
+        except Exception:  # a signature nobody foresaw costs its own capture
+            log.exception("capture_failed", model=manifest.name, version=manifest.version)
+            self._refused[manifest.name, manifest.version] = f"capture: {manifest.name}/{manifest.version} cannot be captured; see the log"
+            return None
 
     def treatments(self, manifest: Manifest) -> dict[str, Treatment] | None:
         """Return what becomes of each field; None when the settings name one that the model does not have: then nothing of it is kept."""
@@ -234,68 +245,76 @@ class CaptureSink:
         buffer = self._buffers.pop(key)
         if buffer.layout is None or not buffer.rows:
             return
-        blobs: dict[str, bytes] = {}
-        batches, kept = self._columns(buffer, buffer.layout, blobs, rest)
-        if not kept:
-            return
-        times = [captured.time_s for captured in kept]
-        rows, size = sum(c.n for c in kept), sum(c.bytes for c in kept)
-        name = f"{_safe(key[0])}/{key[1]}/{_stamp(min(times))}-{self._replica}-{self._number()}.parquet"
         self._writing_since = self._clock()
+        name = f"{_safe(key[0])}/{key[1]}/{_stamp(buffer.waiting[0].time_s)}-{self._replica}-{self._number()}.parquet"
         try:
-            self._store_images(blobs)
-            data = pa.BufferOutputStream()
-            pq.write_table(buffer.layout.table(batches, times), data, compression="zstd")
-            content = memoryview(data.getvalue())
-            self._make_room("files", content.nbytes, self.options.max_bytes)
-            self._storage.write(name, content)
+            blobs: dict[str, bytes] = {}
+            batches, kept, lost = self._columns(buffer, buffer.layout, blobs, rest)
+            content = memoryview(b"")
+            if kept:
+                self._store_images(blobs)
+                data = pa.BufferOutputStream()
+                pq.write_table(buffer.layout.table(batches, [captured.time_s for captured in kept]), data, compression="zstd")
+                content = memoryview(data.getvalue())
+                self._make_room("files", content.nbytes, self.options.max_bytes)
+                self._storage.write(name, content)
         except Exception as error:  # whatever a file system raises: these rows are lost, and nothing else is
             self.failures += 1
             if not self._failing:
-                log.warning("capture_write_failed", exc_info=error, file=name, rows=rows)
+                log.warning("capture_write_failed", exc_info=error, file=name, rows=buffer.rows)
             self._failing = f"capture: the last write failed: {type(error).__name__}: {error}"[:300]
-            self._drop("failed", rows, size)
+            self._drop("failed", buffer.rows, buffer.bytes)
             return
         finally:
             self._writing_since = None
+        for captured in lost:
+            self._drop("unwritable", captured.n, captured.bytes)
+        if not kept:
+            return
         if self._failing:
             log.info("capture_writes_again", file=name)
             self._failing = ""
         self.files += 1
         self.bytes += content.nbytes
         self.stored["files"] += content.nbytes
+        rows = sum(captured.n for captured in kept)
         self.written[key[:2]] = self.written.get(key[:2], 0) + rows
-        self.tap.done(rows, size)
+        self.tap.done(rows, sum(captured.bytes for captured in kept))
 
     def _columns(
         self, buffer: _Buffer, layout: Layout, blobs: dict[str, bytes], rest: Callable[[], object]
-    ) -> tuple[list[Any], list[Captured]]:
-        """Return the buffer's rows as batches, and the requests they are of; one that cannot be written is dropped alone."""
+    ) -> tuple[list[Any], list[Captured], list[Captured]]:
+        """Return the buffer's rows as batches, the requests they are of, and requests that cannot be written: those are lost alone."""
         batches: list[Any] = []
         kept: list[Captured] = []
+        lost: list[Captured] = []
         for together in _together(buffer.waiting):
             try:
                 found = [layout.batch(pieces, blobs) for pieces in _pieces(together)]
-                fine = together
             except _UNWRITABLE:
-                found, fine = self._one_by_one(together, layout, blobs)
-            batches += found
-            kept += fine
+                self._one_by_one(together, layout, blobs, (batches, kept, lost))
+            else:
+                batches += found
+                kept += together
             rest()
-        return batches, kept
+        return batches, kept, lost
 
-    def _one_by_one(self, together: Sequence[Captured], layout: Layout, blobs: dict[str, bytes]) -> tuple[list[Any], list[Captured]]:
-        batches: list[Any] = []
-        kept: list[Captured] = []
+    def _one_by_one(
+        self,
+        together: Sequence[Captured],
+        layout: Layout,
+        blobs: dict[str, bytes],
+        into: tuple[list[Any], list[Captured], list[Captured]],
+    ) -> None:
+        batches, kept, lost = into
         for captured in together:
             try:
                 batches += [layout.batch(pieces, blobs) for pieces in _pieces([captured])]
             except _UNWRITABLE as error:
                 log.warning("capture_unwritable", model=captured.manifest.name, request=captured.request_id, reason=str(error)[:200])
-                self._drop("unwritable", captured.n, captured.bytes)
-                continue
-            kept.append(captured)
-        return batches, kept
+                lost.append(captured)
+            else:
+                kept.append(captured)
 
     def _store_images(self, blobs: dict[str, bytes]) -> None:
         for digest, data in blobs.items():
