@@ -92,11 +92,15 @@ class Key:
         """Tell the id, never the secret."""
         return f"Key(id={self.id.hex()})"
 
+    def begun(self, start: bytes) -> hashlib.blake2s:
+        """Return the MAC of a message that begins like this."""
+        state = self._state.copy()
+        state.update(start)
+        return state
+
     def mac(self, message: bytes) -> bytes:
         """Return 80 bits that only who has the key can make."""
-        state = self._state.copy()
-        state.update(message)
-        return state.digest()
+        return self.begun(message).digest()
 
 
 def new_key() -> str:
@@ -252,7 +256,8 @@ class PredictionIds:
         names = b"".join(bytes((len(name),)) + name for name in (experiment.encode(), arm.encode()))
         code = bytes.fromhex(revision) if revision else _NO_REVISION
         head = _HEAD.pack(_FORMAT, key.id, _model_tag(model), version, bucket, code) + names
-        return IdPrefix(key, head + bytes(_padding(len(head))))
+        head += bytes(_padding(len(head)))
+        return IdPrefix(head, key.begun(head))
 
     def sign(self, prefix: IdPrefix, instances: int, labels: Sequence[bytes] = ()) -> bytes:
         """Return a new id.
@@ -262,9 +267,14 @@ class PredictionIds:
             instances: Instances of the request, >= 1.
             labels: Hash of the answered label of each, or nothing.
         """
-        tail = _TAIL.pack(int(self._clock()) // 60, self._next_nonce(), min(instances, MOST_INSTANCES), len(labels))
-        message = b"".join((prefix.head, tail, *labels)) if labels else prefix.head + tail
-        return b2a_base64(message + prefix.key.mac(message), newline=False).translate(_ALTERNATE)
+        if instances > MOST_INSTANCES:
+            instances = MOST_INSTANCES
+        tail = _TAIL.pack(int(self._clock()) // 60, self._next_nonce(), instances, len(labels))
+        if labels:
+            tail += b"".join(labels)
+        state = prefix.state.copy()
+        state.update(tail)
+        return b2a_base64(prefix.head + tail + state.digest(), newline=False).translate(_ALTERNATE)
 
     def read(self, text: str, model: str) -> Prediction:
         """Return what an id says.
@@ -304,10 +314,10 @@ class PredictionIds:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class IdPrefix:
-    """What the ids of like predictions begin with, and the key that signs them."""
+    """What the ids of like predictions begin with, and the MAC of their key begun with it."""
 
-    key: Key
     head: bytes
+    state: hashlib.blake2s
 
 
 def _padding(length: int) -> int:

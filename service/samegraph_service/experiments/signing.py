@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from samegraph_transforms.manifest import Output
 
+from samegraph_service.batching import Part
 from samegraph_service.call import Answer, Origin
 
 from .assignment import Assignment
@@ -51,7 +53,9 @@ class AnswerSigner:
             known = self._kept[owner] = (self._prefix(answer.origin, answer.assignment), label_place(answer.origin.outputs))
         prefix, place = known
         n = answer.n
-        labels = _labels(answer, place) if place is not None and n <= LABELLED_INSTANCES and not answer.errors else ()
+        labels: Sequence[bytes] = ()
+        if place is not None and n <= LABELLED_INSTANCES and not answer.errors:
+            labels = _labels(answer, place) if n > 1 else _label(answer.parts[0], place, answer.parts[0].offset)
         return ids.sign(prefix, n, labels).decode()
 
     def _prefix(self, origin: Origin, assignment: Assignment | None) -> IdPrefix:
@@ -68,15 +72,21 @@ class AnswerSigner:
 
 
 def _labels(answer: Answer, place: int) -> list[bytes]:
-    """Return the hash of each instance's answered label; of a ranking the first. Empty when an instance has none."""
-    found = []
+    """Return the hash of each instance's answered label; empty when an instance has none."""
+    found: list[bytes] = []
     for part in answer.parts:
-        array = part.outputs.arrays[place]
         for row in range(part.offset, part.offset + part.count):
-            value: Any = array[row]
-            if array.ndim == 2:
-                if array.shape[1] == 0:
-                    return []
-                value = value[0]
-            found.append(label_hash(value if type(value) is str else value.item() if hasattr(value, "item") else value))
+            found += _label(part, place, row)
     return found if len(found) == answer.n else []
+
+
+def _label(part: Part, place: int, row: int) -> tuple[bytes, ...]:
+    """Return the hash of one row's label, of a ranking the first; nothing when it has none."""
+    value: Any = part.outputs.arrays[place][row]
+    if type(value) is str:
+        return (label_hash(value),)
+    if isinstance(value, np.ndarray):
+        if not value.size:
+            return ()
+        value = value[0]
+    return (label_hash(value.item() if isinstance(value, np.generic) else value),)
