@@ -404,7 +404,7 @@ class Gate:
         ticket = self.tickets.find(caller.name, asked.key, now) if self.line else None
         self._take_back_places(now)
         self.check(asked, caller, requests=1, size_bytes=declared_bytes, ticket=ticket)
-        if self.line and ticket is None and self._free_places(asked) <= min(self.tickets.held(now), int(self.limits.max_requests * HELD)):
+        if self.line and ticket is None and asked.priority != INTERACTIVE and self._all_promised(now):
             self._refuse("promised", asked, caller, None)
         if asked.timeout_s is not None or load.rows > self.calm_rows:
             self._check_deadline(asked, caller, 1, ticket)
@@ -412,9 +412,10 @@ class Gate:
             self.tickets.redeem(ticket, now)
         self.line = len(self.tickets) > 0
 
-    def _free_places(self, asked: Asked) -> int:
-        limits = self.limits if asked.priority == INTERACTIVE else self._normal
-        return limits.max_requests - self.load.requests
+    def _all_promised(self, now: float) -> bool:
+        """Whether the places that are free are for those who were refused before and may come for them any moment."""
+        free = self._normal.max_requests - self.load.requests
+        return free <= min(self.tickets.held(now), int(self.limits.max_requests * HELD))
 
     def _take_back_places(self, now: float) -> None:
         """When places are scarce, those whose bodies do not arrive have to wait for theirs without one."""

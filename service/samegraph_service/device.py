@@ -202,6 +202,7 @@ class Lane:
         self.plain = self.shapes is None
         self.items = ItemQueue()
         self.item_s = 0.0
+        self.around_s = 0.0  # what passes around an execution on a thread, from its start to the next one's
         self.attached = False
         self.served_s = 0.0
         self.running = 0
@@ -213,7 +214,8 @@ class Lane:
     def pace(self) -> tuple[int, float]:
         """Return the rows of a batch under load, and the seconds one takes, the preparing of its rows included."""
         size = self.cost.efficient_size(self.policy.max_batch_size)
-        return size, self.cost.predict_s(size) + size * self.item_s
+        seconds = self.cost.predict_s(size)
+        return size, seconds + self.around_s + size * self.item_s if seconds else 0.0
 
     def pending_s(self) -> float:
         """Return the predicted seconds of work of everything that waits."""
@@ -283,7 +285,8 @@ class Device:
         self._background: list[Lane] = []
         self._woken = False
         self._delay: Timer | None = None
-        self._ends: dict[int, float] = {}  # the executions that run on a thread → when they are predicted to be over
+        # Executions on a thread → when they started, when they are predicted to be over, and their rows.
+        self._started: dict[int, tuple[float, float, int]] = {}
         self._pool = pool or ThreadPoolExecutor(slots, thread_name_prefix="samegraph-run")
 
     @property
@@ -312,11 +315,11 @@ class Device:
 
     # --- predicting ---------------------------------------------------------------------------------------------------
 
-    def ends_s(self, idle_s: float = 0.0) -> list[float]:
-        """Return in how many seconds each run slot is predicted to be free, ascending; those that are idle, in `idle_s`."""
+    def ends_s(self) -> list[float]:
+        """Return in how many seconds each run slot is predicted to be free, ascending."""
         now = self._loop.time()
-        running = [max(0.0, end - now) for end in self._ends.values()]
-        return sorted(running[: self.slots] + [idle_s] * (self.slots - len(running)))
+        running = [max(0.0, end - now) for _, end, _ in self._started.values()]
+        return sorted(running + [0.0] * (self.slots - len(running)))
 
     def start_s(self, lane: Lane, ahead: int) -> float:
         """Return in how many seconds the row that has `ahead` rows of its lane before it is predicted to start.
@@ -335,7 +338,14 @@ class Device:
         if batch_s > 0:
             busy = [other.pace() for other in self._lanes if other is lane or other.waits or other.running]
             size = max(1, round(batch_s * sum(n / s for n, s in busy if s > 0) / len(busy)))
-        return wave_s(self.ends_s(batch_s), rows // size, batch_s)
+        now = self._loop.time()
+        running = [(max(0.0, end - now), n) for _, end, n in self._started.values()]
+        running = sorted(running + [(batch_s, size)] * (self.slots - len(running)))
+        for end_s, n in running:  # not all of them are full
+            if rows < n:
+                return end_s
+            rows -= n
+        return wave_s([end_s for end_s, _ in running], rows // size, batch_s) + batch_s
 
     def rate_per_s(self, lane: Lane) -> float | None:
         """Return the rows a second of a lane that has the device to itself; None before anything was measured."""
@@ -495,7 +505,7 @@ class Device:
             self._finish(lane, batch, queued, segments, seconds)
             return True
         self._idle -= 1
-        self._ends[id(batch)] = now + lane.cost_of(batch[0]).predict_s(len(items))
+        self._started[id(batch)] = now, now + lane.cost_of(batch[0]).predict_s(len(items)) + lane.around_s, len(items)
         self._pool.submit(self._run_in_thread, lane, batch, queued, items)
         return False
 
@@ -530,7 +540,9 @@ class Device:
 
     def _finish_threaded(self, lane: Lane, batch: list[Entry], queued: list[float], segments: list[Segment], seconds: float) -> None:
         self._idle += 1
-        self._ends.pop(id(batch), None)
+        started = self._started.pop(id(batch))[0]
+        around_s = max(0.0, self._loop.time() - started - seconds)
+        lane.around_s += 0.1 * (around_s - lane.around_s)
         lane.served_s += seconds
         self._dispatch()  # the slot takes up its next batch before answers are written
         self._finish(lane, batch, queued, segments, seconds)

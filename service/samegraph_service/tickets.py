@@ -1,6 +1,6 @@
 """The line of those who were refused: each holds a ticket, and is told when *its* place comes free.
 
-Position in the line is `max(0, number - redeemed)`: numbers are given out in order, and a ticket that is redeemed or expires lets
+Numbers are given out in order, every place that comes free is that of the first in the line, and a ticket that is redeemed or expires lets
 everybody behind it move up. Pure bookkeeping with the time as an argument.
 """
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 #: A ticket lives so many times its hint, and at least so many seconds.
 LIVES = 2.0
-LEAST_LIFE_S = 1.0
+LEAST_LIFE_S = 2.0
 #: Who comes back so many seconds before his moment, or less, has come in time.
 EARLY_S = 0.002
 
@@ -115,8 +115,11 @@ class TicketTable:
         return mine[0] if mine and mine[0].told <= now + EARLY_S else None
 
     def position(self, ticket: Ticket | None) -> int:
-        """Return how many come before this ticket, or before a new one."""
-        return max(0, (self._issued if ticket is None else ticket.number) - self._redeemed)
+        """Return how many in the line come before this ticket, or before a new one; those whose place came free are in it no more."""
+        if ticket is None or not self._line:
+            return len(self._line)
+        number = ticket.number
+        return max(0, min(number - self._redeemed, number - next(iter(self._line))))
 
     def refuse(self, ticket: Ticket | None, owner: Hashable, key: Hashable | None, now: float, promised: float, told: float) -> None:
         """Note a refusal and what was promised with it; a first one gets a ticket if there is room.
@@ -132,7 +135,12 @@ class TicketTable:
         expires = now + max(LEAST_LIFE_S, LIVES * (told - now))
         if ticket is not None:
             self._came_back(ticket, now, admitted=False)
+            came = now >= ticket.told - EARLY_S
             ticket.promised, ticket.told = promised, told
+            if came and ticket.freed is not None:  # somebody else took its place: the next one is its own
+                ticket.freed = None
+                self._line[ticket.number] = ticket
+                self._line.move_to_end(ticket.number, last=False)
             ticket.expires = max(ticket.expires, expires)
             if key is None:  # the oldest that is due stands at the end of its owner's again
                 self._keyless[owner].rotate(-1)

@@ -178,7 +178,7 @@ def test_a_burst_does_not_starve_another_caller(runtime: PackageRuntime, limits:
     waits = [job.done - job.begun for job in visits if job.done is not None]
     assert len(waits) == len(visits) >= 10
     assert sum(waits) / len(waits) <= 0.15 * makespan_s, (sum(waits) / len(waits), makespan_s)
-    assert makespan_s <= 1.15 * 600 / RATE + 2 * BATCH_S
+    assert makespan_s <= 1.25 * 600 / RATE + 2 * BATCH_S
 
 
 def test_a_burst_does_not_push_the_interactive_class_past_its_deadline(runtime: PackageRuntime) -> None:
@@ -197,7 +197,7 @@ def test_a_burst_does_not_push_the_interactive_class_past_its_deadline(runtime: 
 
     bench.loop.call_at(bench.loop.now + 0.05, click)
     bench.loop.play(bench.loop.now + 60)
-    assert all(job.done is not None and job.done - job.begun <= 0.7 for job in clicks), [(job.done, job.lost) for job in clicks]
+    assert all(job.done is not None and job.done - job.begun <= 0.7 for job in clicks), [job.lost for job in clicks]
     assert all(job.attempts == 1 for job in clicks)
 
 

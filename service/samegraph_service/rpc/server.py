@@ -249,7 +249,7 @@ class GrpcServer:
             response = await exchange.run(data)
         except SamegraphError as error:
             exchange.release()
-            response = front.failed(error, exchange.request_id)
+            response = front.refused(error, exchange)
         except Exception as error:  # noqa: BLE001 - the caller gets a document and the log the traceback, whatever broke
             response = front.crashed(exchange, error)
         front.note(exchange, response)
@@ -272,6 +272,8 @@ class GrpcServer:
 
 class _Exchange(Exchange):
     """One inference request over gRPC."""
+
+    complete = True  # its message is here before it is admitted
 
     __slots__ = ("_abandoned", "_front", "_ready", "message")
 
