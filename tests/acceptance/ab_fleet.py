@@ -254,7 +254,7 @@ def units_of(options: Options, n: int, seed: int) -> list[str]:
     """Return the unit of each of `n` requests: a heavy tail of how often each comes, in random order."""
     rng = random.Random(seed)
     weights = [rng.paretovariate(1.7) for _ in range(options.units)]
-    return rng.choices([f"unit-{i}" for i in range(options.units)], weights, k=n)
+    return rng.choices([f"unit-{options.seed}-{i}" for i in range(options.units)], weights, k=n)
 
 
 def send(urls: Sequence[str], options: Options, units: Sequence[str], seed: int, stop: Callable[[], bool] = lambda: False) -> Sent:
@@ -376,6 +376,14 @@ def _effect(
         "revisions": _comparable(of_pages),
     }
     outcome.check("the report from Prometheus is that of the summed counters", same, f"{len(found.revisions)} revisions")
+    alone = make_report(from_pages(fetch_pages(urls[:1]), MODEL, EXPERIMENT), metric="clicked").to_json()
+    status, body = get(urls[0], f"/v1/models/{MODEL}/experiments/{EXPERIMENT}?metric=clicked")
+    own = status == 200 and {**json.loads(body), "source": ""} == {**alone, "source": ""}
+    listed = [e["experiment"] for e in json.loads(get(urls[0], f"/v1/models/{MODEL}/experiments")[1])["experiments"]]
+    missing = get(urls[0], f"/v1/models/{MODEL}/experiments/none")
+    outcome.check(
+        "a replica answers with its own report", own and listed == [EXPERIMENT] and missing[0] == 404, f"status {status}, {listed}"
+    )
     looks = source.history(MODEL, EXPERIMENT, began, time.time(), steps=60)
     report = outcome.report = make_report(found, metric="clicked", time=time.time(), looks=looks)
     [effect] = [e for e in report.effects if e.metric == "clicked"]
@@ -387,6 +395,13 @@ def _effect(
     outcome.check("sample ratios are as planned", not any(r and r.broken for r in ratios), ", ".join(f"p {r.p:.3g}" for r in ratios if r))
     if options.html is not None:
         options.html.write_text(render(report), encoding="utf-8")
+
+
+def get(url: str, path: str) -> tuple[int, bytes]:
+    with closing(http.client.HTTPConnection(urlsplit(url).netloc, timeout=30)) as connection:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.status, response.read()
 
 
 def _comparable(report: dict[str, Any]) -> list[dict[str, Any]]:

@@ -373,6 +373,8 @@ def _notes(evidence: Evidence, spoilt: Sequence[str]) -> list[str]:
             notes.append(f"{n:.0f} replica{'s have' if n > 1 else ' has'} taken {arm} out for a time by the circuit-break.")
     current = evidence.current
     for reason, n in sorted(current.unassigned.items()):
+        if not n:
+            continue
         words = {"no_unit": "carried no unit id", "pinned": "named a version or label", "not_enrolled": "were not enrolled"}
         notes.append(f"{n:,.0f} requests {words.get(reason, reason)} and are in no arm.")
     for name, counts in current.arms.items():
@@ -386,11 +388,11 @@ def _notes(evidence: Evidence, spoilt: Sequence[str]) -> list[str]:
     return notes
 
 
-def number(value: float) -> str:
-    """Return a figure with four significant digits and without an exponent where that reads well."""
+def number(value: float, digits: int = 4) -> str:
+    """Return a figure with so many significant digits and without an exponent where that reads well."""
     if not math.isfinite(value):
         return "unknown" if math.isnan(value) else "∞" if value > 0 else "−∞"
-    text = f"{value:.4g}" if value == 0 or 1e-4 <= abs(value) < 1e6 else f"{value:.3e}"
+    text = f"{value:.{digits}g}" if value == 0 or 1e-4 <= abs(value) < 1e6 else f"{value:.{digits - 1}e}"
     return text.replace("-", "−", 1) if value < 0 else text
 
 

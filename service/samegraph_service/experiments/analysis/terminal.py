@@ -12,6 +12,8 @@ from rich.text import Text
 from .page import milliseconds
 from .report import Effect, Report, RevisionReport, number, p_words
 
+#: Columns of a terminal below which what is needed least is left out.
+WIDE = 100
 _COLOURS = {"better": "green", "worse": "red", "sample_ratio_broken": "red", "mixed": "yellow"}
 _DECISIONS = {
     "better": ("better", "green"),
@@ -27,9 +29,12 @@ def render(report: Report, console: Console) -> None:
     console.print(Text.assemble((evidence.experiment, "bold"), f" on {evidence.model}, read from {evidence.source}"))
     console.print(Text(report.verdict, f"bold {_COLOURS.get(report.state, 'yellow')}"), soft_wrap=True)
     console.print()
-    effects = _table("outcome", "arm", report.control, "arm", "effect", "sequence", "p", "worth", "")
+    wide = console.width >= WIDE
+    heads = ("outcome", "arm", report.control, "arm's", "effect", "sequence", *(("p", "worth") if wide else ()), "")
+    effects = _table(*heads)
     for effect in (*report.effects, *report.guardrails):
-        effects.add_row(*_effect(effect))
+        cells = _effect(effect)
+        effects.add_row(*(cells if wide else (*cells[:-3], cells[-1])))
     console.print(effects)
     arms = _table("revision", "arm", "weight", "requests", "errors", "slow", "mean", "median", "p99")
     for found in reversed(report.revisions):
@@ -42,7 +47,7 @@ def render(report: Report, console: Console) -> None:
     console.print(
         Text(
             f"All intervals of the outcomes hold at every look together with {100 * (1 - report.alpha):g} %. "
-            "`worth`: outcomes in independent units.",
+            + ("`worth`: outcomes in independent units." if wide else ""),
             "dim",
         ),
         soft_wrap=True,
@@ -50,9 +55,9 @@ def render(report: Report, console: Console) -> None:
 
 
 def _table(*heads: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for i, head in enumerate(heads):
-        table.add_column(head, justify="left" if i < 2 or not head else "right", no_wrap=i > 1)
+        table.add_column(head, justify="left" if i < 2 or not head else "right", no_wrap=i > 1, min_width=min(8, len(head)))
     return table
 
 
@@ -61,10 +66,10 @@ def _effect(effect: Effect) -> tuple[str | Text, ...]:
     return (
         effect.metric,
         effect.arm,
-        number(effect.control_mean),
-        number(effect.arm_mean),
-        "" if d is None else number(d.estimate),
-        f"{number(effect.interval.low)} to {number(effect.interval.high)}",
+        number(effect.control_mean, 3),
+        number(effect.arm_mean, 3),
+        "" if d is None else number(d.estimate, 3),
+        f"{number(effect.interval.low, 3)} to {number(effect.interval.high, 3)}",
         p_words(effect.p).removeprefix("p = ").removeprefix("p "),
         "" if d is None else f"{d.effective_n:,.0f}",
         Text(word, colour),
