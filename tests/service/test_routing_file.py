@@ -131,6 +131,8 @@ def test_a_link_is_followed(tmp_path: Path) -> None:
         ("salt: e1", "salt: s1", "models.flights.experiments.delay-trees: `enrolment.salt` must differ from `salt`"),
         ("        salt: s1\n", "", "models.flights.experiments.delay-trees.salt: is missing"),
         ("default: production", "default: prod", "models.flights.default: label 'prod' is not defined"),
+        ("default: production", "default: -3", "models.flights.default: must be `latest`, a version number or a label; got '-3'"),
+        ("default: production", "default: [1]", "models.flights.default: must be `latest`, a version number or a label; got '[1]'"),
         ("production: 1", "production: '1'", "models.flights.labels.production: must be a valid integer; got '1'"),
         ("production: 1", "no: 1", "models.flights.labels: the key no (line 4) must be a text; put it in quotes"),
         ("production: 1", "production: 1, latest: 2", "models.flights.labels.latest: is the name of a policy"),

@@ -425,14 +425,15 @@ def _inner_problems(path: str, routing: ModelRouting) -> list[str]:
     return problems
 
 
-_KINDS = {"Literal['latest']", "constrained-int", "constrained-str", "int", "str"}
-
-
 def _sentence(error: Any) -> str:
     """Return one validation error with its path as it stands in the file."""
-    path = ".".join(str(part) for part in error["loc"] if part != "[key]" and not _is_branch(str(part)))
+    parts = [str(part) for part in error["loc"] if part != "[key]"]
+    branch = len(parts) > 1 and parts[-2] == "default" and parts[-1].startswith(("constrained-", "function-"))  # of the one union there is
+    path = ".".join(parts[:-1] if branch else parts)
     message = error["msg"].removeprefix("Value error, ").replace("Input should", "must").replace("must match", "does not match")
-    if error["type"] == "extra_forbidden":
+    if branch:
+        message = f"must be `latest`, a version number or a label; got {str(error['input'])[:60]!r}"
+    elif error["type"] == "extra_forbidden":
         message = "is not known here"
     elif error["type"] == "missing":
         message = "is missing"
@@ -443,11 +444,6 @@ def _sentence(error: Any) -> str:
     elif error["type"] in ("string_type", "string_pattern_mismatch", "int_type", "float_type", "float_parsing", "bool_parsing"):
         message = f"{message}; got {str(error['input'])[:60]!r}"
     return f"{path or FILE_NAME}: {message}"
-
-
-def _is_branch(part: str) -> bool:
-    """Whether a part of an error's place is a branch of a union, which nobody sees in the file."""
-    return part in _KINDS or part.startswith(("literal[", "constrained-", "function-"))
 
 
 def _load(text: str) -> object:
