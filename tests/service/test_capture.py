@@ -227,6 +227,12 @@ def test_a_field_the_model_does_not_have_stops_its_capture(models: Path, url: st
     assert {b.facts.model for b, _ in rows_of(url)} == {"greeting"}
 
 
+def test_a_name_that_no_model_has_is_pointed_out(models: Path, url: str) -> None:
+    """It may be meant for a model to come, so nothing stops; but somebody should look."""
+    with live_server(models, capture={"url": url, "sample_ratio": 1, "exclude": "kid"}) as server:
+        assert "'kid'" in str(server.get("/readyz").json()["degraded"])
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -416,6 +422,20 @@ def test_the_oldest_files_go_first_and_the_bound_holds_after_every_write(models:
         assert server.metric("samegraph_capture_stored_bytes", kind="files") <= 30_000
         numbers = sorted(int(f.stem.rpartition("-")[2]) for f in Path(url).rglob("*.parquet"))
     assert numbers == list(range(12 - len(numbers) + 1, 13))
+
+
+def test_images_have_a_bound_of_their_own(models: Path, url: str) -> None:
+    """The least recently seen go first; one that comes again stays."""
+    size = max(len(image_file(seed)) for seed in range(1, 6))
+    with live_server(models, capture={"url": url, "sample_ratio": 1, "max_image_bytes": max(1024, int(2.5 * size))}) as server:
+        for at, seed in enumerate((1, 2, 1, 3)):
+            server.request("POST", "/v1/models/tint:predict", image_file(seed), {"content-type": "image/png"})
+            flushed(server)
+            for file in (f for f in (Path(url) / "images").rglob("*") if f.is_file()):
+                if file.stat().st_mtime > time.time() - 1000:  # seen just now: say so in steps a file system can tell apart
+                    os.utime(file, (time.time() - 5000 + at,) * 2)
+        held = {f.read_bytes() for f in (Path(url) / "images").rglob("*") if f.is_file()}
+    assert held == {image_file(1), image_file(3)}
 
 
 def test_old_files_and_images_go(models: Path, url: str) -> None:

@@ -184,8 +184,10 @@ def test_unsure_pictures_become_a_coco_data_set(tmp_path: Path) -> None:
     from samegraph_transforms.golden import read_samples
 
     url, target = str(tmp_path / "captured"), tmp_path / "to-label"
-    photos = [s for s in read_samples(ROOT / "models/imagenet/1/golden") if s.headers["content-type"] == "image/jpeg"][:3]
-    with live_server(ROOT / "models", capture={"url": url, "model_ratios": "imagenet=1"}) as server:
+    models = tmp_path / "models"
+    shutil.copytree(ROOT / "models/imagenet/1", models / "imagenet/1")
+    photos = [s for s in read_samples(models / "imagenet/1/golden") if s.headers["content-type"] == "image/jpeg"][:3]
+    with live_server(models, capture={"url": url, "model_ratios": "imagenet=1"}) as server:
         answers = {}
         for sample in [*photos, photos[0]]:
             reply = server.request("POST", "/v1/models/imagenet:predict", sample.body, {"content-type": "image/jpeg"})
