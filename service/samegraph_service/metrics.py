@@ -256,6 +256,7 @@ class Metrics(Collector):
         self.requests: dict[tuple[str, int, str, int], int] = {}
         self.errors: dict[tuple[str, str], int] = {}
         self.cancelled = 0
+        self.expected_protocols = ["v1", "v2"]
         self.reading: Reading | None = None
 
     def request(self, model: str, version: int, protocol: str, status: int) -> None:
@@ -265,7 +266,7 @@ class Metrics(Collector):
 
     def expect(self, model: str, version: int) -> None:
         """Begin the series of a version's answers at 0: Prometheus sees no increase in a series that begins with its first event."""
-        for protocol in ("v1", "v2"):
+        for protocol in self.expected_protocols:
             self.requests.setdefault((model, version, protocol, 200), 0)
             for status in EXPECTED_FAILURES:
                 self.requests.setdefault((model, 0, protocol, status), 0)

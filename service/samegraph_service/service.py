@@ -111,6 +111,8 @@ class Service:
         self.feedback = self._feedback(settings, loop)
         self._key_problem = ""
         self.metrics = Metrics()
+        if settings.grpc.port is not None:
+            self.metrics.expected_protocols.append("grpc")
         self.drift = DriftMonitor(_drift_options(settings))
         self.drift_exposition = DriftExposition(self.drift, settings.drift.max_series)
         self.capture = _capture(settings)

@@ -158,6 +158,11 @@ def test_what_is_wrong_comes_as_a_status_with_the_document(client: Client) -> No
     assert (status, document["code"]) == ("INVALID_ARGUMENT", "bad_deadline")
 
 
+def test_every_status_that_alerts_are_about_has_its_series_from_the_start(client: Client) -> None:
+    """Prometheus sees no increase in a series that begins with its first event."""
+    assert b'samegraph_requests_total{model="tensors",protocol="grpc",status="503",version=""} 0.0' in client.server.get("/metrics")[1]
+
+
 def test_bytes_that_are_no_message_are_refused(client: Client) -> None:
     """And counted, of no model."""
     with pytest.raises(grpc.RpcError) as caught:

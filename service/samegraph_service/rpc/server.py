@@ -70,10 +70,9 @@ class GrpcServer:
         self._window = stream_window
         self._loop = asyncio.get_running_loop()
         limits = service.settings.limits
-        self._max_bytes = limits.max_body_bytes
         self._server = aio.server(
             options=(
-                ("grpc.max_receive_message_length", limits.max_body_bytes),
+                ("grpc.max_receive_message_length", limits.max_body_bytes),  # inflated, too
                 ("grpc.max_send_message_length", -1),
                 ("grpc.so_reuseport", 0),  # a second server on the port is an error, not half of the traffic
                 ("grpc.http2.min_ping_interval_without_data_ms", 5000),
@@ -227,8 +226,6 @@ class GrpcServer:
         """Run one inference request; everything that can go wrong is in the response."""
         front = self._front
         try:
-            if len(data) > self._max_bytes:  # compressed messages are held to the limit before they are inflated
-                raise front.too_large()
             if len(data) > DECODE_ON_HOST_BYTES:
                 message = await self._loop.run_in_executor(self._service.host, messages.parsed, messages.InferRequest, data)
             else:
