@@ -20,7 +20,7 @@ START_S = 120
 
 
 class ServerProcess:
-    """One `samegraph serve`, listening on a port of the system's choice.
+    """One `samegraph serve`, listening on a port of the system's choice unless one is given.
 
     Attributes:
         url: Where it answers.
@@ -28,14 +28,14 @@ class ServerProcess:
         lines: What it wrote to standard error so far.
     """
 
-    def __init__(self, repository: Path, *, announced: str = "samegraph answers on ", **settings: str) -> None:
+    def __init__(self, repository: Path, *, announced: str = "samegraph answers on ", port: int = 0, **settings: str) -> None:
         command = [
             str(Path(sys.executable).with_name("samegraph")),
             "serve",
             "--repository",
             str(repository),
             "--port",
-            "0",
+            str(port),
             "--log-format",
             "json",
         ]

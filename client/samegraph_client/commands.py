@@ -35,9 +35,14 @@ def samegraph_client() -> None:
     """Send raw inputs to a model server, and lose none of them."""
 
 
+def _backwards(*options: Callable[[F], F]) -> Sequence[Callable[[F], F]]:
+    """Return decorators so that the help shows them in this order."""
+    return options[::-1]
+
+
 def _server(command: F) -> F:
     """Add the options that say which server and how it is asked."""
-    for option in (
+    for option in _backwards(
         click.option(
             "--url", default="http://127.0.0.1:8000", show_default=True, envvar="SAMEGRAPH_CLIENT_URL", help="Where the server is."
         ),
@@ -53,7 +58,7 @@ def _server(command: F) -> F:
 
 def _burst(command: F) -> F:
     """Add the options of what sends many."""
-    for option in (
+    for option in _backwards(
         click.option("--output", "-o", type=click.Path(dir_okay=False, path_type=Path), help="File to write; without it, standard output."),
         click.option("--format", "kind", type=click.Choice(["jsonl", "csv", "parquet"]), help="Its format; otherwise its name decides."),
         click.option("--as-completed", is_flag=True, help="Write outcomes as they come, not in order."),
@@ -149,7 +154,8 @@ class _Burst:
         self._journal = None if journal is None else JournalFile(journal, fsync)
         self._deadline_s = given.pop("deadline_s")
         self._report_to: Path | None = given.pop("report_to")
-        self._console = Console(stderr=True, quiet=given.pop("quiet"))
+        quiet = given.pop("quiet") or (self._output is None and sys.stdout.isatty())  # a display between the lines would be neither
+        self._console = Console(stderr=True, quiet=quiet)
         self._live: Live | None = None
         self.client, self._options = _client(given)
 
@@ -182,7 +188,7 @@ class _Burst:
         """Say how it went, and leave with the code for it."""
         if self._report_to is not None:
             self._report_to.write_text(json.dumps(report.as_dict(), indent=1) + "\n", encoding="utf-8")
-        self._console.print(_told_in_a_line(report), highlight=False)
+        self._console.print(_told_in_a_line(report), highlight=False, soft_wrap=True)
         if report.failed:
             kinds = ", ".join(f"{n} × {name}" for name, n in sorted(report.errors.items()))
             click.echo(f"{report.failed} of {report.items} have no prediction: {kinds}", err=True)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger("samegraph_client")
 #: Timers are this exact, in seconds; what is due within it is due.
 TICK_S = 1e-6
+#: Longest pause between two looks whether a server that restarts is there again.
+PROBE_S = 2.0
 INTERACTIVE, BATCH = 0, 1
 
 
@@ -171,6 +173,7 @@ class Dispatcher:
         self._delayed: Heap = []
         self._deadlines: Heap = []
         self._order = 0
+        self._answered = False
 
     def submit(self, call: Call, now: float) -> None:
         """Take a call that has begun; it goes behind those of its priority that came before."""
@@ -210,6 +213,7 @@ class Dispatcher:
             self.cancel(call)
             return
         error = _error(reply)
+        self._answered = self._answered or isinstance(reply, Answer)
         said = advertised(reply.headers) if isinstance(reply, Answer) else None
         if call.state == "done":  # cancelled meanwhile, but the server's word still counts
             self._learn(attempt, error, said, now, 0.0)
@@ -275,10 +279,14 @@ class Dispatcher:
 
     def _verdict(self, call: Call, error: ClientError, now: float) -> tuple[float | None, ClientError | None]:
         """Return the wait before the next attempt, or the error the call is left with."""
-        wait_s = call.tries.after(error, now)
+        # A server that has answered before is being restarted: a burst waits for it as long as its deadline allows. A wrong address is not.
+        restarting = call.patient and self._answered and isinstance(error, Unreachable)
+        wait_s = call.tries.after(error, now, excused=restarting)
         if wait_s is None:
             return None, error
-        if not has_hint(error):
+        if restarting:
+            wait_s = min(wait_s, PROBE_S)
+        elif not (has_hint(error) or (call.patient and call.tries.first_loss)):
             if call.patient:
                 wait_s = max(wait_s, self._budget.reserve(now))
             elif not self._budget.try_take(now):
@@ -295,7 +303,7 @@ class Dispatcher:
         if overloaded:
             self.gate.refused(said, attempt.sent_at, now, wait_s)
         elif isinstance(error, Unreachable):
-            self.gate.pause(attempt.sent_at, now, wait_s)
+            self.gate.unreachable(attempt.sent_at, now, wait_s)
         elif error is None or isinstance(error, ServerError):
             self.gate.accepted(said, attempt.sent_at)
 

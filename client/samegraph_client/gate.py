@@ -42,12 +42,13 @@ class Gate:
         self._most = most
         self._window = float(start)
         self._advertised = False
+        self._probing = False
         self._evidence_from = -math.inf  # refusals of requests sent before this time are evidence already acted on
 
     @property
     def limit(self) -> int:
         """Requests that may be in flight now, >= 1."""
-        return max(1, min(int(self._window), self._most))
+        return 1 if self._probing else max(1, min(int(self._window), self._most))
 
     @property
     def follows_server(self) -> bool:
@@ -75,6 +76,7 @@ class Gate:
 
         An answer gives its own place back, so it never narrows a window below what is in flight plus one; the server's quota may.
         """
+        self._probing = False
         if said is not None:
             self._follow(said, at_least=1)
             if said.remaining > 0 and sent_at >= self._evidence_from:
@@ -91,11 +93,17 @@ class Gate:
             now: Monotonic seconds.
             wait_s: How long the refused request will wait.
         """
+        self._probing = False
         if said is not None:
             self._follow(said, at_least=0)
         if said is None and not self._advertised and sent_at >= self._evidence_from:
             self._window = max(1.0, self._window * CUT_RATIO)
             self.cuts += 1
+        self.pause(sent_at, now, wait_s)
+
+    def unreachable(self, sent_at: float, now: float, wait_s: float) -> None:
+        """Learn that no connection could be made: one request at a time looks whether the server is there again."""
+        self._probing = True
         self.pause(sent_at, now, wait_s)
 
     def pause(self, sent_at: float, now: float, wait_s: float) -> None:

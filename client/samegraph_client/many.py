@@ -273,6 +273,7 @@ class Job:
                 self._journal.answered(index, _answer(call.result))
             except JournalError as error:
                 self._failure = error
+        self.report.sent += tries.attempts > 0
         self.report.attempts += tries.attempts
         self.report.refusals += tries.refusals
         self.report.retries += max(0, tries.attempts - 1)

@@ -15,7 +15,7 @@ from tenacity import Future, RetryCallState, Retrying
 from tenacity.stop import stop_after_attempt
 from tenacity.wait import wait_base
 
-from .errors import ClientError, ServerError, TransportFailure
+from .errors import ClientError, ConnectionFailed, ServerError, TransportFailure
 
 Wait = wait_base | Callable[[RetryCallState], float]
 Stop = Callable[[RetryCallState], bool]
@@ -157,6 +157,8 @@ class Tries:
         hint_hits: Times it was let in then.
         hint_error_s: Seconds by which hints were too early, summed: what the server asked for on top when it refused again.
         ended: Monotonic time of the last attempt's end; None before that.
+        first_loss: Whether the last attempt was the first to lose its connection. A server that dies takes a whole window with it at once;
+            sending each of those again once is no storm, and under their keys no double work.
     """
 
     policy: RetryPolicy
@@ -169,9 +171,12 @@ class Tries:
     hint_hits: int = 0
     hint_error_s: float = 0.0
     ended: float | None = None
+    first_loss: bool = False
+    _losses: int = 0
     _hinted: bool = False
     _before: int = 0
     _refused_before: int = 0
+    _excused: int = 0
 
     @property
     def number(self) -> int:
@@ -180,7 +185,7 @@ class Tries:
 
     def next_request(self) -> None:
         """Start counting anew: the call goes on with another request."""
-        self._before, self._refused_before = self.attempts, self.refusals
+        self._before, self._refused_before, self._excused = self.attempts, self.refusals, 0
 
     def sent(self, now: float) -> None:
         """Count an attempt that leaves now."""
@@ -194,6 +199,8 @@ class Tries:
     def landed(self, error: ClientError | None, now: float) -> None:
         """Count the end of an attempt: how honest the last hint was, and whether there is one now."""
         self.ended = now
+        self._losses += isinstance(error, ConnectionFailed)
+        self.first_loss = isinstance(error, ConnectionFailed) and self._losses == 1
         hint_s = error.hint_s if isinstance(error, ServerError) and error.hinted_refusal else None
         if self._hinted and hint_s is not None:
             self.hint_error_s += hint_s
@@ -202,25 +209,27 @@ class Tries:
         self._hinted = hint_s is not None
         self.refusals += self._hinted
 
-    def after(self, error: ClientError, now: float) -> float | None:
-        """Return the wait before the next attempt in seconds, or None to give up for good.
+    def after(self, error: ClientError, now: float, *, excused: bool = False) -> float | None:
+        """Return the wait before the next attempt in seconds, or None to give up for good; an excused failure costs no attempt.
 
         The deadline is the caller's business: it may find that the wait does not fit.
         """
         if not _worth_repeating(error):
             return None
-        state = self._state(error, now)
-        if not has_hint(error) and self.policy.stop(state):
+        counted = max(1, self.number - (self.refusals - self._refused_before))
+        self._excused += excused
+        if not has_hint(error) and not excused and self.policy.stop(self._state(error, now, counted - self._excused)):
             return None
+        state = self._state(error, now, counted)
         hint_s = error.hint_s if isinstance(error, ServerError) else None
         if hint_s is None:
             return max(0.0, float(self.policy.wait(state)))
         return max(hint_s, float(self.policy.hint_wait(state)))
 
-    def _state(self, error: ClientError, now: float) -> RetryCallState:
+    def _state(self, error: ClientError, now: float, attempts: int) -> RetryCallState:
         """Return tenacity's view of the call, with our clock and without hinted refusals in the count."""
         state = RetryCallState(retry_object=Retrying(), fn=None, args=(), kwargs={})
-        state.attempt_number = max(1, self.number - (self.refusals - self._refused_before))
+        state.attempt_number = max(1, attempts)
         state.outcome = Future(state.attempt_number)
         state.outcome.set_exception(error)
         state.start_time, state.outcome_timestamp = self.started, now

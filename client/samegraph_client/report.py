@@ -17,6 +17,7 @@ class Report:
         answered: Items with a prediction, those of an earlier run included.
         failed: Items that ended in an error.
         replayed: Items answered in an earlier run and taken from the journal.
+        sent: Items sent at least once that are over.
         attempts: Requests sent.
         refusals: Refusals with a hint among them.
         retries: Attempts after the first of an item, refusals or not.
@@ -35,6 +36,7 @@ class Report:
     answered: int = 0
     failed: int = 0
     replayed: int = 0
+    sent: int = 0
     attempts: int = 0
     refusals: int = 0
     retries: int = 0
@@ -54,8 +56,7 @@ class Report:
     @property
     def attempts_per_item(self) -> float | None:
         """Attempts per item that was sent in this run; None when none was."""
-        sent = self.answered + self.failed - self.replayed
-        return self.attempts / sent if sent else None
+        return self.attempts / self.sent if self.sent else None
 
     @property
     def hint_hit_ratio(self) -> float | None:

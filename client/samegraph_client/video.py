@@ -108,7 +108,7 @@ class Frames:
         try:
             container = av.open(str(self._path))
         except (OSError, av.FFmpegError) as error:
-            raise VideoUnreadable(f"cannot read {self._path}: {error}") from error
+            raise VideoUnreadable(f"cannot read {self._path}: {error.strerror}") from error
         if not container.streams.video:
             container.close()
             raise VideoUnreadable(f"{self._path} holds no video stream")

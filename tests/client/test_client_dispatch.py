@@ -9,7 +9,7 @@ import tenacity
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from samegraph_client.dispatch import BATCH, INTERACTIVE, Answer, Attempt, Call, Dispatcher, Event
-from samegraph_client.errors import ClientError, ConnectionFailed, DeadlineExceeded, Refused, ServerFault
+from samegraph_client.errors import ClientError, ConnectionFailed, DeadlineExceeded, Refused, ServerFault, Unreachable
 from samegraph_client.gate import Gate
 from samegraph_client.policy import RetryBudget, RetryPolicy, Tries
 from simulated_burst import Simulation, Slots, exchange
@@ -150,26 +150,63 @@ def test_one_refusal_pauses_everything_once() -> None:
 
 
 def test_empty_budget_makes_a_burst_wait_and_a_single_call_fail() -> None:
-    """A server that fails without a hint gets ten retries, and then one a second from a burst and none from others."""
+    """A server that fails without a hint gets ten retries (and one per item for its first lost connection), then one a second or none."""
     policy = RetryPolicy(stop=tenacity.stop_never, wait=tenacity.wait_none())
     dispatcher = Dispatcher(Gate(start=1), RetryBudget(ratio=0.0))
     patient = call(policy=policy)
     dispatcher.submit(patient, 0.0)
     now = 0.0
     times: list[float] = []
-    while len(times) < 15:
+    while len(times) < 16:
         for attempt in dispatcher.due(now):
             times.append(now)
             dispatcher.landed(attempt, ConnectionFailed("lost"), now)
         now = max(now, dispatcher.wake_at())
-    assert times[10] == 0.0
-    assert times[11:] == pytest.approx([1.0, 2.0, 3.0, 4.0], abs=1e-5)
+    assert times[11] == 0.0  # the first, the one again that is free, and ten
+    assert times[12:] == pytest.approx([1.0, 2.0, 3.0, 4.0], abs=1e-5)
     dispatcher.cancel(patient)
     hasty = call(patient=False, policy=policy)
     dispatcher.submit(hasty, now)
     (attempt,) = dispatcher.due(now + 0.1)
     dispatcher.landed(attempt, ConnectionFailed("lost"), now + 0.1)
     assert isinstance(hasty.error, ConnectionFailed)
+
+
+@pytest.mark.parametrize(("was_there", "patient", "survives"), [(True, True, True), (False, True, False), (True, False, False)])
+def test_burst_waits_for_a_server_that_restarts(was_there: bool, patient: bool, survives: bool) -> None:
+    """Half a minute without a server costs no item, if there ever was one; a single call, and a wrong address, end after five attempts."""
+    dispatcher = Dispatcher(Gate(), RetryBudget())
+    if was_there:
+        dispatcher.submit(call(9), 0.0)
+        dispatcher.landed(dispatcher.due(0.0)[0], GOOD, 0.1)
+    items = [call(index, patient=patient) for index in range(20)]
+    for item in items:
+        dispatcher.submit(item, 1.0)
+    now, sent = 1.0, 0
+    while any(item.state != "done" for item in items):
+        for attempt in dispatcher.due(now):
+            sent += 1
+            up = now > 31.0 and survives
+            dispatcher.landed(attempt, GOOD if up else Unreachable("nobody listens"), now)
+        now = max(now, dispatcher.wake_at()) if any(item.state != "done" for item in items) else now
+    assert all((item.error is None) is survives for item in items)
+    assert sent <= 100
+    assert now <= 36.0 or not survives
+
+
+def test_server_that_dies_with_a_full_window_costs_a_second() -> None:
+    """A hundred connections lost at once are sent again at once, not one a second; each only once for free."""
+    dispatcher = Dispatcher(Gate(start=100), RetryBudget())
+    items = [call(index) for index in range(100)]
+    for item in items:
+        dispatcher.submit(item, 0.0)
+    for attempt in dispatcher.due(0.0):
+        dispatcher.landed(attempt, ConnectionFailed("reset"), 1.0)
+    again = dispatcher.due(1.5)
+    assert len(again) == 100
+    for attempt in again:
+        dispatcher.landed(attempt, ConnectionFailed("reset"), 2.0)
+    assert len(dispatcher.due(5.0)) <= 15
 
 
 def test_waiting_for_the_gate_counts_against_the_deadline() -> None:

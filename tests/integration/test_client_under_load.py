@@ -12,6 +12,7 @@ import pytest
 from live_server import LiveServer, live_server
 from samegraph_client import AsyncClient, Client, Gate, Prediction, RetryPolicy
 from samegraph_transforms.golden import read_samples
+from server_process import ServerProcess
 
 BATCH_S, BATCH, PLACES = 0.05, 8, 24
 
@@ -76,3 +77,31 @@ def test_repeated_key_is_answered_without_computing_again(busy: LiveServer, row:
         journal.write_text("".join(line for line in lines if '"answer"' not in line))
         again = [outcome.prediction for outcome in client.predict_many("penguins", [row] * 5, journal=journal)]
     assert [p.prediction_id for p in first if p] == [p.prediction_id for p in again if p]
+
+
+def test_server_killed_and_started_again_loses_nothing(examples: Path, tmp_path: Path, row: object) -> None:
+    """SIGKILL in the middle of a burst, another process on the same port after it: every item is answered, once, in order."""
+    models = tmp_path / "models"
+    shutil.copytree(examples / "penguins", models / "penguins", copy_function=shutil.copyfile)
+
+    def started(port: int = 0) -> ServerProcess:
+        return ServerProcess(
+            models, port=port, EXECUTION__SIMULATED_BATCH_S=str(BATCH_S), EXECUTION__MAX_BATCH_SIZE=str(BATCH), EXECUTION__RUN_SLOTS="1"
+        )
+
+    first = started()
+    second: list[ServerProcess] = []
+    try:
+        with Client(first.url) as client:
+            indexes = []
+            for outcome in client.predict_many("penguins", [row] * 150):
+                assert outcome.ok
+                indexes.append(outcome.index)
+                if outcome.index == 20:
+                    first.process.kill()
+                    first.process.wait(60)
+                    second.append(started(int(first.url.rpartition(":")[2])))
+    finally:
+        for server in (first, *second):
+            server.close()
+    assert indexes == list(range(150))
