@@ -173,7 +173,7 @@ class DriftSettings(_Group):
     )
     min_rows: int = Field(default=200, ge=1, description="Rows of a window below which nothing is said.")
     cpu_ratio: float = Field(
-        default=0.01,
+        default=0.005,
         ge=0.001,
         le=1,
         description="Most of one CPU that counting takes; rows beyond that are sampled, and counted as dropped.",

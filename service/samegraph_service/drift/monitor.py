@@ -33,7 +33,7 @@ GATHER_S = 0.2
 #: A piece of work, in seconds of CPU, after which the thread rests.
 PIECE_S = 0.0005
 #: Most rows counted at once, and how long that may take.
-MOST_ROWS = 2048
+MOST_ROWS = 4096
 LONGEST_S = 0.01
 #: Share of a CPU while windows are compared with their baselines, once a minute for a tenth of a millisecond or two a variable: at the
 #: share of the counting it would take seconds, in which nothing was counted.
