@@ -43,6 +43,7 @@ class Call(Work):
         rows: What waits for the item stage.
         shadows: The versions (`routing.ShadowRoute`) that may get a copy once it is answered.
         copied: Its decoded rows, for those; only set when there are any.
+        trace: Where its stages are noted (a `tracing.Trace`), when it is traced.
         cancelled: The caller is gone.
     """
 
@@ -67,6 +68,7 @@ class Call(Work):
         "served",
         "shadows",
         "timeout_s",
+        "trace",
         "undecided",
     )
 
@@ -92,6 +94,7 @@ class Call(Work):
         self.rows: Sequence[Row | InputError] = ()
         self.caller: Caller | None = None
         self.priority = NORMAL
+        self.trace: Any = None
         self.cancelled = False
         self.running = False
 

@@ -183,11 +183,13 @@ class Lane:
         quarantine: The instances that made executions fail; None while there are none.
         plain: Whether rows go into the queue as they come, unlooked at.
         tap: Where its rows are handed on to be counted; None for nowhere.
+        traced: Told of executions, so that traced requests know of theirs (see `tracing.Tracer.executed`); None for nobody.
         background: Whether it runs only while nothing else waits, one execution of at most `background_s` predicted seconds at a time.
     """
 
     background = False
     background_s = 0.0
+    traced: Callable[[Sequence[Entry], Sequence[float], float], None] | None = None
 
     def __init__(self, name: str, runner: Runner, policy: BatchPolicy, cost: CostModel, observer: LaneObserver, canary: Any = None) -> None:
         self.name = name
@@ -558,6 +560,8 @@ class Device:
             whole = None
             self._count_shape(lane, lane.shapes, batch, segments, seconds)
         lane.observer.executed(rows, seconds, queued)
+        if lane.traced is not None:
+            lane.traced(batch, queued, seconds)
         if lane.tap is not None:
             lane.tap.executed(batch, segments)
         if whole is not None:

@@ -133,6 +133,8 @@ class Predictor:
             started = self._loop.time()
             decoded = _decode(call, served)
             now = self._loop.time()
+            if call.trace is not None:
+                call.trace.span("decode", started, now)
             self._decoded(call, call.served, decoded, now - started, now)
 
     def fail_all(self, error: SamegraphError) -> int:
@@ -147,7 +149,10 @@ class Predictor:
     def _decode_on_host(self, call: Call, served: Served) -> None:
         started = self._loop.time()
         decoded = _decode(call, served)
-        self._loop.call_soon_threadsafe(self._decoded, call, call.served, decoded, self._loop.time() - started, None)
+        seconds = self._loop.time() - started
+        if call.trace is not None:
+            call.trace.span("decode", started, started + seconds)
+        self._loop.call_soon_threadsafe(self._decoded, call, call.served, decoded, seconds, None)
 
     def _decoded(self, call: Call, served: Served, decoded: Decoded | SamegraphError, seconds: float, now: float | None) -> None:
         if now is None:
@@ -254,6 +259,9 @@ class Predictor:
 
     def _prepared(self, work: Call, index: int, outcome: Any, seconds: float) -> None:
         work.served.metrics.item.observe(seconds)
+        if work.trace is not None:
+            now = self._loop.time()
+            work.trace.span("item", now - seconds, now, **{"samegraph.instance": index})
         if isinstance(outcome, SamegraphError):
             work.waiting -= 1
             work.fail_row(index, outcome)

@@ -14,6 +14,7 @@ import numpy as np
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
+from pydantic import SecretStr
 from samegraph_transforms.executor import CPU, available_providers, gpu_present
 from samegraph_transforms.gpu import GpuOptions
 from samegraph_transforms.wire import predictions
@@ -27,7 +28,7 @@ from .api.front import Front, HttpLimits
 from .api.repeats import Repeats
 from .batching import BatchPolicy
 from .capture.options import CaptureOptions, check_libraries, parse_field_names, parse_ratios, read_key
-from .clock import PreciseLoop
+from .clock import Loop, PreciseLoop
 from .device import Device, Lane, Runner
 from .drift.exposition import DriftExposition
 from .drift.monitor import DriftMonitor, DriftOptions
@@ -58,6 +59,7 @@ from .repository import Repository
 from .routing import ModelRoutes
 from .settings import Settings
 from .simulated import Pace, Paced, paced_cost
+from .tracing import TraceMetrics, Tracer, otlp_exporter
 
 if TYPE_CHECKING:
     from .capture.sink import CaptureSink
@@ -116,6 +118,7 @@ class Service:
         self.drift = DriftMonitor(_drift_options(settings))
         self.drift_exposition = DriftExposition(self.drift, settings.drift.max_series)
         self.capture = _capture(settings)
+        self.tracer = _tracer(settings, loop)
         self.shadows = self._shadows(loop, settings, items_in_slots=providers == CPU)
         self.operation = OperationMetrics(dropped_events=lambda: 0 if log_output is None else log_output.dropped, loads=self._load_phases)
         self.exposition = self._exposition()
@@ -150,6 +153,7 @@ class Service:
             capture=None if self.capture is None else self.capture.tap,
             experiments=self.experiments,
             sign=None if self.prediction_ids is None else AnswerSigner(self.prediction_ids),
+            tracer=self.tracer,
         )
         others = fallback if self.access_log is None else AccessLogged(fallback, self.access_log, loop.time)
         self.gateway = PredictGateway(others, self.front)
@@ -180,6 +184,8 @@ class Service:
             self.drift.start()
         if self.capture is not None:
             self.capture.start()
+        if self.tracer is not None:
+            self.tracer.start()
         memory.before_loading()
         self.background(self._watch())
 
@@ -240,6 +246,8 @@ class Service:
             await loop.run_in_executor(None, closing)
         if self.capture is not None:
             await loop.run_in_executor(None, self.capture.stop)
+        if self.tracer is not None:
+            await loop.run_in_executor(None, self.tracer.stop)
         if self.access_log is not None:
             await loop.run_in_executor(None, self.access_log.stop)
 
@@ -288,6 +296,8 @@ class Service:
         served = served_version(loaded.runtime, lane, metrics)
         if self.capture is not None:
             self.capture.expect(manifest)
+        if self.tracer is not None:
+            lane.traced = self.tracer.executed
         if loaded.baseline is not None and self.settings.drift.enabled:
             lane.tap = self.drift.add(loaded.runtime, loaded.baseline, 8 * served.values_per_row)
         return served
@@ -383,6 +393,7 @@ class Service:
             more=self._admission,
         )
         others: list[Collector] = [process, ShadowMetrics(self.shadows), RoutingMetrics(self._routing_reading), self.operation]
+        others.append(TraceMetrics(self.tracer))
         if self.capture is not None:
             from .capture.exposition import CaptureMetrics
 
@@ -556,6 +567,20 @@ def _capture(settings: Settings) -> CaptureSink | None:
     from .capture.sink import CaptureSink  # not above: a server that captures nothing needs no pyarrow
 
     return CaptureSink(options)
+
+
+def _tracer(settings: Settings, loop: Loop) -> Tracer | None:
+    tracing = settings.tracing
+    if tracing.endpoint is None:
+        return None
+    exporter = otlp_exporter(tracing.endpoint, service_name=tracing.service_name, headers=_headers(tracing.headers))
+    return Tracer(exporter, loop.time, sample_ratio=tracing.sample_ratio, max_queued=tracing.max_queued)
+
+
+def _headers(text: SecretStr | None) -> dict[str, str]:
+    """Return the headers that `NAME=VALUE,NAME=VALUE` names."""
+    pairs = [pair.partition("=") for pair in (text.get_secret_value() if text is not None else "").split(",") if pair.strip()]
+    return {name.strip(): value.strip() for name, _, value in pairs}
 
 
 def _access_log(settings: Settings, output: LogOutput | None) -> AccessLog | None:

@@ -272,6 +272,24 @@ class ShadowSettings(_Group):
     late_s: float = Field(default=10.0, gt=0, le=3600, description="Seconds after which a copy that still waits is shed.")
 
 
+class TracingSettings(_Group):
+    """Traces of requests, as OpenTelemetry spans; none unless an endpoint is configured."""
+
+    endpoint: str | None = Field(
+        default=None,
+        pattern=r"^https?://.+",
+        description="Where spans are sent by OTLP over HTTP, for example http://127.0.0.1:4318/v1/traces. Unset: nothing is traced.",
+    )
+    sample_ratio: float = Field(
+        default=0.01, ge=0, le=1, description="Share of requests that is traced when the caller's `traceparent` does not decide."
+    )
+    service_name: str = Field(default="samegraph", min_length=1, max_length=255, description="`service.name` of the spans.")
+    headers: SecretStr | None = Field(default=None, description="Headers sent to the endpoint, a token say, as `NAME=VALUE,NAME=VALUE`.")
+    max_queued: int = Field(
+        default=2048, ge=1, le=1_000_000, description="Most traces that wait to be made into spans; further ones are dropped and counted."
+    )
+
+
 class ShutdownSettings(_Group):
     """What happens after SIGTERM."""
 
@@ -333,6 +351,7 @@ class Settings(BaseSettings):
 
     feedback: FeedbackSettings = Field(default_factory=FeedbackSettings)
     shadow: ShadowSettings = Field(default_factory=ShadowSettings)
+    tracing: TracingSettings = Field(default_factory=TracingSettings)
     shutdown: ShutdownSettings = Field(default_factory=ShutdownSettings)
     log: LogSettings = Field(default_factory=LogSettings)
     admin: AdminSettings = Field(default_factory=AdminSettings)

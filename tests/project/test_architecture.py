@@ -59,7 +59,7 @@ SERVICE_ORDER = (
     "drift.version",
     "drift.windows",
     "drift.counting drift.tap capture.tap",
-    "call device",
+    "call device tracing",
     "experiments.view",
     "batching admission routing clock",
     "experiments.counters",

@@ -53,6 +53,7 @@ from samegraph_service.logs import AccessLog, bind_request_id, get_logger
 from samegraph_service.metrics import UNKNOWN_MODEL, Metrics
 from samegraph_service.predict import Predictor, Served
 from samegraph_service.routing import Decision, Experiment, RouteTable
+from samegraph_service.tracing import Tracer
 from samegraph_service.turns import BACKGROUND, NORMAL
 
 log = get_logger("samegraph.http")
@@ -272,10 +273,15 @@ class Response:
         self.advert = _NO_ADVERT
         self.replayed = ""
 
+    def add(self, pair: tuple[bytes, bytes]) -> None:
+        """Add a header."""
+        self._headers = [*(self._headers or ()), pair]
+
     def again(self, how: str, request_id: str) -> Response:
         """Return it for another request under the same key: `joined` or `stored`."""
         ids = request_id.encode(), self._prediction_id
-        other = Response(self.status, self.body, self._headers, self.error, None, self._static, *ids)
+        headers = [pair for pair in self._headers or () if pair[0] != b"traceresponse"] or None
+        other = Response(self.status, self.body, headers, self.error, None, self._static, *ids)
         other.replayed = how
         return other
 
@@ -333,6 +339,7 @@ class Front:
         capture: Takes sampled requests with their answers; None when nothing is captured.
         experiments: Counts what experiments decided; None for no counting.
         sign: Makes prediction ids; None where request ids stand for them.
+        tracer: Traces sampled requests; None when nothing is traced.
         repeats: The requests that are known by an idempotency key.
     """
 
@@ -350,6 +357,7 @@ class Front:
         capture: CaptureTap | None = None,
         experiments: ExperimentWatch | None = None,
         sign: AnswerSigner | None = None,
+        tracer: Tracer | None = None,
         repeats: Repeats | None = None,
     ) -> None:
         self.limits = limits
@@ -363,6 +371,7 @@ class Front:
         self._capture = capture
         self._experiments = experiments
         self._sign = sign
+        self._tracer = tracer
         self._host = host
         self.repeats = repeats if repeats is not None else Repeats(loop, keep_s=0.0, max_keys=1, max_bytes=0)  # an empty one is false
         self._adverts: dict[tuple[int, int], Advert] = {}
@@ -391,6 +400,8 @@ class Front:
             SamegraphError: Why not.
         """
         head, table = exchange.head, self._routes()
+        if self._tracer is not None:
+            exchange.trace = self._tracer.begin(head.headers, exchange.received)
         if table is not self._judged_by or len(self._judged) > MAX_JUDGED:
             self._judged.clear()
             self._judged_by = table
@@ -542,6 +553,9 @@ class Front:
 
     def _respond(self, exchange: Exchange, answer: Answer, body: Body, coding: encoding.Coding | None, seconds: float) -> None:
         exchange.served.metrics.encode.observe(seconds)
+        if exchange.trace is not None:
+            now = self.now()
+            exchange.trace.span("encode", now - seconds, now)
         if isinstance(body, SamegraphError):
             self._deliver(exchange, self.failed(body, exchange.request_id))
             return
@@ -560,6 +574,8 @@ class Front:
     def _deliver(self, exchange: Exchange, response: Response) -> None:
         """Hand a response to its request, and to all that came under the same key."""
         if exchange.repeat is None:
+            if exchange.trace is not None:
+                response.add(exchange.trace.response_header)
             if self.limits.advertise:
                 response.advert = self._advert(exchange, response)
             exchange.respond(response)
@@ -576,6 +592,8 @@ class Front:
     def refused(self, error: SamegraphError, exchange: Exchange) -> Response:
         """Return the response to a request that was refused before it ran."""
         response = self.failed(error, exchange.request_id)
+        if exchange.trace is not None:
+            response.add(exchange.trace.response_header)
         if self.limits.advertise:
             response.advert = self._advert(exchange, response)
         return response
@@ -710,6 +728,8 @@ class Front:
             version = 0
             model, code = self._count_failure(head, response)
         assignment = exchange.assignment
+        if exchange.trace is not None and self._tracer is not None:
+            self._finish_trace(self._tracer, exchange, response, (model, version, code))
         if not response.replayed:
             self._metrics.request(model, version, head.protocol, response.status)
             if assignment is not None and self._experiments is not None:
@@ -732,6 +752,31 @@ class Front:
                 "" if assignment is None else assignment.arm,
                 "" if assignment is None else assignment.reason,
             )
+
+    @staticmethod
+    def _finish_trace(tracer: Tracer, exchange: Exchange, response: Response, about: tuple[str, int, str]) -> None:
+        """Hand the trace of an answered request over, with what the conventions for HTTP servers and we want to know of it."""
+        (model, version, code), head, answer, assignment = about, exchange.head, response.answer, exchange.assignment
+        attributes: dict[str, str | int] = {
+            "http.request.method": head.method[:16],
+            "url.path": head.path[:256],
+            "http.response.status_code": response.status,
+            "client.address": exchange.client,
+            "samegraph.request_id": exchange.request_id,
+            "samegraph.protocol": head.protocol,
+            "samegraph.model": model,
+        }
+        if version:
+            attributes["samegraph.version"] = version
+        if answer is not None:
+            attributes["samegraph.instances"] = answer.n
+        if code:
+            attributes["error.type"] = code
+        if response.replayed:
+            attributes["samegraph.replayed"] = response.replayed
+        if assignment is not None and assignment.arm:
+            attributes |= {"samegraph.experiment": assignment.name, "samegraph.arm": assignment.arm}
+        tracer.finish(exchange.trace, f"{head.method[:16]} {head.protocol} {model}", response.status, attributes)
 
     @staticmethod
     def _count_experiment(experiments: ExperimentWatch, assignment: Assignment, seconds: float, response: Response) -> None:
