@@ -6,6 +6,7 @@ import gzip
 import json
 import math
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -241,6 +242,21 @@ class TestFile:
         after = {unit: ask(server, unit)["arm"] for unit in units}
         assert {after[unit] for unit in units if before[unit] == "treatment"} == {"treatment"}
         assert 0 < sum(after[unit] != before[unit] for unit in units) < controls
+
+    def test_it_is_watched(self, repository: Path) -> None:
+        """A new file is in force after the next look, without anybody asking for it."""
+        with live_server(repository, repository={"path": repository, "poll_s": 0.1}) as own:
+            assert ask(own, path="/labels/canary")["model-version"] == "3"
+            (repository / FILE_NAME).write_text(ROUTING.replace("canary: 3", "canary: 4"))
+            deadline = time.monotonic() + 20
+            while ask(own, path="/labels/canary")["model-version"] != "4":
+                assert time.monotonic() < deadline
+
+    def test_replicas_agree_without_talking(self, server: LiveServer, repository: Path) -> None:
+        """The same file, the same arms and the same revision, in a server that was just started too."""
+        with live_server(repository) as other:
+            for i in range(40):
+                assert ask(server, f"user-{i}") == ask(other, f"user-{i}")
 
 
 class TestFieldUnit:
