@@ -12,7 +12,7 @@ from acceptance.ab_fleet import Options, run, table
 def test_an_experiment_from_start_to_verdict_and_a_harmful_version_withdrawn(tmp_path: Path) -> None:
     """Assignment, feedback, the report from Prometheus, and the guard, on real processes; every line of the table is ok."""
     page = tmp_path / "report.html"
-    options = Options(requests=2400, harm_requests=2500, units=700, replicas=2, workers=4, lift=0.2, seed=2, directory=tmp_path, html=page)
+    options = Options(requests=2400, harm_requests=6000, units=700, replicas=2, workers=4, lift=0.2, seed=2, directory=tmp_path, html=page)
     outcome = run(options)
     assert outcome.ok, table(outcome)
     assert outcome.report is not None

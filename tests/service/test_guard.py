@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import json
 import random
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,9 +14,9 @@ import yaml
 from experiment_pages import Replica, bucket_of
 from samegraph_service.experiments import routing_file
 from samegraph_service.experiments.analysis.evidence import Evidence
-from samegraph_service.experiments.analysis.guard import Decision, Fleet, GuardMetrics, exit_code, judge
+from samegraph_service.experiments.analysis.guard import Decision, Fleet, Guard, GuardMetrics, exit_code, judge
 from samegraph_service.experiments.analysis.routing_edit import edited
-from samegraph_service.experiments.analysis.sources import from_pages
+from samegraph_service.experiments.analysis.sources import PrometheusSource, from_pages
 from samegraph_service.experiments.routing_file import ModelRouting
 
 FILE = """\
@@ -281,3 +284,17 @@ def test_buckets_are_those_of_servers() -> None:
     from samegraph_service.experiments.assignment import bucket_of as served
 
     assert [bucket_of(f"u{i}") for i in range(100)] == [served(f"u{i}".encode()) for i in range(100)]
+
+
+def test_a_file_that_cannot_be_read_stops_no_watch(tmp_path: Path) -> None:
+    """A bad file, and a Prometheus that does not answer, are told and counted; the guard goes on and changes nothing."""
+    log = io.StringIO()
+    guard = Guard(tmp_path, PrometheusSource("http://127.0.0.1:1"), log=log, now=lambda: 5.0)
+    for text in ("models: [", FILE):
+        (tmp_path / "routing.yaml").write_text(text, encoding="utf-8")
+        assert guard.look() == []
+        assert (tmp_path / "routing.yaml").read_text(encoding="utf-8") == text
+    events = [json.loads(line) for line in log.getvalue().splitlines()]
+    assert [(e["event"], e["model"]) for e in events] == [("guard_failed", ""), ("guard_failed", "flights")]
+    assert "not valid YAML" in events[0]["error"]
+    assert exit_code([], guard.metrics) == 1

@@ -16,7 +16,7 @@ from samegraph_service.experiments.analysis import clusters, sample_ratio, seque
 from samegraph_service.experiments.analysis.clusters import Difference, Moments, check_shares, difference
 from samegraph_service.experiments.analysis.report import LEAST_BUCKETS, LEAST_EFFECTIVE_N
 
-RUNS = int(os.environ.get("PEEKING_RUNS", "60"))
+RUNS = int(os.environ.get("PEEKING_RUNS", "40"))
 LOOKS = 200
 G = clusters.BUCKETS
 

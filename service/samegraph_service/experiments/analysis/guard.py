@@ -18,7 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TextIO
 
-from samegraph_service.errors import NoEvidence, RoutingConflict
+from samegraph_transforms.errors import SamegraphError
+
+from samegraph_service.errors import NoEvidence, RoutingProblem
 from samegraph_service.experiments import routing_file
 from samegraph_service.experiments.routing_file import ExperimentSpec, ModelRouting, share_as_weight
 
@@ -26,7 +28,7 @@ from .clusters import difference
 from .evidence import Events, Evidence, Revision
 from .report import LEAST_BUCKETS, number, p_words, sample_ratio
 from .routing_edit import Edits, edited
-from .sources import PrometheusSource, SourceError
+from .sources import PrometheusSource
 
 Do = Literal["hold", "wait", "withdraw", "advance", "start", "done"]
 EXIT_FINE, EXIT_ERROR, EXIT_WITHDRAWN = 0, 1, 3
@@ -326,23 +328,29 @@ class Guard:
         """Look once at everything and do what is needed.
 
         Returns:
-            A decision for each experiment; those that could not be judged are missing, and told as the event `guard_failed`.
-
-        Raises:
-            RoutingProblem: The file cannot be read, or is not valid.
+            A decision for each experiment. Those that could not be judged, because the file or Prometheus cannot be read or the file cannot
+            be written, are missing, and told as the event `guard_failed`.
         """
         self.metrics.looks += 1
         decisions = []
-        for model in list(routing_file.read(self._repository).models):
+        try:
+            models = list(routing_file.read(self._repository).models)
+        except RoutingProblem as error:
+            self._failed("", error)
+            return []
+        for model in models:
             try:
                 decision = self._look_at(model)
-            except (SourceError, RoutingConflict) as error:
-                self.metrics.failed_looks += 1
-                self._event("guard_failed", model=model, error=str(error))
+            except SamegraphError as error:
+                self._failed(model, error)
                 continue
             if decision is not None:
                 decisions.append(decision)
         return decisions
+
+    def _failed(self, model: str, error: Exception) -> None:
+        self.metrics.failed_looks += 1
+        self._event("guard_failed", model=model, error=str(error))
 
     def _look_at(self, model: str) -> Decision | None:
         file = routing_file.read(self._repository)
@@ -422,7 +430,7 @@ class GuardMetrics:
 
     Attributes:
         looks: Times it looked.
-        failed_looks: Experiments it could not judge.
+        failed_looks: Experiments it could not judge, and files it could not read.
     """
 
     def __init__(self) -> None:
