@@ -157,6 +157,7 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Give up what is under way and close every connection."""
+        self._dispatcher.shut(self._clock(), RuntimeError("the client was closed"))
         tasks: list[asyncio.Task[Any]] = [*self._sending.values(), *([self._timer] if self._timer else [])]
         for task in tasks:
             task.cancel()
@@ -245,11 +246,15 @@ class AsyncClient:
         task.add_done_callback(lambda task: self._landed(attempt, task))
 
     def _landed(self, attempt: Attempt, task: asyncio.Task[Answer]) -> None:
-        """Take note of an attempt's end; a cancelled one has no answer, a fault of the transport ends its call, whose caller gets it."""
+        """Take note of an attempt's end; a fault of the transport ends its call, whose caller gets it."""
         if self._sending.get(attempt.call) is task:
             del self._sending[attempt.call]
-        error = None if task.cancelled() else task.exception()
-        reply = None if task.cancelled() or not isinstance(error, Exception | None) else error or task.result()
+        reply: Answer | Exception | None
+        if task.cancelled():
+            reply = None if attempt.call.state == "done" else RuntimeError("the client was closed")
+        else:
+            error = task.exception()
+            reply = error if isinstance(error, Exception) else None if error is not None else task.result()
         self._dispatcher.landed(attempt, reply, self._clock())
         self._pump()
 

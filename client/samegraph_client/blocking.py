@@ -426,6 +426,7 @@ class Client:
                     mailbox.attempt = None
                     self._dispatcher.landed(handed_out, None, self._clock())
             self._pump()
+            self._appoint()
 
 
 class _Mailbox:

@@ -18,8 +18,6 @@ from .encoding import Body, Wire, encode
 from .errors import AnswerNotUnderstood, ClientError, FeedbackRejected, RawInputInvalid, ServerError
 from .policy import RetryPolicy, Tries
 
-Speech = Generator[Request, "Answer | ClientError", Answer]
-
 
 @dataclass(frozen=True)
 class InstanceError:
@@ -156,6 +154,8 @@ class Core:
         )
 
     def _call(self, speak: Callable[[Tries], Exchange], deadline_s: float | None, priority: int, patient: bool) -> Call:
+        if deadline_s is not None and not deadline_s > 0:
+            raise ValueError(f"deadline_s must be > 0 seconds or None, got {deadline_s}")
         now = self.clock()
         tries = Tries(self.policy, started=now)
         deadline = float("inf") if deadline_s is None else now + deadline_s

@@ -241,6 +241,13 @@ class Dispatcher:
             call.state = "done"
             call.exchange.close()
 
+    def shut(self, now: float, error: Exception) -> None:
+        """End every call that waits; those in flight end when they have landed."""
+        for _, _, call in [*self._ready, *self._delayed]:
+            if call.state == "waiting":
+                call.exchange.close()
+                self.finish(call, now, error)
+
     def finish(self, call: Call, now: float, error: Exception) -> None:
         """End a call with an error."""
         call.error = error

@@ -138,6 +138,9 @@ class Job:
         progress: Progress | None,
         report: Report,
     ) -> None:
+        for name, value in (("item_deadline_s", item_deadline_s), ("deadline_s", deadline_s)):
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be > 0 seconds or None, got {value}")
         self.report = report
         self._core, self._dispatcher, self._model, self._options = core, dispatcher, model, options
         self._ordered, self._journal, self._progress = ordered, journal, progress

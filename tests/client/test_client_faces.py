@@ -22,6 +22,7 @@ from samegraph_client import (
     ConnectionFailed,
     DeadlineExceeded,
     FeedbackRejected,
+    Gate,
     InputRejected,
     NotAuthorized,
     NotFound,
@@ -398,7 +399,8 @@ def test_unit_travels_in_the_header_of_choice(time: FakeTime) -> None:
 
 def test_three_hundred_threads_share_one_pause() -> None:
     """Refused at once, they all come back after the hint, none before, and all are answered."""
-    refusals = [refused(429, headers={"retry-after-ms": "200"})] * 8
+    window = threading.Barrier(8)
+    refusals = [Reply(429, {"error": "full"}, {"retry-after-ms": "200"}, before=lambda: window.wait(30))] * 8
     with scripted_server(*refusals, predicted(1)) as server, Client(server.url) as client:
         values: list[object] = []
         threads = [threading.Thread(target=lambda: values.append(client.predict("m", ROW).value)) for _ in range(300)]
@@ -406,7 +408,39 @@ def test_three_hundred_threads_share_one_pause() -> None:
             thread.start()
         for thread in threads:
             thread.join(60)
-        assert client.gate.pauses <= 2
+        assert client.gate.pauses == 1
         assert client.gate.in_flight == 0
     assert values == [1] * 300
     assert len(server.received) == 308
+
+
+def test_closing_ends_calls_that_are_under_way() -> None:
+    """Nobody waits for ever for a client that another task has closed."""
+    arrived, hold = threading.Event(), threading.Event()
+
+    def before() -> None:
+        arrived.set()
+        hold.wait(30)
+
+    async def play(url: str) -> None:
+        client = AsyncClient(url, gate=Gate(start=1, most=1))
+        calls = [asyncio.ensure_future(client.predict("m", ROW)) for _ in range(3)]
+        await asyncio.to_thread(arrived.wait, 30)
+        await client.close()
+        done, waiting = await asyncio.wait(calls, timeout=30)
+        assert not waiting
+        assert all("closed" in str(call.exception()) for call in done)
+
+    with scripted_server(Reply(drop=True, before=before)) as server:
+        asyncio.run(play(server.url))
+        hold.set()
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan")])
+def test_deadlines_that_are_none_are_refused(value: float) -> None:
+    """A sentence names the argument and the value; nothing is sent."""
+    with Client("http://127.0.0.1:9") as client:
+        with pytest.raises(ValueError, match="deadline_s must be > 0"):
+            client.predict("m", ROW, deadline_s=value)
+        with pytest.raises(ValueError, match="item_deadline_s must be > 0"):
+            client.predict_many("m", [ROW], item_deadline_s=value)
