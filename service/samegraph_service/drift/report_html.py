@@ -33,7 +33,7 @@ svg.trend rect { fill: var(--bar); } svg.trend rect.over { fill: var(--now); } s
 .card:target { outline: 2px solid var(--link); }
 .cards.wider { grid-template-columns: repeat(auto-fill, minmax(min(420px, 100%), 1fr)); align-items: start; }
 ul.notes { margin: 8px 0; padding-left: 20px; font-size: 14px; } h1 a { color: inherit; }
-@media (max-width: 560px) { table.ranking .less { display: none; } .wide table.ranking { min-width: 0; } }
+@media (max-width: 560px) { table.ranking .less { display: none; } table.list.ranking th, table.list.ranking td { padding: 5px 6px; } .wide table.ranking { min-width: 0; } }
 """  # noqa: E501 - a rule a line reads better
 
 _WORDS: dict[State, str] = {
@@ -96,7 +96,7 @@ def _summary(report: Report) -> str:
     notes = "".join(f"<li>{escape(note)}</li>" for note in found.notes)
     digest = f'<p class="quiet">Package <code>{escape(found.digest)}</code></p>' if found.digest else ""
     return (
-        f"<p>{counted}</p><p><b>{report.rows:,}</b> rows ({escape(found.window)}, {escape(found.where)}) against "
+        f"<p>{counted}</p><p><b>{report.rows:,}</b> rows ({escape(found.where)}) against "
         f"<b>{baseline.rows:,}</b> rows of the baseline{made_from}</p>{digest}{f'<ul class=notes>{notes}</ul>' if notes else ''}"
     )
 
@@ -109,12 +109,12 @@ def _ranking(report: Report) -> str:
         return "<p>Nothing: no variable differs from the baseline by more than chance.</p>"
     rows = "".join(
         f'<tr><td><a href="#{_anchor(entry)}">{escape(entry.variable.name)}</a></td><td>{chip(entry.found.state)}</td>'
-        f"<td class='n'>{entry.found.psi:.3g}</td><td class='n less'>{entry.found.psi_critical:.3g}</td>"
+        f"<td class='n less'>{entry.found.psi:.3g}</td><td class='n less'>{entry.found.psi_critical:.3g}</td>"
         f"<td class='n'>{entry.excess:.2f} ×</td><td>{escape(entry.guilty_words)}</td><td class='less'>{_trend(entry.trend)}</td></tr>"
         for entry in shown
     )
     head = (
-        "<tr><th>variable</th><th>state</th><th class='n'>PSI, nats</th><th class='n less'>critical</th><th class='n'>PSI by critical</th>"
+        "<tr><th>variable</th><th>state</th><th class='n less'>PSI, nats</th><th class='n less'>critical</th><th class='n'>by critical</th>"
         "<th>bin that moved most</th><th class='less'>trend</th></tr>"
     )
     return f'<div class="wide"><table class="list ranking">{head}{rows}</table></div>'
