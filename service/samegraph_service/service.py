@@ -289,7 +289,7 @@ class Service:
         runner: Runner = loaded.runtime
         cost = loaded.cost
         if self.pace:
-            runner, cost = Paced(runner, self.pace), paced_cost(self.pace, loaded.max_batch_size)
+            runner, cost = Paced(runner, self.pace), paced_cost(self.pace, loaded.max_batch_size, shaped=runner.shapes is not None)
         lane = Lane(f"{manifest.name}/{manifest.version}", runner, policy, cost, metrics, loaded.canary)
         self.device.add(lane)
         self.gate.look_at_rates()

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from samegraph_transforms.ragged import ShapePlan
 
-from .cost import CostModel
+from .cost import CostModel, ShapedCost
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +69,24 @@ class Paced:
         return arrays
 
 
-def paced_cost(pace: Pace, max_batch_size: int) -> CostModel:
-    """Return the cost model that a warm-up at this pace leaves."""
-    cost = CostModel()
+class _AnyShape(ShapedCost):
+    """The cost where rows differ in shape and all take the same."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda _: 1)
+
+    def observe_shape(self, shape: Hashable, n: int, seconds: float) -> None:
+        """See `ShapedCost.observe_shape`."""
+        self.observe(n, seconds)
+
+    def of(self, shape: Hashable) -> CostModel:
+        """See `ShapedCost.of`."""
+        return self
+
+
+def paced_cost(pace: Pace, max_batch_size: int, *, shaped: bool = False) -> CostModel:
+    """Return the cost model that a warm-up at this pace leaves; `shaped` where rows differ in shape."""
+    cost = _AnyShape() if shaped else CostModel()
     for rows in (1, max_batch_size):
         cost.observe(rows, pace.seconds(rows))
     return cost

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from samegraph_service.batching import Entry, EntryQueue, Work
+from samegraph_service.batching import Entry, EntryQueue, ShapedQueue, Work
 from samegraph_service.turns import BACKGROUND, INTERACTIVE, NORMAL, Turns
 
 
@@ -113,3 +113,18 @@ def test_who_left_is_never_picked(before: bool) -> None:
     assert queue.rows == len(stay) == (30 - gone) // 2
     picked = [item for _ in range(10) for entry in queue.pick(4) for item in entry.items]
     assert sorted(picked) == sorted(stay)
+
+
+def test_interactive_rows_of_a_rare_shape_do_not_wait_for_the_common_ones_nor_starve_them() -> None:
+    """Lines of shapes go by age, but for those with interactive rows; every eighth batch goes by age whatever waits."""
+    queue = ShapedQueue()
+    for number in range(200):
+        shape = "rare" if number >= 100 else "common"
+        entry = Entry(_of(Work(1, 1e9, False, {}, lambda _: None), "a", INTERACTIVE if shape == "rare" else NORMAL), 0, [shape])
+        entry.key = shape
+        queue.put(entry, float(number))
+    picked = [queue.pick(4)[0].items[0] for _ in range(16)]
+    assert picked == (["rare"] * 7 + ["common"]) * 2
+    while queue.rows:
+        assert queue.pick(4)
+    assert queue.urgent == 0
