@@ -306,7 +306,12 @@ def run(options: Options) -> Outcome:
     keys.write_text(new_key() + "\n", encoding="utf-8")
     put(repository, version=2, weight=1)
     with ExitStack() as stack:
-        settings = {"FEEDBACK__KEY_FILE": str(keys), "REPOSITORY__POLL_S": "0.2", "REPOSITORY__KEEP_VERSIONS": "3", "LOG__ACCESS": "false"}
+        settings: dict[str, Any] = {
+            "FEEDBACK__KEY_FILE": str(keys),
+            "REPOSITORY__POLL_S": "0.2",
+            "REPOSITORY__KEEP_VERSIONS": "3",
+            "LOG__ACCESS": "false",
+        }
         servers = [ServerProcess(repository, **settings) for _ in range(options.replicas)]
         for server in servers:
             stack.callback(server.close)

@@ -116,3 +116,16 @@ def test_wrong_usage_is_said(arguments: list[str], message: str) -> None:
     result = run(*arguments)
     assert result.exit_code == 2
     assert message in result.output
+
+
+def test_a_broken_ratio_leads_the_page_and_closes_the_effects(tmp_path: Path) -> None:
+    """Whoever opens the page sees the warning and the shares; effects are there, behind a closed section."""
+    replica, page = Replica(), tmp_path / "report.html"
+    simulate([replica], 600, BETTER, seed=1)
+    for i in range(4000):
+        replica.expose(f"more-{i}", "treatment")
+    with shown(replica) as a:
+        result = run("--replica", a, "--html", str(page))
+    assert result.output.splitlines()[1].startswith("Sample ratio is broken: do not read the rest.")
+    text = page.read_text(encoding="utf-8")
+    assert text.index("Sample ratio is broken") < text.index("<h2>Revisions") < text.index("<details>") < text.index('class="sequence"')

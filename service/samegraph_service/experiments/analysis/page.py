@@ -28,7 +28,8 @@ h3 { margin: 0 0 4px; font-size: 15px; overflow-wrap: anywhere; }
 p { margin: 4px 0; max-width: 85ch; overflow-wrap: anywhere; } .quiet { color: var(--quiet); font-size: 13px; }
 .verdict { margin: 16px 0; padding: 14px 16px; border-radius: 8px; font-size: 18px; max-width: none; }
 .good { background: var(--good-back); color: var(--good); } .bad { background: var(--bad-back); color: var(--bad); }
-.wait { background: var(--wait-back); color: var(--wait); }
+.wait { background: var(--wait-back); color: var(--wait); } p.bad { padding: 4px 10px; border-radius: 6px; }
+.verdict.bad { padding: 14px 16px; }
 .chip { display: inline-block; padding: 1px 9px; border-radius: 10px; font-size: 13px; font-weight: normal; white-space: nowrap; }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(460px, 100%), 1fr)); gap: 14px; }
 .card { min-width: 0; padding: 12px 14px; border: 1px solid var(--line); border-radius: 8px; background: var(--card); }
@@ -194,8 +195,9 @@ def _revision(found: RevisionReport) -> str:
         if e.difference is not None
     ]
     heads = ("outcome", "arm", "control", "arm's", "effect", "sequence", "p")
-    effects = table(heads, rows, right=range(2, 7)) if rows else ""
-    kind = "bad" if ratio is not None and ratio.broken else "quiet"
+    broken = ratio is not None and ratio.broken
+    effects = table(heads, rows, right=range(2, 7)) if rows and not broken else ""
+    kind = "bad" if broken else "quiet"
     return f'<h3>{escape(title)}</h3><p class="{kind}">{escape(words)}</p>{effects}'
 
 
