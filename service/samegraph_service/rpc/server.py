@@ -248,6 +248,7 @@ class GrpcServer:
             exchange.release()
             response = front.refused(error, exchange)
         except Exception as error:  # noqa: BLE001 - the caller gets a document and the log the traceback, whatever broke
+            exchange.release()
             response = front.crashed(exchange, error)
         front.note(exchange, response)
         return response
