@@ -27,7 +27,7 @@ def test_a_planted_drift_is_found_in_time(planted: Planted) -> None:
         assert found.found.state == "shifted"
     else:
         assert four_of_five(found.rows) <= patience * max(RULE.min_rows, found.table)
-    assert found.rank == 1
+    assert found.rank <= planted.rank
     assert found.bin in planted.bins
     assert table_row(planted, found) in PAGE, (
         f"docs/drift.md needs this line (scripts/planted_drifts.py prints them): {table_row(planted, found)}"
