@@ -28,7 +28,11 @@ BODY_TIMEOUT_S = 0.5
 def serve(tmp_path_factory: pytest.TempPathFactory, way_in: str) -> Iterator[LiveServer]:
     repository = tmp_path_factory.mktemp("models")
     pack(build.draft(), build.samples(), repository)
-    limits = {"max_body_bytes": MAX_BODY, "body_timeout_s": BODY_TIMEOUT_S, "max_queued_bytes": 4 * MAX_BODY}
+    limits = {
+        "max_body_bytes": MAX_BODY,
+        "body_timeout_s": BODY_TIMEOUT_S,
+        "max_queued_bytes": 40 * MAX_BODY // 9,
+    }  # a tenth of it is kept for interactive requests
     with live_server(repository, server={"http": way_in}, limits=limits) as live:
         yield live
 
