@@ -5,6 +5,7 @@ Written out here on purpose instead of taken from samegraph_transforms.kernels: 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 from samegraph_transforms.functions import library
 from samegraph_transforms.opsets import DOMAIN, IR_VERSION, opset_imports
 
-PILLOW_FILTERS = {"box": Image.Resampling.BOX, "bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+PILLOW_FILTERS = {name: Image.Resampling[name.upper()] for name in ("box", "bilinear", "bicubic", "nearest", "hamming", "lanczos")}
 
 
 def stated_resize(image: Image.Image, height: int, width: int, filter_: str, semantics: str) -> Image.Image:
@@ -73,7 +74,7 @@ def c_weights(n_in: int, n_out: int, filter_: str, box: tuple[float, float] | No
     Returns:
         For every output row, input row → weight of 22 fractional bits, zero weights left out.
     """
-    radius = {"box": 0.5, "bilinear": 1.0, "bicubic": 2.0}[filter_]
+    radius = {"box": 0.5, "bilinear": 1.0, "bicubic": 2.0, "hamming": 1.0, "lanczos": 3.0}[filter_]
     start, stop = (np.float32(edge) for edge in box or (0, n_in))
     scale = float(stop - start) / n_out
     filter_scale = max(scale, 1.0)
@@ -95,9 +96,18 @@ def c_weights(n_in: int, n_out: int, filter_: str, box: tuple[float, float] | No
 def _c_kernel(x: float, filter_: str) -> float:
     if filter_ == "box":
         return 1.0 if -0.5 < x <= 0.5 else 0.0
+    if filter_ == "lanczos":
+        return _c_sinc(x) * _c_sinc(x / 3) if -3.0 <= x < 3.0 else 0.0
     x = abs(x)
+    if filter_ == "hamming":
+        window = float(np.float32(0.54)) + float(np.float32(0.46)) * math.cos(x * math.pi)
+        return 1.0 if x == 0.0 else _c_sinc(x) * window if x < 1.0 else 0.0
     if filter_ == "bilinear":
         return 1.0 - x if x < 1.0 else 0.0
     if x < 1.0:
         return ((-0.5 + 2.0) * x - (-0.5 + 3.0)) * x * x + 1
     return (((x - 5) * x + 8) * x - 4) * -0.5 if x < 2.0 else 0.0
+
+
+def _c_sinc(x: float) -> float:
+    return 1.0 if x == 0.0 else math.sin(x * math.pi) / (x * math.pi)

@@ -324,7 +324,7 @@ TAIL = [ToFloat(), Normalize(127, 128), ToCHW()]
         (lambda: CenterCrop(0), "from 1 to 65,535"),
         (lambda: CenterCrop(8, rounding="up"), "floor, ceil, half_even"),  # type: ignore[arg-type]
         (lambda: Resize((8, 0), "box"), "from 1 to 65,535"),
-        (lambda: Resize((8, 8), "lanczos"), "bilinear, bicubic, box"),  # type: ignore[arg-type]
+        (lambda: Resize((8, 8), "gauss"), "bilinear, bicubic, box"),  # type: ignore[arg-type]
         (lambda: Resize((8, 8), "box", "pillow 12"), "pillow<13, pillow>=13"),  # type: ignore[arg-type]
         (lambda: Normalize(0, (1, 0, 1)), "must not be zero"),
         (lambda: Divide(0), "divide by zero"),

@@ -170,6 +170,7 @@ def test_windows_of_large_photos_have_pillows_bits(monkeypatch: pytest.MonkeyPat
 def test_boxes_are_used_only_where_their_weights_are_the_whole_axis_weights() -> None:
     """Pillow's C arithmetic, with its float32 box, gives the same integer weights; and of 3,000 axes a good part qualifies."""
     rng = np.random.default_rng(8)
+    weighted = [name for name in FILTERS if name != "nearest"]
     used = 0
     for case in range(3_000):
         n_in, n_out = int(rng.integers(1, 700)), int(rng.choice([16, 48, 224, 256, 384, int(rng.integers(1, 400))]))
@@ -178,7 +179,7 @@ def test_boxes_are_used_only_where_their_weights_are_the_whole_axis_weights() ->
         edges = kernels._edges(n_in, n_out, start, stop)
         if edges is not None and n_in != n_out:
             used += 1
-            filter_ = FILTERS[case % len(FILTERS)]
+            filter_ = weighted[case % len(weighted)]
             assert c_weights(n_in, stop - start, filter_, edges) == c_weights(n_in, n_out, filter_)[start:stop], (n_in, n_out, start, stop)
     assert used > 500
 

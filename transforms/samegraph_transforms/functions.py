@@ -15,7 +15,16 @@ int32 sum: exact, on every instruction set. One thread of an AVX-512 CPU, bicubi
 2.1 ms (Pillow 1.8 ms); 1920×1080 → 224×224 9 ms (12 ms). A dense float32 product takes 18 ms and a gather of single taps
 90 ms where this takes 3.
 
-The functions, by what they are for (`{filter}` is one of `FILTERS`; `{order}` is `before13` or `since13`, see `Semantics`):
+Nearest neighbour is another piece of Pillow (src/libImaging/Geometry.c): the source position of output pixel i is not computed
+but added up, step by step in double from half a step on, and cut to an integer. The rounding of that sum decides which pixel is
+taken, so the function adds up too. It has no passes, hence no order.
+
+`hamming` and `lanczos` need a sine. The last bit of a sine is the mathematics library's own affair, Pillow's as well as ONNX
+Runtime's; the weights are rounded to 22 bits afterwards, which hides a difference of one in the last place of a double in all but
+about one weight in 10^9.
+
+The functions, by what they are for (`{filter}` is one of `FILTERS`; `{order}` is `before13` or `since13`, see `Semantics`; those of
+`nearest` have no order in their names):
 
     PillowResize_{filter}_{order}             [H,W,C] → [h,w,C]      attribute size = [h, w]
     PillowResizeShorterSide_{filter}_{order}  [H,W,C] → [h,w,C]      attribute size: the shorter side; the longer int(size × long / short)
@@ -29,6 +38,7 @@ The functions, by what they are for (`{filter}` is one of `FILTERS`; `{order}` i
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -44,7 +54,7 @@ from .opsets import AI_ONNX, DOMAIN, DOMAIN_VERSION
 #: Which Pillow's choice of the first pass: always horizontal (`pillow<13`), or by cost (`pillow>=13`).
 Semantics = Literal["pillow<13", "pillow>=13"]
 Rounding = Literal["floor", "ceil", "half_even"]
-FilterName = Literal["bilinear", "bicubic", "box"]
+FilterName = Literal["bilinear", "bicubic", "box", "nearest", "hamming", "lanczos"]
 
 FILTERS: Final[tuple[FilterName, ...]] = get_args(FilterName)
 ROUNDINGS: Final[tuple[Rounding, ...]] = get_args(Rounding)
@@ -119,9 +129,57 @@ _FILTER_BODIES: Final[dict[FilterName, _Filter]] = {
         w = Where (is_near, near, far_or_none)
         """,
     ),
+    "hamming": _Filter(  # sin(πx) / πx × (0.54f + 0.46f cos πx): the two constants are float32 in the C code, everything else double
+        1.0,
+        """
+        zero = Constant <value = double {0}> ()
+        one = Constant <value = double {1}> ()
+        pi = Constant <value = double {3.141592653589793}> ()
+        c0 = Constant <value = double {0.5400000214576721}> ()
+        c1 = Constant <value = double {0.46000000834465027}> ()
+        distance = Abs (x)
+        is_center = Equal (distance, zero)
+        is_inside = Less (distance, one)
+        x_pi = Mul (distance, pi)
+        not_zero = Where (is_center, one, x_pi)
+        sine = Sin (not_zero)
+        sinc = Div (sine, not_zero)
+        cosine = Cos (not_zero)
+        c1_cosine = Mul (c1, cosine)
+        window = Add (c0, c1_cosine)
+        product = Mul (sinc, window)
+        inside = Where (is_inside, product, zero)
+        w = Where (is_center, one, inside)
+        """,
+    ),
+    "lanczos": _Filter(  # sinc(x) × sinc(x / 3) for -3 <= x < 3
+        3.0,
+        """
+        zero = Constant <value = double {0}> ()
+        one = Constant <value = double {1}> ()
+        three = Constant <value = double {3}> ()
+        minus_three = Constant <value = double {-3}> ()
+        pi = Constant <value = double {3.141592653589793}> ()
+        not_below = GreaterOrEqual (x, minus_three)
+        not_above = Less (x, three)
+        is_inside = And (not_below, not_above)
+        is_center = Equal (x, zero)
+        x_safe = Where (is_center, one, x)
+        x_pi = Mul (x_safe, pi)
+        sine = Sin (x_pi)
+        sinc = Div (sine, x_pi)
+        third = Div (x_safe, three)
+        third_pi = Mul (third, pi)
+        third_sine = Sin (third_pi)
+        third_sinc = Div (third_sine, third_pi)
+        product = Mul (sinc, third_sinc)
+        inside = Where (is_inside, product, zero)
+        w = Where (is_center, one, inside)
+        """,
+    ),
 }
 
-#: How far a filter reaches from its centre, in output pixels (input pixels when it enlarges).
+#: How far a filter reaches from its centre, in output pixels (input pixels when it enlarges). `nearest` is not made of weights.
 RADIUS: Final[Mapping[FilterName, float]] = {name: kernel.radius for name, kernel in _FILTER_BODIES.items()}
 
 # (n_in, n_out: int64 [1]) → rows: int64 [blocks, taps], the input rows each block reads;
@@ -329,16 +387,49 @@ PillowResizeTo_${filter}_since13 (X, size) => (Y) {
 }
 """)
 
+# (n_in, n_out: int64 [1]) → rows: int64 [n_out], the input row each output row is a copy of
+_NEAREST_ROWS = """
+PillowNearestRows (n_in, n_out) => (rows) {
+    in_size = Cast <to = 11> (n_in)
+    out_size = Cast <to = 11> (n_out)
+    step = Div (in_size, out_size)
+    half = Constant <value = double {0.5}> ()
+    half_step = Mul (step, half)
+    zero = Constant <value = int64 {0}> ()
+    one = Constant <value = int64 {1}> ()
+    scalar = Constant <value = int64[0] {}> ()
+    n = Reshape (n_out, scalar)
+    output = Range (zero, n, one)
+    is_first = Equal (output, zero)
+    steps = Where (is_first, half_step, step)
+    positions = CumSum (steps, zero)
+    rows = Cast <to = 7> (positions)
+}
+"""
+
+# X: uint8 [H, W, C], size: int64 [2] = (height, width) → uint8 [height, width, C]
+_NEAREST_TO = """
+PillowResizeTo_nearest (X, size) => (Y) {
+    height, width = Split <axis = 0, num_outputs = 2> (size)
+    height_in = Shape <start = 0, end = 1> (X)
+    width_in = Shape <start = 1, end = 2> (X)
+    rows = samegraph.PillowNearestRows (height_in, height)
+    columns = samegraph.PillowNearestRows (width_in, width)
+    lines = Gather <axis = 0> (X, rows)
+    Y = Gather <axis = 1> (lines, columns)
+}
+"""
+
 _RESIZE = Template("""
-PillowResize_${filter}_$order <size> (X) => (Y) {
+PillowResize_$kind <size> (X) => (Y) {
     height_width = Constant <value_ints: ints = @size> ()
-    Y = samegraph.PillowResizeTo_${filter}_$order (X, height_width)
+    Y = samegraph.PillowResizeTo_$kind (X, height_width)
 }
 """)
 
 # The longer side is int(size × long / short), a correctly rounded double quotient, cut: what Python computes in torchvision.
 _RESIZE_SHORTER_SIDE = Template("""
-PillowResizeShorterSide_${filter}_$order <size> (X) => (Y) {
+PillowResizeShorterSide_$kind <size> (X) => (Y) {
     shorter = Constant <value_int: int = @size> ()
     size_in = Shape <start = 0, end = 2> (X)
     short = ReduceMin <keepdims = 1> (size_in)
@@ -347,7 +438,7 @@ PillowResizeShorterSide_${filter}_$order <size> (X) => (Y) {
     short_double = Cast <to = 11> (short)
     quotient = Div (product_double, short_double)
     height_width = Cast <to = 7> (quotient)
-    Y = samegraph.PillowResizeTo_${filter}_$order (X, height_width)
+    Y = samegraph.PillowResizeTo_$kind (X, height_width)
 }
 """)
 
@@ -459,12 +550,16 @@ def resize_function(filter: FilterName, semantics: Semantics, *, shorter_side: b
         raise AuthoringError(f"there is no bit-exact {filter!r} resize yet; choose one of {', '.join(FILTERS)}")
     if semantics not in _ORDERS:
         raise AuthoringError(f"unknown resize semantics {semantics!r}; choose one of {', '.join(SEMANTICS)}")
-    return f"PillowResize{'ShorterSide' if shorter_side else ''}_{filter}_{_ORDERS[semantics]}"
+    return f"PillowResize{'ShorterSide' if shorter_side else ''}_{_kind(filter, semantics)}"
 
 
 def resize_to_function(filter: FilterName, semantics: Semantics) -> str:  # noqa: A002 - Pillow's word
     """Name the function that resizes to a size given as an input (int64 [2] = height, width)."""
     return resize_function(filter, semantics).replace("PillowResize_", "PillowResizeTo_")
+
+
+def _kind(filter: FilterName, semantics: Semantics) -> str:  # noqa: A002 - Pillow's word
+    return filter if filter == "nearest" else f"{filter}_{_ORDERS[semantics]}"
 
 
 def function_names() -> tuple[str, ...]:
@@ -519,7 +614,7 @@ def _collect(name: str, found: dict[str, onnx.FunctionProto]) -> None:
 @cache
 def _sources() -> dict[str, str]:
     """Return the text of every function by name."""
-    texts = [_CROP, _TO_RGB]
+    texts = [_CROP, _TO_RGB, _NEAREST_ROWS, _NEAREST_TO]
     for rounding, body in _ROUNDING_BODIES.items():
         texts.append(f"CenterOffset_{rounding} (margin) => (offset) {{{body}}}")
         texts += [t.substitute(rounding=rounding) for t in (_CENTER_CROP, _CENTER_CROP_FRACTION)]
@@ -528,7 +623,8 @@ def _sources() -> dict[str, str]:
         facts = {"filter": name, "radius": kernel.radius, "block": BLOCK, "block_last": BLOCK - 1, "block_3": 3 * BLOCK}
         passes = (_TAPS, _RESAMPLE, _RESIZE_HEIGHT, _RESIZE_WIDTH, _RESIZE_TO_BEFORE_13, _RESIZE_TO_SINCE_13)
         texts += [t.substitute(facts) for t in passes]
-        texts += [t.substitute(filter=name, order=order) for order in _ORDERS.values() for t in (_RESIZE, _RESIZE_SHORTER_SIDE)]
+    for name, semantics in itertools.product(FILTERS, SEMANTICS):
+        texts += [t.substitute(kind=_kind(name, semantics)) for t in (_RESIZE, _RESIZE_SHORTER_SIDE)]
     return {text.split(maxsplit=1)[0]: _without_comments(text) for text in texts}
 
 

@@ -193,7 +193,7 @@ class Resize(_ImageStep):
 
     Attributes:
         size: (height, width), or one number for the shorter side, keeping the aspect ratio as torchvision does.
-        filter: `bilinear`, `bicubic` or `box`.
+        filter: `nearest`, `box`, `bilinear`, `hamming`, `bicubic` or `lanczos`, as Pillow's `Image.Resampling` has them.
         semantics: Whose order of passes; None takes that of the Pillow installed now, which is then part of the package.
     """
 

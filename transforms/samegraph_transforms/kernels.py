@@ -65,6 +65,9 @@ _RESAMPLING: Final[dict[FilterName, Image.Resampling]] = {
     "box": Image.Resampling.BOX,
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
+    "nearest": Image.Resampling.NEAREST,
+    "hamming": Image.Resampling.HAMMING,
+    "lanczos": Image.Resampling.LANCZOS,
 }
 
 
@@ -182,7 +185,7 @@ def resize_image(image: Image.Image, size: Size, filter: FilterName, semantics: 
     resample = _RESAMPLING[filter]
     first_vertical = vertical_first(semantics, size_in, size)
     native = native_semantics()
-    one_pass = height == image.height or width == image.width
+    one_pass = height == image.height or width == image.width or filter == "nearest"
     if one_pass or (native is not None and vertical_first(native, size_in, size) == first_vertical):
         return image.resize((width, height), resample)
     between = (image.width, height) if first_vertical else (width, image.height)
@@ -211,7 +214,8 @@ def resize_window(image: Image.Image, size: Size, window: Window, filter: Filter
     top, left, bottom, right = window
     size_in = (image.height, image.width)
     largest = (max(a, b) for a, b in zip(size_in, size, strict=True))
-    if window == (0, 0, *size) or math.prod(largest) > _MOST_CROPPED:
+    # Nearest neighbour costs no more than the pixels it makes, and a box would add its positions up from another place.
+    if window == (0, 0, *size) or math.prod(largest) > _MOST_CROPPED or filter == "nearest":
         return resize_image(image, size, filter, semantics).crop((left, top, right, bottom))
     rows = _Axis(1, size_in[0], size[0], top, bottom, filter)
     columns = _Axis(0, size_in[1], size[1], left, right, filter)
