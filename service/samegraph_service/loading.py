@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from samegraph_transforms import golden
+from samegraph_transforms import divergence, golden
 from samegraph_transforms.baseline import Baseline
 from samegraph_transforms.draft import GoldenSample
 from samegraph_transforms.errors import ExecutionError, InputError, NotExact
@@ -172,7 +172,7 @@ def _proven_runtime(
         try:
             runtime = _runtime(package, options, merge)
             watch.lap("session", other="item_stage", of_it=runtime.item_stage_s)
-            max_ulp = _replay(runtime, samples, max_batch_size, options.spread)
+            max_ulp = _replay(package, runtime, samples, max_batch_size, options.spread)
             watch.lap("golden")
             return runtime, max_ulp
         except (NotExact, ExecutionError) as error:
@@ -193,10 +193,10 @@ def _runtime(package: Package, options: LoadOptions, merge: bool) -> PackageRunt
     )
 
 
-def _replay(runtime: PackageRuntime, samples: Sequence[GoldenSample], max_batch_size: int, spread: golden.Spread) -> int:
+def _replay(package: Package, runtime: PackageRuntime, samples: Sequence[GoldenSample], max_batch_size: int, spread: golden.Spread) -> int:
     """Replay the golden samples alone, in pairs and in full batches; return the largest distance in ULP.
 
-    Only answers are compared while they are right; when one is not, that sample runs again stage by stage to name the first tensor.
+    Only answers are compared while they are right; when one is not, that sample runs again stage by stage to name tensor and node.
     """
     if not samples:
         return 0
@@ -207,11 +207,16 @@ def _replay(runtime: PackageRuntime, samples: Sequence[GoldenSample], max_batch_
             again = [s for s in samples if s.name == result.sample]
             apart = golden.replay(runtime, again, [1], intermediates=True)
             first = next((r for r in apart if not r.passed), result)
+            guilty = divergence.diagnose(
+                package, again, [first], golden.promised(package.manifest, golden.runtime_profile(runtime)), budget_s=2
+            )
             raise NotExact(
-                first.reason,
+                f"{first.reason}. First to diverge: {guilty}" if guilty is not None else first.reason,
                 sample=first.sample,
                 tensor=first.failure.tensor if first.failure else "",
                 detail=first.failure.detail if first.failure else "",
+                node=guilty.node if guilty is not None else "",
+                kind=guilty.kind if guilty is not None else "",
             )
     return max((c.max_ulp for result in results for c in result.comparisons), default=0)
 

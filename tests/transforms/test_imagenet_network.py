@@ -2,50 +2,15 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import numpy as np
 import pytest
+from efficientnet import random_weights
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 from samegraph_transforms.executor import OrtExecutor
 
 from models.imagenet.answer import TOP, build_answer, reference_answer
-from models.imagenet.efficientnet import BLOCK_GROUPS, WeightsDoNotFit, build_efficientnet_lite0, same_pads
-
-
-@cache
-def _shapes() -> dict[str, tuple[int, ...]]:
-    """The tensors of the published checkpoint, by the names its package gives them."""
-
-    def norm(name: str, channels: int) -> dict[str, tuple[int, ...]]:
-        return {f"{name}.{part}": (channels,) for part in ("weight", "bias", "running_mean", "running_var")}
-
-    shapes = {"_conv_stem.weight": (32, 3, 3, 3), **norm("_bn0", 32)}
-    number = 0
-    for group in BLOCK_GROUPS:
-        for repeat in range(group.repeats):
-            block, filters_in = f"_blocks.{number}", group.filters_in if repeat == 0 else group.filters_out
-            inside = filters_in * group.expand
-            if group.expand > 1:
-                shapes |= {f"{block}._expand_conv.weight": (inside, filters_in, 1, 1), **norm(f"{block}._bn0", inside)}
-            shapes |= {f"{block}._depthwise_conv.weight": (inside, 1, group.kernel, group.kernel), **norm(f"{block}._bn1", inside)}
-            shapes |= {f"{block}._project_conv.weight": (group.filters_out, inside, 1, 1), **norm(f"{block}._bn2", group.filters_out)}
-            number += 1
-    return shapes | {"_conv_head.weight": (1280, 320, 1, 1), **norm("_bn1", 1280), "_fc.weight": (1000, 1280), "_fc.bias": (1000,)}
-
-
-def _weights() -> dict[str, np.ndarray]:
-    """Random weights of the right shapes that keep values in a sane range through fifty layers."""
-    generator = np.random.default_rng(3)
-    weights = {}
-    for name, shape in _shapes().items():
-        if name.endswith("running_var"):
-            weights[name] = generator.uniform(0.5, 1.5, shape).astype(np.float32)
-        else:
-            fan_in = max(1, int(np.prod(shape[1:])))
-            weights[name] = (generator.standard_normal(shape) / np.sqrt(fan_in)).astype(np.float32)
-    return weights
+from models.imagenet.efficientnet import WeightsDoNotFit, build_efficientnet_lite0, same_pads
 
 
 @pytest.mark.parametrize(
@@ -78,7 +43,7 @@ def test_strided_layers_pad_only_below_and_right_where_sizes_are_even() -> None:
 
 def test_the_same_weights_give_the_same_bytes_in_the_published_layout() -> None:
     """143 nodes, batch normalisation kept, any batch size, and no byte that depends on the run."""
-    weights = _weights()
+    weights = random_weights()
     model = build_efficientnet_lite0(weights)
     operators = [node.op_type for node in model.graph.node]
     assert (len(operators), operators.count("Conv"), operators.count("BatchNormalization")) == (143, 49, 49)
@@ -89,7 +54,7 @@ def test_the_same_weights_give_the_same_bytes_in_the_published_layout() -> None:
 
 def test_an_image_gets_the_same_logits_alone_and_in_a_batch() -> None:
     """Batching changes no bit of an instance's logits on the CPU."""
-    network = OrtExecutor(build_efficientnet_lite0(_weights()))
+    network = OrtExecutor(build_efficientnet_lite0(random_weights()))
     images = np.random.default_rng(1).uniform(-1, 1, (3, 3, 224, 224)).astype(np.float32)
     together = network.run({"input": images})[0]
     assert together.shape == (3, 1000)
@@ -102,7 +67,7 @@ def test_an_image_gets_the_same_logits_alone_and_in_a_batch() -> None:
 @pytest.mark.parametrize("fault", ["absent", "shape", "dtype", "left over"])
 def test_a_checkpoint_that_does_not_fit_is_refused_by_name(fault: str) -> None:
     """A network is never built from the wrong tensors."""
-    weights = _weights()
+    weights = random_weights()
     name = "_blocks.7._depthwise_conv.weight"
     if fault == "absent":
         del weights[name]

@@ -25,6 +25,7 @@ from .errors import SamegraphError
 
 if TYPE_CHECKING:
     from .draft import GoldenSample, PackageDraft
+    from .package import Package
     from .predicting import Item, Predictor, Result
 
 GROUP = "samegraph.commands"
@@ -236,8 +237,11 @@ Examples:
   samegraph verify models/imagenet --batch 1 --batch 32
   samegraph verify models/flights/2 --samples models/.heldout/flights/2
   samegraph verify models/penguins/1 --json > report.json
+  samegraph verify models/flights/2 --against models/flights/1   node by node against another version
 
-Exit codes: 0 exact, 1 not exact here, or not a package, 2 wrong usage.
+Where answers differ, the first node that diverges is named, with the element and the raw values that show it.
+
+Exit codes: 0 exact (with --against: no node differs), 1 it differs, or not a package, 2 wrong usage.
 """),
 )
 @click.argument("path", type=click.Path(exists=True, path_type=Path))
@@ -260,8 +264,22 @@ Exit codes: 0 exact, 1 not exact here, or not a package, 2 wrong usage.
 )
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="cpu", show_default=True, help="Where batches run.")
 @click.option("--half", is_flag=True, help="Compute the model in half precision and hold it to what the package promises for gpu.half.")
+@click.option(
+    "--against",
+    type=click.Path(exists=True, path_type=Path),
+    help="Run the samples through this package too, and name the first node that differs from its namesake there.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a page.")
-def verify(path: Path, samples: Path | None, batches: tuple[int, ...], profile: str | None, device: str, half: bool, as_json: bool) -> None:
+def verify(
+    path: Path,
+    samples: Path | None,
+    batches: tuple[int, ...],
+    profile: str | None,
+    device: str,
+    half: bool,
+    against: Path | None,
+    as_json: bool,
+) -> None:
     """Replay the golden samples of the package in PATH on this machine.
 
     Compares every captured intermediate and every output with what the training code gave, stage by stage and as it is served, and
@@ -274,6 +292,8 @@ def verify(path: Path, samples: Path | None, batches: tuple[int, ...], profile: 
 
     package = read_latest(path)
     given = read_samples(samples) if samples is not None else None
+    if against is not None:
+        sys.exit(_compare_versions(package, read_latest(against), given, profile, as_json))
     with _progress(f"{package}: replaying", hidden=as_json) as step:
         report = replay(package, given, batches or None, profile=profile, providers=available_providers(device), half=half, progress=step)
     if as_json:
@@ -281,6 +301,24 @@ def verify(path: Path, samples: Path | None, batches: tuple[int, ...], profile: 
     else:
         report.render(_stdout())
     sys.exit(0 if report.ok else 1)
+
+
+def _compare_versions(package: Package, other: Package, given: Sequence[GoldenSample] | None, profile: str | None, as_json: bool) -> int:
+    """Say which node of `package` first differs from its namesake in `other`; return the exit code."""
+    from .divergence import against
+    from .golden import promised
+    from .verify import describe, golden_samples
+
+    samples = given if given is not None else golden_samples(package)
+    found = against(package, other, samples, promised(package.manifest, profile or "cpu.same"))
+    if as_json:
+        document = {"package": str(package), "against": str(other), "samples": len(samples)}
+        click.echo(json.dumps({**document, "divergence": found.to_json() if found else None}, indent=2, ensure_ascii=False))
+    elif found is None:
+        _stdout().print(f"{package}: every node that {other} has too gives the same values for {len(samples)} samples")
+    else:
+        _stdout().print(*describe(found), sep="\n")
+    return 0 if found is None else 1
 
 
 @contextmanager

@@ -119,10 +119,14 @@ class NotExact(SamegraphError):
         sample: Name of the first golden sample that differs.
         tensor: Name of the first tensor that differs, in the order the data flows.
         detail: One line: element index, expected, got, and how far apart.
+        node: Name of the first node that diverges, where it could be found.
+        kind: What kind of thing went wrong there: decode, resize, dtype, vocabulary, missing rule, accumulation or arithmetic.
     """
 
-    def __init__(self, message: str, *, sample: str, tensor: str, detail: str) -> None:
+    def __init__(self, message: str, *, sample: str, tensor: str, detail: str, node: str = "", kind: str = "") -> None:
         super().__init__(message)
+        self.node = node
+        self.kind = kind
         self.sample = sample
         self.tensor = tensor
         self.detail = detail

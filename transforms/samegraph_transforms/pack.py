@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from . import external
 from .baseline_build import build_baseline
+from .divergence import diagnose
 from .draft import BaselineRows, DraftStage, GoldenSample, PackageDraft
 from .errors import AuthoringError, InputError, NotExact, PackageError, SamegraphError
 from .exactness import merge
@@ -140,17 +141,17 @@ def prove(package: Package, samples: Sequence[GoldenSample], say: Progress | Non
         kernels = runtime.item_plan is not None and any(step.engine == "kernel" for step in runtime.item_plan.steps)
     # Merging is the server's choice and it replays before it serves; what the package itself stands for is its stages.
     batch_stages = [s for s in package.manifest.stages if s.name != "preprocess.item"]
-    _refuse_first_failure(package, [r for r in results if not r.merged or len(batch_stages) == 1])
+    _refuse_first_failure(package, samples, [r for r in results if not r.merged or len(batch_stages) == 1])
     if worse := next((r for r in results if not r.passed), None):
         say(f"{package}: its stages run apart pass, merged they do not, so it will be served unmerged: {worse.reason}")
         with closing(PackageRuntime.load(package, merge=False)) as runtime:
             served = replay(runtime, samples, profile=PROFILE, intermediates=False, progress=_steps(f"{package}: proving unmerged", say))
-        _refuse_first_failure(package, served)
+        _refuse_first_failure(package, samples, served)
         results += served
     if kernels:
         with closing(PackageRuntime.load(package, kernels="off", merge=False)) as runtime:
             bodies = replay(runtime, samples, [1], profile=PROFILE, progress=_steps(f"{package}: proving the graphs without kernels", say))
-        _refuse_first_failure(package, bodies)
+        _refuse_first_failure(package, samples, bodies)
         results += bodies
     _report_flips(package, results, say)
     return _measured(results)
@@ -177,19 +178,23 @@ def _steps(what: str, say: Progress, unit: str = "instances") -> Callable[[int, 
     return count
 
 
-def _refuse_first_failure(package: Package, results: Iterable[SampleResult]) -> None:
+def _refuse_first_failure(package: Package, samples: Sequence[GoldenSample], results: Sequence[SampleResult]) -> None:
     failed = next((r for r in results if not r.passed), None)
     if failed is None:
         return
     tensor = failed.failure.tensor if failed.failure else ""
     detail = failed.failure.detail if failed.failure else failed.error or ""
     promise = promised(package.manifest, PROFILE)
+    found = diagnose(package, samples, results, promise)
+    guilty = f" First to diverge: {found}." if found is not None else ""
     raise NotExact(
-        f"{package} is refused: {failed.reason}. Promised ({PROFILE}): {describe_tolerance(promise)}. Nothing was written: "
+        f"{package} is refused: {failed.reason}.{guilty} Promised ({PROFILE}): {describe_tolerance(promise)}. Nothing was written: "
         "correct the graph, or state a wider tolerance if the difference is meant",
         sample=failed.sample,
         tensor=tensor,
         detail=detail,
+        node=found.node if found is not None else "",
+        kind=found.kind if found is not None else "",
     )
 
 

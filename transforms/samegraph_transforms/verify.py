@@ -13,6 +13,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from .divergence import Divergence, diagnose
 from .draft import GoldenSample
 from .errors import PackageError
 from .exactness import UNREACHABLE, Comparison, Flip
@@ -79,6 +80,7 @@ class Report:
         tensors: Per tensor, in data-flow order.
         failures: Results that break the promise, first one first.
         flips: Sample name, tensor and flip, each once.
+        divergence: The first node that diverges; None when nothing does, or it could not be found.
     """
 
     package: str
@@ -91,6 +93,7 @@ class Report:
     tensors: tuple[TensorReport, ...]
     failures: tuple[SampleResult, ...]
     flips: tuple[tuple[str, str, Flip], ...]
+    divergence: Divergence | None = None
 
     @property
     def ok(self) -> bool:
@@ -111,6 +114,7 @@ class Report:
             "tensors": [_tensor_json(t) for t in self.tensors],
             "failures": [_failure_json(f) for f in self.failures],
             "flips": [_flip_json(*f) for f in self.flips],
+            "divergence": None if self.divergence is None else self.divergence.to_json(),
         }
 
     def render(self, console: Console) -> None:
@@ -181,7 +185,28 @@ def _notes(report: Report) -> list[Text]:
     failures = [Text(f.reason, style="red") for f in report.failures[:SHOWN]]
     if len(report.failures) > SHOWN:
         failures.append(Text(f"… and {len(report.failures) - SHOWN} more", style="red"))
-    return [*notes, Text("NOT EXACT: this package does not answer as training did here", style="red bold"), *failures]
+    guilty = describe(report.divergence) if report.divergence is not None else []
+    return [*notes, Text("NOT EXACT: this package does not answer as training did here", style="red bold"), *guilty, *failures]
+
+
+def describe(found: Divergence) -> list[Text]:
+    """Return what is known about the first node that diverges, as lines."""
+    head = "guilty" if found.proven else "first suspect"
+    apart = "" if found.ulp is None else " (no number of ULP apart)" if found.ulp == UNREACHABLE else f" ({found.ulp:,} ULP apart)"
+    values = f"expected {found.expected!s}, got {found.got!s}{apart}" if found.got is not None else str(found.expected)
+    lines = [
+        Text(f"{head}: node {found.node}  {found.operator}  in stage {found.stage}  [{found.kind}]", style="red bold"),
+        Text(f"  {found.why}"),
+        Text(f"  {found.tensor}{list(found.index) if found.got is not None else ''} of row {found.instance} of sample {found.sample!r}:"),
+        Text(f"  {values}; the reference is {found.reference}"),
+    ]
+    if found.raw:
+        lines.append(Text("  raw: " + ", ".join(f"{name} = {value!r}" for name, value in found.raw.items())))
+    if found.suspects:
+        lines.append(Text(f"  it may also be: {', '.join(found.suspects)}"))
+    if found.unchecked:
+        lines.append(Text(f"  {found.unchecked} nodes were not held against the reference: no time left, or it has no such operator"))
+    return lines
 
 
 def verify(
@@ -220,11 +245,12 @@ def verify(
         profile = profile or runtime_profile(runtime)
         results = replay(runtime, samples, sizes, profile=profile, progress=progress)
         used = runtime.providers
+    promise = promised(package.manifest, profile)
     return Report(
         package=str(package),
         digest=package.digest,
         profile=profile,
-        tolerance=promised(package.manifest, profile),
+        tolerance=promise,
         environment={
             "device": processor() if used == CPU else used[0],
             "onnxruntime": onnxruntime.__version__,
@@ -235,6 +261,7 @@ def verify(
         tensors=_tensors(package.manifest, results),
         failures=tuple(r for r in results if not r.passed),
         flips=_flips(results),
+        divergence=diagnose(package, samples, results, promise, providers=providers),
     )
 
 
