@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import random
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 import yaml
 from experiment_pages import Replica, bucket_of
 from samegraph_service.experiments import routing_file
+from samegraph_service.experiments.analysis import sequences
 from samegraph_service.experiments.analysis.evidence import Evidence
 from samegraph_service.experiments.analysis.guard import Decision, Fleet, Guard, GuardMetrics, exit_code, judge
 from samegraph_service.experiments.analysis.routing_edit import edited
@@ -137,6 +139,125 @@ def test_what_replicas_say_of_themselves(fleet: Fleet, reason: str | None) -> No
     decision = judged(evidence=counted(), fleet=fleet)
     assert (decision.do == "withdraw") == (reason is not None)
     assert reason in (None, decision.reason)
+
+
+#: Metric → arm → mean.
+Means = Mapping[str, Mapping[str, float]]
+OUTCOMES = """\
+        metrics:
+          correct: {kind: label, guard: true, margin: 0.02}
+          delay: {kind: number, min: 0, max: 60, goal: decrease, guard: true, margin: 1.0}
+          clicked: {kind: binary}
+"""
+
+
+def outcomes(n: int, means: Means, seed: int = 7, text: str = FILE + OUTCOMES) -> Evidence:
+    """Return what `n` units with a request each, none of which failed or was slow, and their outcomes would have counted.
+
+    Args:
+        n: Units, half of them in either arm.
+        means: Metric → arm → mean; means above 1 are of numbers that scatter by ± 5.
+        seed: Of everything random.
+        text: The routing file.
+    """
+    plan = routing(text).plan("flights")
+    assert plan is not None
+    replica = Replica(revision=plan.revision, weights={arm.name: arm.weight for arm in plan.arms})
+    rng = random.Random(seed)
+    for i in range(n):
+        arm = rng.choice(["control", "treatment"])
+        replica.expose(f"u{i}", arm)
+        for metric, of in means.items():
+            mean = of[arm]
+            replica.feedback(f"u{i}", arm, metric, [rng.uniform(mean - 5, mean + 5) if mean > 1 else float(rng.random() < mean)])
+    return from_pages([replica.page()], "flights", "trees")
+
+
+WORSE_LABELS = {"control": 0.9, "treatment": 0.78}
+FINE_DELAY = {"control": 20.0, "treatment": 20.0}
+FINE: Means = {"correct": {"control": 0.9, "treatment": 0.9}, "delay": FINE_DELAY}
+
+
+@pytest.mark.parametrize(
+    ("means", "words"),
+    [
+        ({"correct": WORSE_LABELS, "delay": FINE_DELAY}, "correct is at least"),
+        ({"correct": {"control": 0.9, "treatment": 0.9}, "delay": {"control": 20.0, "treatment": 24.0}}, "delay is at least"),
+    ],
+    ids=["labels", "delay"],
+)
+def test_an_outcome_that_is_surely_worse_withdraws_the_arm(means: Means, words: str) -> None:
+    """Wrong labels and longer delays, each against its goal, beyond the margin in its own unit; no request failed or was slow."""
+    decision = judged(FILE + OUTCOMES, outcomes(4000, means))
+    assert (decision.do, decision.arm, decision.reason) == ("withdraw", "treatment", "outcome")
+    assert decision.words.startswith(words)
+    assert "worse than control's; tolerated is" in decision.words
+    assert {b.event for b in decision.bounds} == {"errors", "slow", "metrics.correct", "metrics.delay"}
+
+
+@pytest.mark.parametrize(
+    "means",
+    [
+        {"correct": {"control": 0.78, "treatment": 0.9}, "delay": {"control": 24.0, "treatment": 20.0}},
+        {"correct": {"control": 0.9, "treatment": 0.89}, "delay": {"control": 20.0, "treatment": 20.5}},
+        {"correct": {"control": 0.9, "treatment": 0.9}, "delay": FINE_DELAY, "clicked": {"control": 0.5, "treatment": 0.2}},
+    ],
+    ids=["better", "within-the-margin", "not-guarded"],
+)
+def test_outcomes_that_withdraw_nobody(means: Means) -> None:
+    """Better ones, worse ones that the file tolerates, and metrics it does not guard."""
+    assert judged(FILE + OUTCOMES, outcomes(8000, means)).do == "hold"
+
+
+def test_wrong_labels_go_within_the_number_the_theory_gives() -> None:
+    """From 0.90 to 0.78 with a margin of 0.02: the median of withdrawals, looked for every 50 outcomes, is that of the formula."""
+    share, margin, alpha = (0.9, 0.78), 0.02, 0.05 / 4
+    spread = sum(p * (1 - p) for p in share)
+    theory = next(
+        n for n in range(200, 10_000, 10) if share[0] - share[1] - sequences.one_sided_half_width(spread / n, 2 * n, alpha) > margin
+    )
+    found = []
+    for seed in range(9):
+        for n in range(200, 6001, 100):
+            evidence = outcomes(n, {"correct": WORSE_LABELS}, seed)
+            if judged(FILE + OUTCOMES, evidence).do == "withdraw":
+                found.append(evidence.current.arms["treatment"].feedback["correct"].count)
+                break
+    assert len(found) == 9
+    assert sorted(found)[4] == pytest.approx(theory, rel=0.5)
+    assert max(found) <= 2.5 * theory
+
+
+def test_outcomes_share_alpha_with_the_other_guardrails() -> None:
+    """Two outcomes more to be wrong about make the bound on slow answers wider."""
+    evidence = outcomes(4000, FINE)
+    two, four = (next(b for b in judged(text, evidence).bounds if b.event == "slow") for text in (FILE, FILE + OUTCOMES))
+    assert four.low < two.low
+
+
+def test_outcomes_that_are_all_the_same_prove_nothing() -> None:
+    """Two constants differ without any variance; the guard takes that for too little knowledge."""
+    plan = routing(FILE + OUTCOMES).plan("flights")
+    assert plan is not None
+    replica = Replica(revision=plan.revision, weights={arm.name: arm.weight for arm in plan.arms})
+    for i in range(1000):
+        arm = ("control", "treatment")[i % 2]
+        replica.expose(f"u{i}", arm)
+        replica.feedback(f"u{i}", arm, "delay", [10.0 if arm == "control" else 30.0])
+    decision = judged(FILE + OUTCOMES, from_pages([replica.page()], "flights", "trees"))
+    assert decision.do == "hold"
+
+
+def test_a_rollout_waits_for_outcomes_it_guards() -> None:
+    """Requests without outcomes are no reason to go on; outcomes that look worse are none either; good ones are."""
+    text = edited(FILE + OUTCOMES + ROLLOUT, judged(FILE + OUTCOMES + ROLLOUT).edits)
+    text = stepped(4, text)
+    none = judged(text, outcomes(3000, {}, text=text))
+    assert (none.do, none.reason, none.words) == ("wait", "no_data", "too little is known of correct")
+    looks = judged(text, outcomes(3000, {**FINE, "correct": {"control": 0.9, "treatment": 0.85}}, text=text))
+    assert (looks.do, looks.reason) == ("wait", "inconclusive")
+    assert "correct looks" in looks.words
+    assert judged(text, outcomes(3000, FINE, text=text)).do == "advance"
 
 
 def test_a_withdrawal_is_final() -> None:

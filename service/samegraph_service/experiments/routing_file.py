@@ -123,6 +123,10 @@ class MetricSpec(_Part):
     min: Annotated[float, Field(allow_inf_nan=False)] | None = Field(default=None, description="Least value of a number.")
     max: Annotated[float, Field(allow_inf_nan=False)] | None = Field(default=None, description="Largest value of a count or a number.")
     goal: Literal["increase", "decrease"] = Field(default="increase", description="Which direction is better.")
+    guard: bool = Field(default=False, description="Whether `samegraph experiment guard` withdraws an arm for which it is surely worse.")
+    margin: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        default=0.0, description="How much worse than the fallback's mean an arm's may be before the guard acts, in the metric's own unit."
+    )
 
     @model_validator(mode="after")
     def _bounds_fit_the_kind(self) -> MetricSpec:
@@ -132,6 +136,11 @@ class MetricSpec(_Part):
             raise ValueError("a count begins at 0 and needs `max`, 1 or more")
         if self.kind in ("binary", "label") and not (self.min is None and self.max is None):
             raise ValueError(f"a {self.kind} metric has no `min` and no `max`")
+        if self.kind == "label" and self.goal == "decrease":
+            raise ValueError("a label metric is the share of right answers, whose `goal` is increase")
+        low, high = self.bounds
+        if self.margin >= high - low:
+            raise ValueError(f"`margin` must be below {high - low:g}, the widest difference there can be")
         return self
 
     @property

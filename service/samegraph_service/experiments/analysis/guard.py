@@ -1,7 +1,7 @@
 """Guarding a running experiment: harm withdraws an arm for good, and a rollout goes on only while there is none.
 
 Decisions are made from evidence of the revision in force alone. Each of an experiment's bounds gets its part of `alpha`: over all arms,
-both guardrails, all steps of a rollout and all looks ever, an arm as good as the fallback is withdrawn with chance alpha at most.
+all guardrails, all steps of a rollout and all looks ever, an arm as good as the fallback is withdrawn with chance alpha at most.
 
     judge(spec, evidence, …)   what to do about one experiment: pure
     Guard                      looks, judges, writes routing.yaml, and tells what it did
@@ -22,10 +22,10 @@ from samegraph_transforms.errors import SamegraphError
 
 from samegraph_service.errors import NoEvidence, RoutingProblem
 from samegraph_service.experiments import routing_file
-from samegraph_service.experiments.routing_file import ExperimentSpec, ModelRouting, share_as_weight
+from samegraph_service.experiments.routing_file import ExperimentSpec, MetricSpec, ModelRouting, share_as_weight
 
-from .clusters import difference
-from .evidence import Events, Evidence, Revision
+from .clusters import Moments, difference
+from .evidence import ArmCounts, Events, Evidence, Revision
 from .report import LEAST_BUCKETS, number, p_words, sample_ratio
 from .routing_edit import Edits, edited
 from .sources import PrometheusSource
@@ -34,6 +34,8 @@ Do = Literal["hold", "wait", "withdraw", "advance", "start", "done"]
 EXIT_FINE, EXIT_ERROR, EXIT_WITHDRAWN = 0, 1, 3
 #: Share of replicas whose circuit-break has taken an arm out, from which on it is withdrawn everywhere.
 BROKEN_REPLICAS = 0.5
+#: What the names of guardrails on outcomes begin with: their path in the file, which no event is called.
+OUTCOME = "metrics."
 
 
 @dataclass(frozen=True)
@@ -42,15 +44,16 @@ class Bound:
 
     Attributes:
         arm: The arm.
-        event: errors or slow.
-        harm: Estimated increase of the share of such requests over the fallback's; NaN while nothing can be said.
+        event: errors, slow, or metrics.NAME for an outcome that the file guards.
+        harm: How much worse than the fallback it is estimated to be (the increase of the share of such requests, or the difference of an
+            outcome's means against its goal); NaN while nothing can be said.
         low: Its one-sided lower bound, valid at every look; -inf while nothing can be said.
-        margin: The increase that is tolerated.
-        requests: Requests of the arm.
+        margin: The harm that is tolerated.
+        requests: Requests of the arm, or its outcomes.
     """
 
     arm: str
-    event: Events
+    event: str
     harm: float
     low: float
     margin: float
@@ -65,6 +68,11 @@ class Bound:
     def fine(self) -> bool:
         """Whether what is seen so far lies within the margin."""
         return self.harm <= self.margin
+
+    @property
+    def metric(self) -> str:
+        """The outcome it is about; empty for errors and slow answers."""
+        return self.event.removeprefix(OUTCOME) if self.event.startswith(OUTCOME) else ""
 
 
 @dataclass(frozen=True)
@@ -94,7 +102,7 @@ class Decision:
         do: hold (nothing to do), wait (not enough is known to go on), withdraw, advance (to the next step), start (make the weights
             those of the step in the file), done (the last step stands).
         arm: The arm it is about; empty when none.
-        reason: A word: errors, slow, sample_ratio, golden_check, circuit_break, error_ratio; or what is waited for.
+        reason: A word: errors, slow, outcome, sample_ratio, golden_check, circuit_break, error_ratio; or what is waited for.
         words: The same in a sentence.
         edits: What changes in the file.
         bounds: Guardrails as they stand.
@@ -145,22 +153,42 @@ def bounds_of(spec: ExperimentSpec, revision: Revision) -> list[Bound]:
     """Return the guardrails of every arm that gets requests, but the fallback."""
     control = revision.arms.get(spec.fallback_arm)
     arms = [name for name, part in spec.arms.items() if name != spec.fallback_arm and part.weight > 0]
-    events: tuple[tuple[Events, float], ...] = (("errors", spec.guardrails.error_margin),)
-    if spec.slo_ms is not None:
-        events += (("slow", spec.guardrails.slow_margin),)
+    rails = _rails(spec)
     steps = len(spec.rollout.steps) if spec.rollout is not None else 1
-    alpha = spec.guardrails.alpha / (max(1, len(arms)) * len(events) * steps)
-    found = []
-    for name in arms:
-        arm = revision.arms.get(name)
-        for event, margin in events:
-            requests = 0.0 if arm is None else math.fsum(arm.exposures)
-            d = None if arm is None or control is None else difference(control.share_of(event), arm.share_of(event))
-            if d is None or requests < spec.guardrails.min_requests or d.buckets < LEAST_BUCKETS:
-                found.append(Bound(name, event, math.nan, -math.inf, margin, requests))
-            else:
-                found.append(Bound(name, event, d.estimate, d.lower(alpha).low, margin, requests))
-    return found
+    alpha = spec.guardrails.alpha / (max(1, len(arms)) * len(rails) * steps)
+    return [_bound(name, rail, control, revision.arms.get(name), alpha, spec.guardrails.min_requests) for name in arms for rail in rails]
+
+
+@dataclass(frozen=True)
+class _Rail:
+    """One thing that must not be worse than the fallback's: a name for it, the harm that is tolerated, and where its counts are."""
+
+    name: str
+    margin: float
+    moments: Callable[[ArmCounts], Moments]
+    more_is_harm: bool = True
+
+
+def _rails(spec: ExperimentSpec) -> list[_Rail]:
+    def event(name: Events, margin: float) -> _Rail:
+        return _Rail(name, margin, lambda arm: arm.share_of(name))
+
+    def outcome(name: str, metric: MetricSpec) -> _Rail:
+        return _Rail(OUTCOME + name, metric.margin, lambda arm: arm.feedback.get(name, Moments()), metric.goal == "decrease")
+
+    found = [event("errors", spec.guardrails.error_margin)]
+    if spec.slo_ms is not None:
+        found.append(event("slow", spec.guardrails.slow_margin))
+    return found + [outcome(name, metric) for name, metric in spec.metrics.items() if metric.guard]
+
+
+def _bound(name: str, rail: _Rail, control: ArmCounts | None, arm: ArmCounts | None, alpha: float, least: int) -> Bound:
+    theirs, own = (Moments() if counts is None else rail.moments(counts) for counts in (control, arm))
+    d = difference(theirs, own) if rail.more_is_harm else difference(own, theirs)
+    # Without any variance every outcome was the same: that says how little is known, not how much.
+    if d is None or own.count < least or d.buckets < LEAST_BUCKETS or d.variance <= 0:
+        return Bound(name, rail.name, math.nan, -math.inf, rail.margin, own.count)
+    return Bound(name, rail.name, d.estimate, d.lower(alpha).low, rail.margin, own.count)
 
 
 @dataclass(frozen=True)
@@ -205,9 +233,12 @@ class _Judged:
                 yield arm, "error_ratio", f"{100 * errors / requests:.3g} % of {requests:,.0f} requests failed"
         for bound in bounds:
             if bound.broken:
-                what = "failed requests" if bound.event == "errors" else "slow answers"
-                than = f"{self.spec.fallback_arm}'s; tolerated is {bound.margin:g}"
-                yield bound.arm, bound.event, f"the share of {what} is at least {number(bound.low)} higher than {than}"
+                than = f"than {self.spec.fallback_arm}'s; tolerated is {bound.margin:g}"
+                if bound.metric:
+                    yield bound.arm, "outcome", f"{bound.metric} is at least {number(bound.low)} worse {than}"
+                else:
+                    what = "failed requests" if bound.event == "errors" else "slow answers"
+                    yield bound.arm, bound.event, f"the share of {what} is at least {number(bound.low)} higher {than}"
         ratio = None if revision is None else sample_ratio(revision)
         if ratio is not None and ratio.p < rules.sample_ratio_alpha and self.arms:
             arm = self.spec.rollout.arm if self.spec.rollout is not None and self.spec.rollout.arm in self.arms else self.arms[0]
@@ -249,7 +280,7 @@ class _Judged:
         mine = [b for b in bounds if b.arm == plan.arm]
         if revision is None or fleet.step_s is None or not mine:
             return "no_data", "nothing was counted in this revision yet"
-        requests = min(b.requests for b in mine)
+        requests = min(b.requests for b in mine if not b.metric)
         if requests < plan.min_requests or fleet.step_s < plan.min_step_s:
             return (
                 "too_early",
@@ -257,13 +288,14 @@ class _Judged:
             )
         unknown = [b for b in mine if math.isnan(b.harm)]
         if unknown:
-            return "no_data", f"too little is known of {unknown[0].event}"
+            return "no_data", f"too little is known of {unknown[0].metric or unknown[0].event}"
         over = [b for b in mine if not b.fine]
         if over:
-            return (
-                "inconclusive",
-                f"{over[0].event} look {number(over[0].harm)} higher, beyond the tolerated {over[0].margin:g}, and it is not sure",
+            worst = over[0]
+            looks = (
+                f"{worst.metric} looks {number(worst.harm)} worse" if worst.metric else f"{worst.event} look {number(worst.harm)} higher"
             )
+            return "inconclusive", f"{looks}, beyond the tolerated {worst.margin:g}, and it is not sure"
         if sample_ratio(revision) is None:
             return "no_data", "the sample ratio cannot be judged yet"
         return "", ""
