@@ -242,7 +242,7 @@ def convert_mode(image: Image.Image, decoder: Decoder, field: str) -> Image.Imag
     handover = decoder.modes[image.mode]
     if image.mode == handover:
         return image
-    if "transparency" in image.info:
+    if "transparency" in image.info and handover not in ("LA", "RGBA"):
         # A transparent colour has no say in these conversions, but Pillow warns about some of them.
         image = image.copy()
         del image.info["transparency"]

@@ -28,10 +28,26 @@ The functions, by what they are for (`{filter}` is one of `FILTERS`; `{order}` i
 
     PillowResize_{filter}_{order}             [H,W,C] → [h,w,C]      attribute size = [h, w]
     PillowResizeShorterSide_{filter}_{order}  [H,W,C] → [h,w,C]      attribute size: the shorter side; the longer int(size × long / short)
+    PillowResizeBy_{rule}_{order}             [H,W,C] → [h,w,C]      attributes size and multiple; see below
     CenterCrop_{rounding}                     [H,W,C] → [h,w,C]      attribute size = [h, w]; zeros where the image is smaller
     CenterCropFraction_{rounding}             [H,W,C] → [s,s,C]      attribute fraction: s = int(fraction × min(H, W))
+    CropBox                                   [H,W,C] → [h,w,C]      attributes offset = [top, left], size = [h, w]; zeros outside
+    PadBy                                     [H,W,C] → [h,w,C]      attributes amounts = [top, left, bottom, right], colour
+    PadTo_{place}                             [H,W,C] → [h,w,C]      attributes size = [h, w], colour; a larger image is cut
+    FlipHorizontal, FlipVertical              [H,W,C] → [H,W,C]
     ToRGB                                     [H,W,1|2|3|4] → [H,W,3]
+    ToL                                       [H,W,1|2|3|4] → [H,W,1]  (19595 R + 38470 G + 7471 B + 32768) >> 16
+    OnBackground                              [H,W,1|2|3|4] → [H,W,3]  attribute colour = [r, g, b], seen through the alpha
 
+`{rule}` says how the size follows from that of the image; with R the rounding (`int` cuts, `round` is half to even, `ceil` goes up), k the
+attribute multiple, and never less than k:
+
+    shorter_{R}    both sides k × R(size × side / shorter side / k)
+    longer_{R}     both sides k × R(size × side / longer side / k)
+    inside_{R}     both sides k × R(side × min(h / H, w / W) / k), size = [h, w]
+    contain        `PIL.ImageOps.contain`: round(h / w × W) or round(w / h × H), size = [h, w]
+
+`{place}` is `top_left`, `bottom_right` or `center_{rounding}`; the last with (missing / 2) rows or columns in front, rounded as stated.
 `{rounding}` says what happens to an odd margin: `floor` (margin // 2), `ceil` ((margin + 1) // 2) or `half_even`
 (int(round(margin / 2)), as torchvision does, which pads a smaller image with (missing // 2) in front).
 """
@@ -57,6 +73,14 @@ Rounding = Literal["floor", "ceil", "half_even"]
 FilterName = Literal["bilinear", "bicubic", "box", "nearest", "hamming", "lanczos"]
 
 FILTERS: Final[tuple[FilterName, ...]] = get_args(FilterName)
+SizeRounding = Literal["int", "round", "ceil"]
+Place = Literal["center", "top_left", "bottom_right"]
+
+SIZE_ROUNDINGS: Final[tuple[SizeRounding, ...]] = get_args(SizeRounding)
+PLACES: Final[tuple[Place, ...]] = get_args(Place)
+#: How the size of a resized image follows from that of the image; see the module's docstring.
+SIZE_RULES: Final = (*(f"{rule}_{rounding}" for rule in ("shorter", "longer", "inside") for rounding in SIZE_ROUNDINGS), "contain")
+
 ROUNDINGS: Final[tuple[Rounding, ...]] = get_args(Rounding)
 SEMANTICS: Final[tuple[Semantics, ...]] = get_args(Semantics)
 _ORDERS: Final[dict[Semantics, str]] = {"pillow<13": "before13", "pillow>=13": "since13"}
@@ -442,6 +466,223 @@ PillowResizeShorterSide_$kind <size> (X) => (Y) {
 }
 """)
 
+# (size_in: int64 [2], size: int64 [1] or [2], multiple: int64 [1]) → height_width: int64 [2]
+_SIZE_BY = Template("""
+SizeBy_$rule (size_in, size, multiple) => (height_width) {
+    k = Cast <to = 11> (multiple)
+    one = Constant <value = double {1}> ()
+$exact
+    in_multiples = Div (exact, k)
+    $rounded
+    at_least_one = Max (whole, one)
+    sides = Mul (at_least_one, k)
+    height_width = Cast <to = 7> (sides)
+}
+""")
+
+_SIZE_RATIO = Template("""
+    reference = $reduce <keepdims = 1> (size_in)
+    product = Mul (size_in, size)
+    product_double = Cast <to = 11> (product)
+    reference_double = Cast <to = 11> (reference)
+    exact = Div (product_double, reference_double)
+""")
+
+_SIZE_EXACT: Final = {
+    "shorter": _SIZE_RATIO.substitute(reduce="ReduceMin"),
+    "longer": _SIZE_RATIO.substitute(reduce="ReduceMax"),
+    "inside": """
+    sides_in = Cast <to = 11> (size_in)
+    box = Cast <to = 11> (size)
+    ratios = Div (box, sides_in)
+    scale = ReduceMin <keepdims = 1> (ratios)
+    exact = Mul (sides_in, scale)
+""",
+}
+
+_SIZE_ROUNDED: Final[dict[SizeRounding, str]] = {
+    "int": "whole = Floor (in_multiples)",
+    "round": "whole = Round (in_multiples)",
+    "ceil": "whole = Ceil (in_multiples)",
+}
+
+_SIZE_CONTAIN = """
+SizeBy_contain (size_in, size, multiple) => (height_width) {
+    sides_in = Cast <to = 11> (size_in)
+    box = Cast <to = 11> (size)
+    height_in, width_in = Split <axis = 0, num_outputs = 2> (sides_in)
+    box_height, box_width = Split <axis = 0, num_outputs = 2> (box)
+    ratio_in = Div (width_in, height_in)
+    ratio_box = Div (box_width, box_height)
+    is_wider = Greater (ratio_in, ratio_box)
+    is_taller = Less (ratio_in, ratio_box)
+    ratio_up = Div (height_in, width_in)
+    exact_height = Mul (ratio_up, box_width)
+    exact_width = Mul (ratio_in, box_height)
+    rounded_height = Round (exact_height)
+    rounded_width = Round (exact_width)
+    height = Where (is_wider, rounded_height, box_height)
+    width = Where (is_taller, rounded_width, box_width)
+    sides = Concat <axis = 0> (height, width)
+    one = Constant <value = double {1}> ()
+    at_least_one = Max (sides, one)
+    height_width = Cast <to = 7> (at_least_one)
+}
+"""
+
+_RESIZE_BY = Template("""
+PillowResizeBy_${rule}_$kind <size, multiple> (X) => (Y) {
+    wanted = Constant <value_ints: ints = @size> ()
+    k = Constant <value_ints: ints = @multiple> ()
+    size_in = Shape <start = 0, end = 2> (X)
+    height_width = samegraph.SizeBy_$rule (size_in, wanted, k)
+    Y = samegraph.PillowResizeTo_$kind (X, height_width)
+}
+""")
+
+# X: uint8 [H, W, C], offset and size: int64 [2], colour: uint8 [1] or [C] → uint8 [*size, C]; `colour` outside the image.
+# Turned by the colour's bits, pixels are padded with zero, and turned back.
+_CUT = """
+Cut (X, offset, size, colour) => (Y) {
+    zero = Constant <value = int64[2] {0, 0}> ()
+    height_width = Constant <value = int64[2] {0, 1}> ()
+    size_in = Shape <start = 0, end = 2> (X)
+    start_1 = Max (offset, zero)
+    start = Min (start_1, size_in)
+    wanted_stop = Add (offset, size)
+    stop_1 = Min (wanted_stop, size_in)
+    stop = Max (stop_1, start)
+    part = Slice (X, start, stop, height_width)
+    outside = Sub (zero, offset)
+    pad_1 = Max (outside, zero)
+    pad_before = Min (pad_1, size)
+    rest = Sub (size, pad_before)
+    length = Sub (stop, start)
+    pad_after = Sub (rest, length)
+    pads = Concat <axis = 0> (pad_before, pad_after)
+    turned = BitwiseXor (part, colour)
+    black = Constant <value = uint8 {0}> ()
+    padded = Pad <mode = "constant"> (turned, pads, black, height_width)
+    Y = BitwiseXor (padded, colour)
+}
+"""
+
+_CROP_BOX = """
+CropBox <offset, size> (X) => (Y) {
+    top_left = Constant <value_ints: ints = @offset> ()
+    height_width = Constant <value_ints: ints = @size> ()
+    black = Constant <value = uint8[1] {0}> ()
+    Y = samegraph.Cut (X, top_left, height_width, black)
+}
+"""
+
+_PAD_BY = """
+PadBy <amounts, colour> (X) => (Y) {
+    pads = Constant <value_ints: ints = @amounts> ()
+    levels = Constant <value_ints: ints = @colour> ()
+    fill = Cast <to = 2> (levels)
+    before, after = Split <axis = 0, num_outputs = 2> (pads)
+    size_in = Shape <start = 0, end = 2> (X)
+    both = Add (before, after)
+    size = Add (size_in, both)
+    zero = Constant <value = int64[2] {0, 0}> ()
+    offset = Sub (zero, before)
+    Y = samegraph.Cut (X, offset, size, fill)
+}
+"""
+
+_PAD_TO = Template("""
+PadTo_$place <size, colour> (X) => (Y) {
+    height_width = Constant <value_ints: ints = @size> ()
+    levels = Constant <value_ints: ints = @colour> ()
+    fill = Cast <to = 2> (levels)
+    size_in = Shape <start = 0, end = 2> (X)
+    missing = Sub (height_width, size_in)
+    zero = Constant <value = int64[2] {0, 0}> ()
+    $before
+    offset = Sub (zero, before)
+    Y = samegraph.Cut (X, offset, height_width, fill)
+}
+""")
+
+_FLIP = Template("""
+Flip$direction (X) => (Y) {
+    start = Constant <value = int64[1] {-1}> ()
+    stop = Constant <value = int64[1] {-9223372036854775807}> ()
+    step = Constant <value = int64[1] {-1}> ()
+    axis = Constant <value = int64[1] {$axis}> ()
+    Y = Slice (X, start, stop, axis, step)
+}
+""")
+
+# Pillow's convert("L"): L and LA keep their level; alpha has no say.
+_TO_L = """
+ToL (X) => (Y) {
+    channels = Shape <start = 2, end = 3> (X)
+    i0 = Constant <value = int64[1] {0}> ()
+    i1 = Constant <value = int64[1] {1}> ()
+    i2 = Constant <value = int64[1] {2}> ()
+    i3 = Constant <value = int64[1] {3}> ()
+    colour_1 = GreaterOrEqual (channels, i3)
+    scalar = Constant <value = int64[0] {}> ()
+    colour = Reshape (colour_1, scalar)
+    Y = If (colour) <
+        then_branch = weigh () => (grey) {
+            rgb = Slice (X, i0, i3, i2)
+            levels = Cast <to = 6> (rgb)
+            weights = Constant <value = int32[3] {19595, 38470, 7471}> ()
+            products = Mul (levels, weights)
+            sums = ReduceSum <keepdims = 1> (products, i2)
+            half = Constant <value = int32 {32768}> ()
+            rounded = Add (sums, half)
+            bits = Cast <to = 12> (rounded)
+            fraction_bits = Constant <value = uint32 {16}> ()
+            level = BitShift <direction = "RIGHT"> (bits, fraction_bits)
+            grey = Cast <to = 2> (level)
+        },
+        else_branch = keep_grey () => (first) { first = Slice (X, i0, i1, i2) }
+    >
+}
+"""
+
+# Pillow's paste through a mask: t = background (255 - alpha) + image alpha + 128, then (t + (t >> 8)) >> 8. Its alpha_composite has seven
+# bits more on the way and gives the same on a background that is opaque everywhere: floor(t + floor(t / 2) / 128) is t + floor(t / 256).
+_ON_BACKGROUND = """
+OnBackground <colour> (X) => (Y) {
+    channels = Shape <start = 2, end = 3> (X)
+    i2 = Constant <value = int64[1] {2}> ()
+    zero = Constant <value = int64[1] {0}> ()
+    odd = Mod (channels, i2)
+    has_alpha_1 = Equal (odd, zero)
+    scalar = Constant <value = int64[0] {}> ()
+    has_alpha = Reshape (has_alpha_1, scalar)
+    rgb = samegraph.ToRGB (X)
+    levels = Constant <value_ints: ints = @colour> ()
+    background = Cast <to = 12> (levels)
+    Y = If (has_alpha) <
+        then_branch = blend () => (seen) {
+            last = Constant <value = int64[1] {-1}> ()
+            alpha_8 = Slice (X, last, channels, i2)
+            alpha = Cast <to = 12> (alpha_8)
+            image = Cast <to = 12> (rgb)
+            opaque = Constant <value = uint32 {255}> ()
+            through = Sub (opaque, alpha)
+            behind = Mul (background, through)
+            before = Mul (image, alpha)
+            both = Add (behind, before)
+            half = Constant <value = uint32 {128}> ()
+            t = Add (both, half)
+            eight = Constant <value = uint32 {8}> ()
+            t_up = BitShift <direction = "RIGHT"> (t, eight)
+            t_both = Add (t, t_up)
+            level = BitShift <direction = "RIGHT"> (t_both, eight)
+            seen = Cast <to = 2> (level)
+        },
+        else_branch = opaque_image () => (same) { same = Identity (rgb) }
+    >
+}
+"""
+
 # X: uint8 [H, W, C], offset and size: int64 [2] → uint8 [*size, C]; pixels outside the image are zero, as in Pillow's crop
 _CROP = """
 Crop (X, offset, size) => (Y) {
@@ -553,6 +794,22 @@ def resize_function(filter: FilterName, semantics: Semantics, *, shorter_side: b
     return f"PillowResize{'ShorterSide' if shorter_side else ''}_{_kind(filter, semantics)}"
 
 
+def resize_by_function(rule: str, filter: FilterName, semantics: Semantics) -> str:  # noqa: A002 - Pillow's word
+    """Name the function that resizes to the size that `rule`, one of `SIZE_RULES`, makes of the image's.
+
+    Raises:
+        AuthoringError: As `resize_function`, or the rule is unknown.
+    """
+    if rule not in SIZE_RULES:
+        raise AuthoringError(f"unknown rule for the size {rule!r}; choose one of {', '.join(SIZE_RULES)}")
+    return resize_function(filter, semantics).replace("PillowResize_", f"PillowResizeBy_{rule}_")
+
+
+def pad_to_function(place: Place, rounding: Rounding) -> str:
+    """Name the function that puts an image on a canvas; `rounding` matters at the centre only."""
+    return f"PadTo_center_{rounding}" if place == "center" else f"PadTo_{place}"
+
+
 def resize_to_function(filter: FilterName, semantics: Semantics) -> str:  # noqa: A002 - Pillow's word
     """Name the function that resizes to a size given as an input (int64 [2] = height, width)."""
     return resize_function(filter, semantics).replace("PillowResize_", "PillowResizeTo_")
@@ -614,7 +871,13 @@ def _collect(name: str, found: dict[str, onnx.FunctionProto]) -> None:
 @cache
 def _sources() -> dict[str, str]:
     """Return the text of every function by name."""
-    texts = [_CROP, _TO_RGB, _NEAREST_ROWS, _NEAREST_TO]
+    texts = [_CROP, _TO_RGB, _NEAREST_ROWS, _NEAREST_TO, _CUT, _CROP_BOX, _PAD_BY, _TO_L, _ON_BACKGROUND, _SIZE_CONTAIN]
+    texts += [_FLIP.substitute(direction=direction, axis=axis) for direction, axis in (("Horizontal", 1), ("Vertical", 0))]
+    befores = {"top_left": "before = Identity (zero)", "bottom_right": "before = Identity (missing)"}
+    befores |= {f"center_{rounding}": f"before = samegraph.CenterOffset_{rounding} (missing)" for rounding in ROUNDINGS}
+    texts += [_PAD_TO.substitute(place=place, before=before) for place, before in befores.items()]
+    for (by, exact), (size_rounding, rounded) in itertools.product(_SIZE_EXACT.items(), _SIZE_ROUNDED.items()):
+        texts.append(_SIZE_BY.substitute(rule=f"{by}_{size_rounding}", exact=exact, rounded=rounded))
     for rounding, body in _ROUNDING_BODIES.items():
         texts.append(f"CenterOffset_{rounding} (margin) => (offset) {{{body}}}")
         texts += [t.substitute(rounding=rounding) for t in (_CENTER_CROP, _CENTER_CROP_FRACTION)]
@@ -625,6 +888,7 @@ def _sources() -> dict[str, str]:
         texts += [t.substitute(facts) for t in passes]
     for name, semantics in itertools.product(FILTERS, SEMANTICS):
         texts += [t.substitute(kind=_kind(name, semantics)) for t in (_RESIZE, _RESIZE_SHORTER_SIDE)]
+        texts += [_RESIZE_BY.substitute(rule=rule, kind=_kind(name, semantics)) for rule in SIZE_RULES]
     return {text.split(maxsplit=1)[0]: _without_comments(text) for text in texts}
 
 

@@ -23,7 +23,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Final, Literal, get_args
 
 import numpy as np
 import onnx
@@ -33,8 +33,33 @@ from PIL import Image
 from .decode import DEFAULT_FORMATS, DEFAULT_MODES, ExifOrientation, convert_mode, open_image, pillow_decoder, to_array, upright
 from .draft import DraftStage
 from .errors import AuthoringError, InputError
-from .functions import FILTERS, ROUNDINGS, SEMANTICS, FilterName, Rounding, Semantics, called_functions, library, resize_function
-from .kernels import EMPTY_IMAGE, center_offset, fraction_size, native_semantics, resize_image, shorter_side_size
+from .functions import (
+    FILTERS,
+    PLACES,
+    ROUNDINGS,
+    SEMANTICS,
+    SIZE_ROUNDINGS,
+    FilterName,
+    Place,
+    Rounding,
+    Semantics,
+    SizeRounding,
+    called_functions,
+    library,
+    pad_to_function,
+    resize_by_function,
+    resize_function,
+)
+from .kernels import (
+    EMPTY_IMAGE,
+    canvas_window,
+    center_offset,
+    fraction_size,
+    native_semantics,
+    resize_image,
+    shorter_side_size,
+    size_by,
+)
 from .manifest import Decoder, Missing, RawField
 from .opsets import DOMAIN, IR_VERSION, opset_imports
 
@@ -43,6 +68,9 @@ DEFAULT_MAX_PIXELS: Final = 89_478_485
 DEFAULT_MAX_BYTES: Final = 32 * 2**20
 
 _DECODE_NODE: Final = "decode"
+
+FlipAxis = Literal["horizontal", "vertical"]
+SizeBy = Literal["shorter", "longer", "inside", "contain"]
 
 
 @dataclass(frozen=True)
@@ -139,6 +167,206 @@ class ToRGB(_ImageStep):
 
 
 @dataclass(frozen=True)
+class ToL(_ImageStep):
+    """Make it grey, as `convert("L")` does with an RGB image: (19595 R + 38470 G + 7471 B + 32768) >> 16. Alpha is dropped."""
+
+    def after(self, form: _Form) -> _Form:
+        """See `Step.after`."""
+        return replace(form, channels=1)
+
+    def apply(self, image: Image.Image) -> Image.Image:
+        """See `_ImageStep.apply`."""
+        return image.convert("L")
+
+    def node(self, source: str, target: str) -> onnx.NodeProto:
+        """See `_ImageStep.node`."""
+        return helper.make_node("ToL", [source], [target], domain=DOMAIN)
+
+
+@dataclass(frozen=True)
+class OnBackground(_ImageStep):
+    """Put what has alpha on one colour and make it three channels; without alpha, the same as `ToRGB`.
+
+    Pillow has two ways to do this, `background.paste(image, mask=image.getchannel("A"))` and `Image.alpha_composite` on an opaque RGBA
+    background, and on an opaque background both give the same bytes, so there is no choice to make.
+
+    Attributes:
+        colour: Red, green and blue, 0 to 255; white by default.
+    """
+
+    colour: tuple[int, int, int] = (255, 255, 255)
+
+    def __post_init__(self) -> None:
+        _check_colour("OnBackground", self.colour)
+        if len(self.colour) != 3:
+            raise AuthoringError(f"OnBackground: colour is red, green and blue, for example (255, 255, 255); got {self.colour}")
+
+    def after(self, form: _Form) -> _Form:
+        """See `Step.after`."""
+        return replace(form, channels=3)
+
+    def apply(self, image: Image.Image) -> Image.Image:
+        """See `_ImageStep.apply`."""
+        if image.mode not in ("LA", "RGBA"):  # a transparent colour in `image.info` is Decode's affair
+            return image.convert("RGB")
+        background = Image.new("RGBA", image.size, (*self.colour, 255))
+        return Image.alpha_composite(background, image.convert("RGBA")).convert("RGB")
+
+    def node(self, source: str, target: str) -> onnx.NodeProto:
+        """See `_ImageStep.node`."""
+        return helper.make_node("OnBackground", [source], [target], domain=DOMAIN, colour=list(self.colour))
+
+
+@dataclass(frozen=True)
+class Crop(_ImageStep):
+    """Cut out a fixed box, zeros where it reaches beyond the image: `image.crop((left, top, right, bottom))`.
+
+    Attributes:
+        box: Left, top, right, bottom in pixels, as Pillow counts them.
+    """
+
+    box: tuple[int, int, int, int]
+
+    def __post_init__(self) -> None:
+        if len(self.box) != 4:
+            raise AuthoringError(f"Crop: the box is (left, top, right, bottom); got {self.box}")
+        left, top, right, bottom = self.box
+        if right <= left or bottom <= top:
+            raise AuthoringError(f"Crop: the box is (left, top, right, bottom), with right > left and bottom > top; got {self.box}")
+        if any(abs(edge) > 65_535 for edge in self.box):
+            raise AuthoringError(f"Crop: an edge must lie within 65,535 pixels; got {self.box}")
+
+    def after(self, form: _Form) -> _Form:
+        """See `Step.after`."""
+        left, top, right, bottom = self.box
+        return replace(form, height=bottom - top, width=right - left, square=bottom - top == right - left)
+
+    def apply(self, image: Image.Image) -> Image.Image:
+        """See `_ImageStep.apply`."""
+        return image.crop(self.box)
+
+    def node(self, source: str, target: str) -> onnx.NodeProto:
+        """See `_ImageStep.node`."""
+        left, top, right, bottom = self.box
+        return helper.make_node("CropBox", [source], [target], domain=DOMAIN, offset=[top, left], size=[bottom - top, right - left])
+
+
+@dataclass(frozen=True)
+class Pad(_ImageStep):
+    """Put a border of one colour around the image: `ImageOps.expand(image, (left, top, right, bottom), colour)`.
+
+    Attributes:
+        border: One width for all four sides, or (left, top, right, bottom), in pixels.
+        colour: One level for all channels, or one for each.
+    """
+
+    border: int | tuple[int, int, int, int]
+    colour: int | Sequence[int] = 0
+
+    def __post_init__(self) -> None:
+        _check_colour("Pad", self.colour)
+        if len(self._sides()) != 4 or not all(0 <= side <= 65_535 for side in self._sides()):
+            raise AuthoringError(f"Pad: the border is one width or (left, top, right, bottom), each from 0 to 65,535; got {self.border}")
+
+    def _sides(self) -> Sequence[int]:
+        return (self.border,) * 4 if isinstance(self.border, int) else self.border
+
+    def after(self, form: _Form) -> _Form:
+        """See `Step.after`."""
+        _check_levels("Pad", self.colour, form)
+        left, top, right, bottom = self._sides()
+        height = None if form.height is None else form.height + top + bottom
+        width = None if form.width is None else form.width + left + right
+        square = height == width if height is not None else form.square and left + right == top + bottom
+        return replace(form, height=height, width=width, square=square)
+
+    def apply(self, image: Image.Image) -> Image.Image:
+        """See `_ImageStep.apply`."""
+        left, top, right, bottom = self._sides()
+        canvas = Image.new(image.mode, (left + image.width + right, top + image.height + bottom), _fill(self.colour, image))
+        canvas.paste(image, (left, top))
+        return canvas
+
+    def node(self, source: str, target: str) -> onnx.NodeProto:
+        """See `_ImageStep.node`."""
+        left, top, right, bottom = self._sides()
+        colour = _levels(self.colour)
+        return helper.make_node("PadBy", [source], [target], domain=DOMAIN, amounts=[top, left, bottom, right], colour=colour)
+
+
+@dataclass(frozen=True)
+class PadTo(_ImageStep):
+    """Put the image on a canvas of one colour and of a fixed size; what of a larger image does not fit is cut off.
+
+    After `Resize(size, filter, by="contain")` this is Pillow's `ImageOps.pad`, a letterbox.
+
+    Attributes:
+        size: Side, or (height, width).
+        colour: One level for all channels, or one for each.
+        place: `center`, `top_left` or `bottom_right`.
+        rounding: What happens to an odd number of missing rows or columns at the centre: `half_even` puts round(missing / 2) in front
+            (Pillow), `floor` missing // 2, `ceil` one more.
+    """
+
+    size: int | tuple[int, int]
+    colour: int | Sequence[int] = 0
+    place: Place = "center"
+    rounding: Rounding = "half_even"
+
+    def __post_init__(self) -> None:
+        _check_size("PadTo", _pair(self.size))
+        _check_colour("PadTo", self.colour)
+        _check_choice("PadTo", "place", self.place, PLACES)
+        _check_choice("PadTo", "rounding", self.rounding, ROUNDINGS)
+
+    def after(self, form: _Form) -> _Form:
+        """See `Step.after`."""
+        _check_levels("PadTo", self.colour, form)
+        height, width = _pair(self.size)
+        return replace(form, height=height, width=width, square=height == width)
+
+    def apply(self, image: Image.Image) -> Image.Image:
+        """See `_ImageStep.apply`."""
+        height, width = _pair(self.size)
+        top, left, _, _ = canvas_window((image.height, image.width), (height, width), self.place, self.rounding)
+        canvas = Image.new(image.mode, (width, height), _fill(self.colour, image))
+        canvas.paste(image, (-left, -top))
+        return canvas
+
+    def node(self, source: str, target: str) -> onnx.NodeProto:
+        """See `_ImageStep.node`."""
+        name = pad_to_function(self.place, self.rounding)
+        return helper.make_node(name, [source], [target], domain=DOMAIN, size=list(_pair(self.size)), colour=_levels(self.colour))
+
+
+@dataclass(frozen=True)
+class Flip(_ImageStep):
+    """Mirror the image.
+
+    Attributes:
+        axis: `horizontal` swaps left and right (`FLIP_LEFT_RIGHT`), `vertical` top and bottom (`FLIP_TOP_BOTTOM`).
+    """
+
+    axis: FlipAxis
+
+    def __post_init__(self) -> None:
+        _check_choice("Flip", "axis", self.axis, get_args(FlipAxis))
+
+    def after(self, form: _Form) -> _Form:
+        """See `Step.after`."""
+        return form
+
+    def apply(self, image: Image.Image) -> Image.Image:
+        """See `_ImageStep.apply`."""
+        horizontal = self.axis == "horizontal"
+        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT if horizontal else Image.Transpose.FLIP_TOP_BOTTOM)
+
+    def node(self, source: str, target: str) -> onnx.NodeProto:
+        """See `_ImageStep.node`."""
+        return helper.make_node(f"Flip{self.axis.capitalize()}", [source], [target], domain=DOMAIN)
+
+
+@dataclass(frozen=True)
 class CenterCrop(_ImageStep):
     """Cut out the middle.
 
@@ -195,15 +423,24 @@ class Resize(_ImageStep):
         size: (height, width), or one number for the shorter side, keeping the aspect ratio as torchvision does.
         filter: `nearest`, `box`, `bilinear`, `hamming`, `bicubic` or `lanczos`, as Pillow's `Image.Resampling` has them.
         semantics: Whose order of passes; None takes that of the Pillow installed now, which is then part of the package.
+        by: How the size follows from that of the image. None: as said under `size`. `shorter` and `longer` bring that side to `size`,
+            one number; `inside` brings the image into (height, width) by the smaller of the two ratios; `contain` does so in the
+            arithmetic of `ImageOps.contain`, where the ratio is that of the image's sides; where that would leave no line, one is left.
+        rounding: What makes a side a whole number: `int` (cut), `round` (half to even) or `ceil`. `contain` rounds as Pillow does.
+        multiple_of: Both sides become a multiple of this number, rounded as `rounding` says, at least one.
     """
 
     size: int | tuple[int, int]
     filter: FilterName
     semantics: Semantics | None = None
+    by: SizeBy | None = None
+    rounding: SizeRounding = "int"
+    multiple_of: int = 1
 
     def __post_init__(self) -> None:
         _check_size("Resize", _pair(self.size))
         _check_choice("Resize", "filter", self.filter, FILTERS)
+        self._check_rule()
         if self.semantics is None:
             probed = native_semantics()
             if probed is None:
@@ -213,6 +450,39 @@ class Resize(_ImageStep):
             object.__setattr__(self, "semantics", probed)
         _check_choice("Resize", "semantics", self.semantics, SEMANTICS)
 
+    def _check_rule(self) -> None:
+        _check_choice("Resize", "rounding", self.rounding, SIZE_ROUNDINGS)
+        _check_choice("Resize", "by", self.by, (None, *get_args(SizeBy)))
+        if not 1 <= self.multiple_of <= 4_096:
+            raise AuthoringError(f"Resize: multiple_of must be from 1 to 4,096; got {self.multiple_of}")
+        if self.by in ("shorter", "longer") and not isinstance(self.size, int):
+            raise AuthoringError(f"Resize: by={self.by!r} takes one number, the {self.by} side; got {self.size}")
+        if self.by in ("inside", "contain") and isinstance(self.size, int):
+            raise AuthoringError(f"Resize: by={self.by!r} takes (height, width), the box to stay inside; got {self.size}")
+        keeps_ratio = self.by is not None or isinstance(self.size, int)
+        if (not keeps_ratio or self.by == "contain") and (self.rounding != "int" or self.multiple_of != 1):
+            raise AuthoringError(
+                "Resize: rounding and multiple_of have no say where the size is exact or ImageOps.contain's; leave them out"
+            )
+
+    @property
+    def _rule(self) -> str | None:
+        """The rule of `functions.SIZE_RULES`; None for an exact size and for the shorter side cut to an integer."""
+        by = self.by or ("shorter" if isinstance(self.size, int) else None)
+        if by is None or (by == "shorter" and self.rounding == "int" and self.multiple_of == 1):
+            return None
+        return by if by == "contain" else f"{by}_{self.rounding}"
+
+    def _size(self, size_in: tuple[int, int]) -> tuple[int, int]:
+        """Return the (height, width) for an image of that (height, width)."""
+        if self._rule is not None:
+            return size_by(self._rule, size_in, self._wanted, self.multiple_of)
+        return shorter_side_size(size_in, self.size) if isinstance(self.size, int) else self.size
+
+    @property
+    def _wanted(self) -> list[int]:
+        return [self.size] if isinstance(self.size, int) else list(self.size)
+
     @property
     def stated_semantics(self) -> Semantics:
         """The semantics, probed or given."""
@@ -221,24 +491,31 @@ class Resize(_ImageStep):
 
     def after(self, form: _Form) -> _Form:
         """See `Step.after`."""
-        if form.channels != 3:
-            raise AuthoringError("Resize comes after ToRGB: Pillow resizes alpha and palettes by other rules; put ToRGB() before it")
-        if isinstance(self.size, tuple):
+        if form.channels not in (1, 3):
+            raise AuthoringError(
+                "Resize comes after ToRGB: Pillow resizes alpha and palettes by other rules; put ToRGB() or ToL() before it"
+            )
+        if isinstance(self.size, tuple) and self.by is None:
             return replace(form, height=self.size[0], width=self.size[1], square=self.size[0] == self.size[1])
         if form.height is not None and form.width is not None:
-            height, width = shorter_side_size((form.height, form.width), self.size)
-            return replace(form, height=height, width=width)
-        return replace(form, height=self.size, width=self.size) if form.square else replace(form, height=None, width=None)
+            height, width = self._size((form.height, form.width))
+            return replace(form, height=height, width=width, square=height == width)
+        if form.square and isinstance(self.size, int):
+            side, _ = self._size((1, 1))
+            return replace(form, height=side, width=side)
+        return replace(form, height=None, width=None, square=False)
 
     def apply(self, image: Image.Image) -> Image.Image:
         """See `_ImageStep.apply`."""
         if min(image.size) < 1:
             raise InputError(EMPTY_IMAGE, code="wrong_shape")
-        size = self.size if isinstance(self.size, tuple) else shorter_side_size((image.height, image.width), self.size)
-        return resize_image(image, size, self.filter, self.stated_semantics)
+        return resize_image(image, self._size((image.height, image.width)), self.filter, self.stated_semantics)
 
     def node(self, source: str, target: str) -> onnx.NodeProto:
         """See `_ImageStep.node`."""
+        if self._rule is not None:
+            name = resize_by_function(self._rule, self.filter, self.stated_semantics)
+            return helper.make_node(name, [source], [target], domain=DOMAIN, size=self._wanted, multiple=[self.multiple_of])
         name = resize_function(self.filter, self.stated_semantics, shorter_side=isinstance(self.size, int))
         size = self.size if isinstance(self.size, int) else list(self.size)
         return helper.make_node(name, [source], [target], domain=DOMAIN, size=size)
@@ -299,7 +576,7 @@ class _Arithmetic(_ArrayStep):
         return nodes
 
 
-_NUMPY: Final = {"Sub": np.subtract, "Div": np.divide, "Mul": np.multiply}
+_NUMPY: Final = {"Sub": np.subtract, "Div": np.divide, "Mul": np.multiply, "Add": np.add}
 
 
 @dataclass(frozen=True)
@@ -342,6 +619,81 @@ class Multiply(_Arithmetic):
     def operations(self) -> list[tuple[str, float | Sequence[float]]]:
         """See `_Arithmetic.operations`."""
         return [("Mul", self.by)]
+
+
+@dataclass(frozen=True)
+class Add(_Arithmetic):
+    """x + by in float32."""
+
+    by: float | Sequence[float]
+
+    def operations(self) -> list[tuple[str, float | Sequence[float]]]:
+        """See `_Arithmetic.operations`."""
+        return [("Add", self.by)]
+
+
+@dataclass(frozen=True)
+class ScaleAndShift(_Arithmetic):
+    """x × scale + shift in float32: two operations, each rounded. Scale and shift are one number or one per channel."""
+
+    scale: float | Sequence[float]
+    shift: float | Sequence[float]
+
+    def operations(self) -> list[tuple[str, float | Sequence[float]]]:
+        """See `_Arithmetic.operations`."""
+        return [("Mul", self.scale), ("Add", self.shift)]
+
+
+@dataclass(frozen=True)
+class Rescale(_ArrayStep):
+    """x × by in float64, then rounded to float32: `(array.astype(np.float64) * by).astype(np.float32)`, as Hugging Face's NumPy processors.
+
+    On the 256 levels of a pixel Rescale(1 / 255) gives what Divide(255) gives; Multiply(1 / 255), a factor in float32, does not.
+    """
+
+    by: float
+
+    def after(self, form: _Form) -> _Form:
+        """See `Step.after`."""
+        return replace(form, dtype="float32")
+
+    def apply(self, array: np.ndarray, form: _Form) -> np.ndarray:
+        """See `_ArrayStep.apply`."""
+        result: np.ndarray = (array.astype(np.float64) * self.by).astype(np.float32)
+        return result
+
+    def nodes(self, source: str, target: str, form: _Form) -> list[onnx.NodeProto]:
+        """See `_ArrayStep.nodes`."""
+        by = numpy_helper.from_array(np.array(self.by, dtype=np.float64), name=f"{target}_constant")
+        return [
+            helper.make_node("Constant", [], [by.name], value=by),
+            helper.make_node("Cast", [source], [f"{target}_double"], to=TensorProto.DOUBLE),
+            helper.make_node("Mul", [f"{target}_double", by.name], [f"{target}_product"]),
+            helper.make_node("Cast", [f"{target}_product"], [target], to=TensorProto.FLOAT),
+        ]
+
+
+@dataclass(frozen=True)
+class ToBGR(_ArrayStep):
+    """Channels the other way round, as networks trained on OpenCV's arrays want them: `array[..., ::-1]`."""
+
+    def after(self, form: _Form) -> _Form:
+        """See `Step.after`."""
+        if form.channels != 3:
+            raise AuthoringError("ToBGR turns three channels around; put ToRGB() before it")
+        return form
+
+    def apply(self, array: np.ndarray, form: _Form) -> np.ndarray:
+        """See `_ArrayStep.apply`."""
+        return np.ascontiguousarray(np.flip(array, -1 if form.layout == "HWC" else -3))
+
+    def nodes(self, source: str, target: str, form: _Form) -> list[onnx.NodeProto]:
+        """See `_ArrayStep.nodes`."""
+        order = numpy_helper.from_array(np.array([2, 1, 0], dtype=np.int64), name=f"{target}_constant")
+        return [
+            helper.make_node("Constant", [], [order.name], value=order),
+            helper.make_node("Gather", [source, order.name], [target], axis=3 if form.layout == "HWC" else 1),
+        ]
 
 
 @dataclass(frozen=True)
@@ -504,8 +856,8 @@ def _follow(image_steps: Sequence[_ImageStep], array_steps: Sequence[_ArrayStep]
         form = step.after(form)
     if form.height is None or form.width is None or form.channels is None:
         raise AuthoringError(
-            "the shape after the image steps depends on the image, and batches need one shape; use ToRGB(), and end with "
-            "Resize((height, width), …) or CenterCrop(size)"
+            "the shape after the image steps depends on the image, and batches need one shape; use ToRGB() or ToL(), and end with "
+            "Resize((height, width), …), CenterCrop(size) or PadTo(size)"
         )
     forms = [form]
     for array_step in array_steps:
@@ -536,6 +888,30 @@ def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
+def _levels(colour: int | Sequence[int]) -> list[int]:
+    return [colour] if isinstance(colour, int) else list(colour)
+
+
+def _fill(colour: int | Sequence[int], image: Image.Image) -> int | tuple[int, ...]:
+    """Return the colour as Pillow takes it for the image's mode."""
+    bands = len(image.getbands())
+    levels = tuple(_levels(colour)) * (bands if len(_levels(colour)) == 1 else 1)
+    return levels[0] if bands == 1 else levels
+
+
+def _check_colour(step: str, colour: int | Sequence[int]) -> None:
+    levels = _levels(colour)
+    if not levels or not all(0 <= level <= 255 for level in levels):
+        raise AuthoringError(f"{step}: a colour is one level or one for each channel, whole numbers from 0 to 255; got {colour!r}")
+
+
+def _check_levels(step: str, colour: int | Sequence[int], form: _Form) -> None:
+    if form.channels is None:
+        raise AuthoringError(f"{step} comes after ToRGB or ToL: how many channels there are to colour depends on the image before that")
+    if len(_levels(colour)) not in (1, form.channels):
+        raise AuthoringError(f"{step}: give one level, or {form.channels} (one per channel); got {len(_levels(colour))}")
+
+
 def _check_size(step: str, size: tuple[int, int]) -> None:
     if not all(1 <= side <= 65_535 for side in size):
         raise AuthoringError(f"{step}: a side must be from 1 to 65,535 pixels; got {size[0]} × {size[1]}")
@@ -547,6 +923,17 @@ def _check_choice(step: str, what: str, value: object, choices: Sequence[object]
 
 
 def _snake(step: Step) -> str:
-    return {"ToRGB": "to_rgb", "CenterCrop": "center_crop", "ToFloat": "to_float", "ToCHW": "to_chw"}.get(
-        type(step).__name__, type(step).__name__.lower()
-    )
+    return _NODE_NAMES.get(type(step).__name__, type(step).__name__.lower())
+
+
+_NODE_NAMES: Final = {
+    "ToRGB": "to_rgb",
+    "ToL": "to_l",
+    "ToBGR": "to_bgr",
+    "ToFloat": "to_float",
+    "ToCHW": "to_chw",
+    "CenterCrop": "center_crop",
+    "OnBackground": "on_background",
+    "PadTo": "pad_to",
+    "ScaleAndShift": "scale_and_shift",
+}

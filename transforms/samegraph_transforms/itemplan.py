@@ -40,8 +40,7 @@ from .kernels import (
     crop_fraction,
     host_kernel,
     prove,
-    shorter_side,
-    shorter_side_size,
+    resized_size,
 )
 from .manifest import BINARY_KINDS, Decoder, Manifest, RawField, Stage
 from .opsets import DOMAIN, IR_VERSION
@@ -471,6 +470,9 @@ def _is_host_node(node: onnx.NodeProto) -> bool:
 _Guard = tuple[str, Callable[[Sequence[int]], None]]
 
 
+_SAME_SIZE: Final = ("ToRGB", "ToL", "OnBackground", "FlipHorizontal", "FlipVertical")
+
+
 def _guards(nodes: Sequence[onnx.NodeProto]) -> list[_Guard]:
     """Find the inputs of an ONNX step whose size decides whether it can run; kernels check the same by themselves.
 
@@ -480,14 +482,14 @@ def _guards(nodes: Sequence[onnx.NodeProto]) -> list[_Guard]:
     sources: dict[str, str] = {}
     guards: list[_Guard] = []
     for node in nodes:
-        if node.domain == DOMAIN and node.op_type == "ToRGB":
+        if node.domain == DOMAIN and node.op_type in _SAME_SIZE:
             sources[node.output[0]] = sources.get(node.input[0], node.input[0])
         fraction = crop_fraction(node) if node.domain == DOMAIN and node.op_type.startswith("CenterCropFraction_") else None
         if fraction is not None:
             guards.append((sources.get(node.input[0], node.input[0]), partial(_check_crop, fraction)))
-        shorter = shorter_side(node)
-        if shorter is not None:
-            guards.append((sources.get(node.input[0], node.input[0]), partial(_check_shorter_side, shorter)))
+        resized = resized_size(node)
+        if resized is not None:
+            guards.append((sources.get(node.input[0], node.input[0]), partial(_check_resized, resized)))
     made = {name for node in nodes for name in node.output}
     return [guard for guard in guards if guard[0] not in made]
 
@@ -497,10 +499,10 @@ def _check_crop(fraction: float, size: Sequence[int]) -> None:
         raise InputError(EMPTY_IMAGE, code="wrong_shape")
 
 
-def _check_shorter_side(shorter: int, size: Sequence[int]) -> None:
+def _check_resized(resized: Callable[[tuple[int, int]], tuple[int, int]], size: Sequence[int]) -> None:
     height, width = size
     if min(height, width) > 0:
-        check_size(shorter_side_size((height, width), shorter))
+        check_size(resized((height, width)))
 
 
 def _label(node: onnx.NodeProto) -> str:

@@ -26,7 +26,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -39,7 +39,21 @@ from PIL import Image, _imaging
 
 from .errors import InputError, SamegraphError
 from .executor import Executor
-from .functions import FILTERS, RADIUS, ROUNDINGS, SEMANTICS, FilterName, Rounding, Semantics, resize_function
+from .functions import (
+    FILTERS,
+    PLACES,
+    RADIUS,
+    ROUNDINGS,
+    SEMANTICS,
+    SIZE_RULES,
+    FilterName,
+    Place,
+    Rounding,
+    Semantics,
+    pad_to_function,
+    resize_by_function,
+    resize_function,
+)
 from .opsets import DOMAIN, IR_VERSION, opset_imports
 
 #: Raised whenever the cases or their comparison change, so that old verdicts are not taken for new ones.
@@ -58,6 +72,7 @@ T = TypeVar("T", int, float)
 MakeExecutor = Callable[[onnx.ModelProto], Executor]
 Size = tuple[int, int]
 Window = tuple[int, int, int, int]  # top, left, bottom, right
+Colour = tuple[int, int, int]
 
 EMPTY_IMAGE: Final = "the image is too small: the crop before the resize leaves nothing of it"
 
@@ -320,6 +335,82 @@ def to_rgb(pixels: Pixels) -> Pixels:
     return Pixels(array=np.repeat(array[:, :, :1], 3, axis=2))
 
 
+def to_l(pixels: Pixels) -> Pixels:
+    """Make it one channel, with Pillow's weights; alpha has no say."""
+    return Pixels(image=_filled(pixels).convert("L"))
+
+
+def on_background(pixels: Pixels, colour: Colour) -> Pixels:
+    """Show what a background of one colour leaves visible through the alpha: three channels."""
+    if pixels.channels in (1, 3):
+        return to_rgb(pixels)
+    image = _filled(pixels).convert("RGBA")
+    background = Image.new("RGBA", image.size, (*colour, 255))
+    return Pixels(image=Image.alpha_composite(background, image).convert("RGB"))
+
+
+def flip(pixels: Pixels, axis: int) -> Pixels:
+    """Turn the lines (axis 0) or the columns (axis 1) around."""
+    if pixels.held_image is None:
+        return Pixels(array=np.flip(pixels.array(), axis))
+    how = Image.Transpose.FLIP_TOP_BOTTOM if axis == 0 else Image.Transpose.FLIP_LEFT_RIGHT
+    return Pixels(image=pixels.held_image.transpose(how))
+
+
+def cut(pixels: Pixels, window: Window, colour: Sequence[int]) -> Pixels:
+    """Cut `window` out; `colour`, one level or one for each channel, where it reaches beyond the image."""
+    top, left, bottom, right = window
+    out = np.empty((bottom - top, right - left, pixels.channels), dtype=np.uint8)
+    out[:] = colour
+    part = pixels.array()[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
+    row, column = max(-top, 0), max(-left, 0)
+    out[row : row + part.shape[0], column : column + part.shape[1]] = part
+    return Pixels(array=out)
+
+
+def canvas_window(size_in: Size, size: Size, place: Place, rounding: Rounding) -> Window:
+    """Return where a canvas of `size` lies, seen from the image that is put on it."""
+    missing = (size[0] - size_in[0], size[1] - size_in[1])
+    before = {"top_left": (0, 0), "bottom_right": missing}.get(place)
+    top, left = before or (center_offset(missing[0], rounding), center_offset(missing[1], rounding))
+    return -top, -left, size[0] - top, size[1] - left
+
+
+def _filled(pixels: Pixels) -> Image.Image:
+    if min(pixels.size) < 1:
+        raise InputError(EMPTY_IMAGE, code="wrong_shape")
+    return pixels.image()
+
+
+def size_by(rule: str, size_in: Size, size: Sequence[int], multiple: int = 1) -> Size:
+    """Return the (height, width) that a rule of `functions.SIZE_RULES` makes of an image's; see the docstring there.
+
+    Args:
+        rule: One of the rules.
+        size_in: Height and width of the image, each >= 1.
+        size: The shorter or longer side, or height and width of the box.
+        multiple: What both sides are to be a multiple of.
+    """
+    height, width = size_in
+    if rule == "contain":
+        box_height, box_width = size
+        wider, taller = width / height > box_width / box_height, width / height < box_width / box_height
+        contained = round(height / width * box_width) if wider else box_height, round(width / height * box_height) if taller else box_width
+        return max(contained[0], 1), max(contained[1], 1)
+    by, _, rounding = rule.partition("_")
+    whole = _WHOLE[rounding]
+    if by == "inside":
+        scale = min(size[0] / height, size[1] / width)
+        exact = (height * scale, width * scale)
+    else:
+        reference = min(size_in) if by == "shorter" else max(size_in)
+        exact = (size[0] * height / reference, size[0] * width / reference)
+    return max(whole(exact[0] / multiple), 1) * multiple, max(whole(exact[1] / multiple), 1) * multiple
+
+
+_WHOLE: Final[dict[str, Callable[[float], int]]] = {"int": int, "round": round, "ceil": math.ceil}
+
+
 def shorter_side_size(size_in: Size, shorter: int) -> Size:
     """Return the (height, width) whose shorter side is `shorter`; the longer one is cut to an integer, as torchvision does."""
     short = min(size_in)
@@ -392,7 +483,7 @@ def _crop_array(array: np.ndarray, top: int, left: int, bottom: int, right: int)
     if top >= 0 and left >= 0 and bottom <= height and right <= width:
         return array[top:bottom, left:right]
     out = np.zeros((bottom - top, right - left, array.shape[2]), dtype=array.dtype)
-    part = array[max(top, 0) : bottom, max(left, 0) : right]
+    part = array[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
     row, column = max(-top, 0), max(-left, 0)
     out[row : row + part.shape[0], column : column + part.shape[1]] = part
     return out
@@ -409,15 +500,46 @@ def host_kernel(node: onnx.NodeProto, then: onnx.NodeProto | None = None) -> Ker
         if then is not None:
             resizing, window = _resizing(node), _cropping(then)
             return None if resizing is None or window is None else _resize_and_crop_kernel(resizing, window)
-        if node.domain == DOMAIN and node.op_type == "ToRGB":
-            return to_rgb
+        if node.domain == DOMAIN and node.op_type in _PLAIN:
+            return _PLAIN[node.op_type]
         if (resizing := _resizing(node)) is not None:
             return _resize_kernel(resizing)
         if (window := _cropping(node)) is not None:
             return _crop_kernel(window)
+        if node.domain == DOMAIN and "colour" in _attributes(node):
+            return _colour_kernel(node)
     except (KeyError, TypeError, ValueError):  # attributes we would not write: the ONNX body decides what they mean
         pass
     return None
+
+
+_PLAIN: Final[dict[str, Kernel]] = {
+    "ToRGB": to_rgb,
+    "ToL": to_l,
+    "FlipVertical": partial(flip, axis=0),
+    "FlipHorizontal": partial(flip, axis=1),
+}
+
+
+def _colour_kernel(node: onnx.NodeProto) -> Kernel | None:
+    """Return the kernel for a function with a colour: a background, or a border."""
+    attributes = _attributes(node)
+    colour = [int(level) for level in np.asarray(attributes["colour"])]
+    if node.op_type == "OnBackground":
+        red, green, blue = colour
+        return lambda pixels: on_background(pixels, (red, green, blue))
+    if node.op_type == "PadBy":
+        top, left, bottom, right = (int(amount) for amount in np.asarray(attributes["amounts"]))
+        return lambda pixels: cut(pixels, (-top, -left, pixels.size[0] + bottom, pixels.size[1] + right), colour)
+    if (placed := _canvas_functions().get(node.op_type)) is not None:
+        size = _size(attributes)
+        return lambda pixels: cut(pixels, canvas_window(pixels.size, size, *placed), colour)
+    return None
+
+
+@cache
+def _canvas_functions() -> dict[str, tuple[Place, Rounding]]:
+    return {pad_to_function(place, rounding): (place, rounding) for place, rounding in itertools.product(PLACES, ROUNDINGS)}
 
 
 @dataclass(frozen=True)
@@ -449,22 +571,35 @@ def _resizing(node: onnx.NodeProto) -> _Resizing | None:
     found = _resize_functions().get(node.op_type) if node.domain == DOMAIN else None
     if found is None:
         return None
-    filter_, semantics, by_shorter_side = found
-    if not by_shorter_side:
-        size = _size(_attributes(node))
+    filter_, semantics, rule = found
+    attributes = _attributes(node)
+    if rule == "size":
+        size = _size(attributes)
         return _Resizing(lambda _: size, filter_, semantics)
-    shorter = int(np.asarray(_attributes(node)["size"]))
-    # An empty image has no shorter side to divide by; `resize` says what is wrong with it.
-    return _Resizing(lambda size_in: shorter_side_size(size_in, shorter) if min(size_in) else (1, 1), filter_, semantics)
+    # An empty image has no side to divide by; `resize` says what is wrong with it.
+    if rule == "shorter":
+        shorter = int(np.asarray(attributes["size"]))
+        return _Resizing(lambda size_in: shorter_side_size(size_in, shorter) if min(size_in) else (1, 1), filter_, semantics)
+    wanted = [int(v) for v in np.asarray(attributes["size"])]
+    (multiple,) = (int(v) for v in np.asarray(attributes["multiple"]))
+    return _Resizing(lambda size_in: size_by(rule, size_in, wanted, multiple) if min(size_in) else (1, 1), filter_, semantics)
 
 
 @cache
-def _resize_functions() -> dict[str, tuple[FilterName, Semantics, bool]]:
-    kinds = itertools.product(FILTERS, SEMANTICS, (False, True))
-    return {resize_function(name, semantics, shorter_side=shorter): (name, semantics, shorter) for name, semantics, shorter in kinds}
+def _resize_functions() -> dict[str, tuple[FilterName, Semantics, str]]:
+    """Return filter, semantics and rule of every resize function; the rule is `size`, `shorter` or one of `SIZE_RULES`."""
+    found: dict[str, tuple[FilterName, Semantics, str]] = {}
+    for name, semantics in itertools.product(FILTERS, SEMANTICS):
+        found[resize_function(name, semantics)] = (name, semantics, "size")
+        found[resize_function(name, semantics, shorter_side=True)] = (name, semantics, "shorter")
+        found |= {resize_by_function(rule, name, semantics): (name, semantics, rule) for rule in SIZE_RULES}
+    return found
 
 
 def _cropping(node: onnx.NodeProto) -> Callable[[Size], Window] | None:
+    if node.domain == DOMAIN and node.op_type == "CropBox":
+        box = _crop_box(node)
+        return lambda _: box
     name, _, rounding = node.op_type.partition("_")
     if node.domain != DOMAIN or rounding not in ROUNDINGS:
         return None
@@ -477,11 +612,20 @@ def _cropping(node: onnx.NodeProto) -> Callable[[Size], Window] | None:
     return None
 
 
-def shorter_side(node: onnx.NodeProto) -> int | None:
-    """Return the size asked for by a node that resizes by the shorter side, None for any other node."""
-    found = _resize_functions().get(node.op_type) if node.domain == DOMAIN else None
-    size = _attributes(node).get("size") if found is not None and found[2] else None
-    return size if isinstance(size, int) else None
+def _crop_box(node: onnx.NodeProto) -> Window:
+    attributes = _attributes(node)
+    top, left = (int(v) for v in np.asarray(attributes["offset"]))
+    height, width = _size(attributes)
+    return top, left, top + height, left + width
+
+
+def resized_size(node: onnx.NodeProto) -> Callable[[Size], Size] | None:
+    """Return how a resize node makes its size out of the image's, None for any other node."""
+    try:
+        resizing = _resizing(node)
+    except (KeyError, TypeError, ValueError):
+        return None
+    return None if resizing is None else resizing.size
 
 
 def crop_fraction(node: onnx.NodeProto) -> float | None:
@@ -553,7 +697,10 @@ def battery_images(node: onnx.NodeProto) -> Iterator[np.ndarray]:
     attributes = _attributes(node)
     size = np.broadcast_to(np.asarray(attributes.get("size", 48)), (2,))
     near, height_out, width_out = int(size.max()), int(size[0]), int(size[1])
-    channels = (1, 2, 3, 4) if node.op_type == "ToRGB" else (3, 1, 3, 4)
+    channels = (1, 2, 3, 4) if node.op_type in ("ToRGB", "ToL", "OnBackground") else (3, 1, 3, 4)
+    levels = np.asarray(attributes.get("colour", 0)).size
+    if node.op_type.startswith("Pad") and levels > 1:
+        channels = (levels,) * 4
     rng = np.random.default_rng(BATTERY_VERSION)
     fixed = [(near, near), (near, 3 * near), (3 * near, near), (2 * near, 2 * near + 1), (1, 1), (near + 1, near), (near, near - 1 or 1)]
     # Both sides of the place where the order of the two passes turns, for a given size and for a given shorter side.
