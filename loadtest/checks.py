@@ -45,12 +45,21 @@ def answered(record: Record) -> Iterator[Check]:
     yield at_most("answers that are not the golden ones", len(record.wrong()), 0)
 
 
-def bursts(record: Record, *, attempts: float, makespan_ratio: float | None) -> Iterator[Check]:
+def bursts(record: Record, *, attempts: float, makespan_ratio: float | None = None, hint_hits: float | None = None) -> Iterator[Check]:
     """Yield what a burst must show."""
     yield at_most("attempts an item of the burst", record.attempts_per_item("burst"), attempts)
+    if hint_hits is not None:
+        ratio = record.hint_hit_ratio
+        yield at_least("returns after a hint that were let in", math.nan if ratio is None else ratio, hint_hits)
     if makespan_ratio is not None:
         ratios = [burst.makespan_s / burst.lower_bound_s for burst in record.bursts if burst.lower_bound_s]
         yield at_most("makespan over its lower bound, worst burst", max(ratios, default=math.nan), makespan_ratio)
+
+
+def computed_once(record: Record) -> Iterator[Check]:
+    """Yield that no instance was computed more often than once, as the servers themselves count (for items of one instance)."""
+    executed = math.nan if record.executed is None else record.executed
+    yield at_most("instances computed beyond one an item", executed - len(record.items), 0)
 
 
 def punctual(record: Record, role: str, *, late_s: float) -> Iterator[Check]:

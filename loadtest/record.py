@@ -108,12 +108,14 @@ class Record:
         bursts: Every burst.
         moments: What the replicas said, about once a second.
         notes: (seconds, sentence) of what was done to the fleet.
+        executed: Instances the replicas that are there at the end say they have computed; None when none was asked.
     """
 
     items: list[Item] = field(default_factory=list)
     bursts: list[Burst] = field(default_factory=list)
     moments: list[Moment] = field(default_factory=list)
     notes: list[tuple[float, str]] = field(default_factory=list)
+    executed: float | None = None
 
     def add(self, item: Item) -> None:
         """Remember an item.

@@ -56,3 +56,4 @@ def run(
         runner.quit()
         watch.stop()
         plan.record.moments = watch.moments
+        plan.record.executed = watch.executed

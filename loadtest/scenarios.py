@@ -51,6 +51,7 @@ class Plan:
         independent: Whether each item of a burst has a client, and so a gate, of its own.
         interactive_rate: Items a second of the interactive caller beside a burst.
         deadline_s: Longest an item may take, waits included.
+        attempt_timeout_s: Longest one attempt may take; None for no limit of its own.
         units: How many different units ask, in an experiment; 0 for none.
         caller_header: Header that names the caller.
         seed: Of the arrivals and the units.
@@ -69,6 +70,7 @@ class Plan:
     independent: bool = False
     interactive_rate: float = 2.0
     deadline_s: float = 120.0
+    attempt_timeout_s: float | None = None
     units: int = 0
     caller_header: str = "x-caller"
     seed: int = 1
@@ -82,7 +84,7 @@ class Plan:
     def client(self, caller: str, *, gate: Gate | None = None, open_load: bool = False) -> Client:
         """Return a client that says who calls; one for open load can have thousands of requests under way."""
         transport = GeventTransport(self.url, MOST_OPEN) if open_load else None
-        policy = RetryPolicy(deadline_s=self.deadline_s)
+        policy = RetryPolicy(deadline_s=self.deadline_s, attempt_timeout_s=self.attempt_timeout_s)
         return Client(self.url, headers={self.caller_header: caller}, policy=policy, gate=gate, transport=transport)
 
     def arrivals(self, rate: float, duration_s: float, seed: int) -> Iterator[float]:

@@ -23,7 +23,7 @@ _WANTED = {
 
 
 class Watch:
-    """A thread that scrapes; `start` it, `stop` it, read `moments`.
+    """A thread that scrapes; `start` it, `stop` it, read `moments` and `executed`.
 
     Args:
         addresses: The replicas.
@@ -38,11 +38,13 @@ class Watch:
         self._every_s = every_s
         self._ended = threading.Event()
         self._before: dict[str, tuple[float, dict[str, float]]] = {}
+        self._at_first: dict[str, float] = {}
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def start(self) -> None:
         """Begin to look."""
         self._look()
+        self._at_first = {address: page["batch_rows"] for address, (_, page) in self._before.items()}
         self._thread.start()
 
     def stop(self) -> None:
@@ -50,6 +52,12 @@ class Watch:
         self._ended.set()
         self._thread.join()
         self._look()
+
+    @property
+    def executed(self) -> float | None:
+        """Instances that were computed since `start`, as the replicas of the last look say; None when there are none."""
+        pages = {address: page["batch_rows"] for address, (_, page) in self._before.items()}
+        return sum(rows - self._at_first.get(address, 0.0) for address, rows in pages.items()) if pages else None
 
     def _run(self) -> None:
         while not self._ended.wait(self._every_s):

@@ -5,7 +5,7 @@
     python3 scripts/environment.py test        .venv        the same with the test extra
     python3 scripts/environment.py build       .venv-build  samegraph-transforms[train], for models/*/train.py
     python3 scripts/environment.py build-test  .venv-build  the same with pytest, for tests/training
-    python3 scripts/environment.py clients     .venv-clients  other servers' clients, which our server must answer; for tests/integration
+    python3 scripts/environment.py clients     .venv-clients  other makers' clients and servers; for tests/integration
     python3 scripts/environment.py find        prints the Python that would be used
 
 Needs Python 3.11 or newer with `venv` and `ensurepip`; an older one looks for a newer one on PATH and hands over to it. Only the standard
@@ -28,7 +28,7 @@ RECIPES = {
     "serve": (".venv", "constraints.txt", ["-e", ".", "-e", "transforms[text]", "-e", "client"], None),
     "test": (".venv", "constraints.txt", ["-e", ".[test]", "-e", "transforms", "-e", "client"], "serve"),
     "build": (".venv-build", "constraints-build.txt", ["-e", "transforms[train]"], None),
-    "clients": (".venv-clients", "constraints-clients.txt", ["tritonclient[http,grpc]", "kserve", "requests"], None),
+    "clients": (".venv-clients", "constraints-clients.txt", ["tritonclient[http,grpc]", "kserve", "requests", "litserve"], None),
     "build-test": (".venv-build", "constraints-build.txt", ["-e", "transforms[train,test]"], "build"),
 }
 DISTRIBUTIONS = ["pyproject.toml", "transforms/pyproject.toml", "client/pyproject.toml"]

@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 SERVING = ["-e", ".[test]", "-e", "transforms", "-e", "client"]
 BUILD = ["-e", "transforms[train,test]"]
-CLIENTS = ["tritonclient[http,grpc]", "kserve", "requests"]
+CLIENTS = ["tritonclient[http,grpc]", "kserve", "requests", "litserve"]
 HEADER = """\
 # Exact versions of {what}. Written by scripts/lock.py; do not edit.
 # A constraints file: it pins what the pyproject.toml files ask for and asks for nothing itself.

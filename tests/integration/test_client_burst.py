@@ -1,10 +1,12 @@
 """Frames of a clip, all at once, through the real `imagenet` server: nothing lost, nothing twice, in order, and about one attempt each.
 
-Forty frames as a test; `BURST_FRAMES=300` sends as many as the founding scenario had and prints the figures of docs/client.md.
+Forty frames as a test; `BURST_FRAMES=300` sends as many as the founding scenario had and prints the figures of docs/loadtest.md, and
+`BURST_CLIP=file` takes them from that clip, from its beginning again when it has fewer.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,24 +22,40 @@ from samegraph_client.video import Frames
 from server_process import ROOT, ServerProcess
 
 N = int(os.environ.get("BURST_FRAMES", "40"))
+CLIP = os.environ.get("BURST_CLIP")
 HEIGHT, WIDTH = 240, 320
 
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clip of N different pictures: a window that moves over two photos."""
+    """A clip of N pictures."""
     path = tmp_path_factory.mktemp("clip") / "clip.mp4"
-    photos = [np.asarray(Image.open(ROOT / "docs" / "photos" / name).convert("RGB")) for name in ("camera.jpg", "coffee.jpg")]
+    pictures = _pictures_of(Path(CLIP)) if CLIP else _windows()
+    first = next(pictures)
     with av.open(str(path), "w") as container:
         stream: Any = container.add_stream("libx264", rate=25, options={"crf": "18"})
-        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
-        for index in range(N):
-            photo = photos[index // 10 % 2]
-            top, left = (index * 7) % (photo.shape[0] - HEIGHT), (index * 11) % (photo.shape[1] - WIDTH)
-            window = np.ascontiguousarray(photo[top : top + HEIGHT, left : left + WIDTH])
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(window, format="rgb24")))
+        stream.height, stream.width, stream.pix_fmt = *first.shape[:2], "yuv420p"
+        for picture in itertools.chain([first], itertools.islice(pictures, N - 1)):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
     return path
+
+
+def _windows() -> Iterator[np.ndarray]:
+    """Yield different pictures: a window that moves over two photos."""
+    photos = [np.asarray(Image.open(ROOT / "docs" / "photos" / name).convert("RGB")) for name in ("camera.jpg", "coffee.jpg")]
+    for index in itertools.count():
+        photo = photos[index // 10 % 2]
+        top, left = (index * 7) % (photo.shape[0] - HEIGHT), (index * 11) % (photo.shape[1] - WIDTH)
+        yield np.ascontiguousarray(photo[top : top + HEIGHT, left : left + WIDTH])
+
+
+def _pictures_of(clip: Path) -> Iterator[np.ndarray]:
+    """Yield the frames of a clip, over and over."""
+    while True:
+        with av.open(str(clip)) as container:
+            for frame in container.decode(video=0):
+                yield frame.to_ndarray(format="rgb24")
 
 
 @pytest.fixture
