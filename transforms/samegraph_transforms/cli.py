@@ -238,10 +238,12 @@ Examples:
   samegraph verify models/flights/2 --samples models/.heldout/flights/2
   samegraph verify models/penguins/1 --json > report.json
   samegraph verify models/flights/2 --against models/flights/1   node by node against another version
+  samegraph verify models/flights/2 --url http://127.0.0.1:8000  what a running server answers
+  samegraph verify models/imagenet/1 --html report.html          a page, with the images where images differ
 
 Where answers differ, the first node that diverges is named, with the element and the raw values that show it.
 
-Exit codes: 0 exact (with --against: no node differs), 1 it differs, or not a package, 2 wrong usage.
+Exit codes: 0 exact (no node differs; the server serves this very package), 1 it differs, or not a package, or no server, 2 wrong usage.
 """),
 )
 @click.argument("path", type=click.Path(exists=True, path_type=Path))
@@ -269,7 +271,11 @@ Exit codes: 0 exact (with --against: no node differs), 1 it differs, or not a pa
     type=click.Path(exists=True, path_type=Path),
     help="Run the samples through this package too, and name the first node that differs from its namesake there.",
 )
+@click.option("--url", help="Send the samples to the server at this address instead of running the package here.")
+@click.option("--model", help="The model's name there. [default: the package's]")
+@click.option("--version", type=click.IntRange(1), help="Its version there. [default: the package's]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a page.")
+@click.option("--html", "html", type=click.Path(dir_okay=False, path_type=Path), help="Write an HTML page to this file as well.")
 def verify(
     path: Path,
     samples: Path | None,
@@ -278,7 +284,11 @@ def verify(
     device: str,
     half: bool,
     against: Path | None,
+    url: str | None,
+    model: str | None,
+    version: int | None,
     as_json: bool,
+    html: Path | None,
 ) -> None:
     """Replay the golden samples of the package in PATH on this machine.
 
@@ -289,18 +299,37 @@ def verify(
     from .golden import read_samples
     from .package import read_latest
     from .verify import verify as replay
+    from .verify_server import verify_server
 
+    _check_verify_usage(url=url, against=against, here=bool(batches or half or device != "cpu"), there=bool(model or version), html=html)
     package = read_latest(path)
     given = read_samples(samples) if samples is not None else None
     if against is not None:
         sys.exit(_compare_versions(package, read_latest(against), given, profile, as_json))
     with _progress(f"{package}: replaying", hidden=as_json) as step:
-        report = replay(package, given, batches or None, profile=profile, providers=available_providers(device), half=half, progress=step)
+        if url is not None:
+            report = verify_server(package, url, model=model, version=version, samples=given, profile=profile, progress=step)
+        else:
+            providers = available_providers(device)
+            report = replay(package, given, batches or None, profile=profile, providers=providers, half=half, progress=step)
+    if html is not None:
+        from .verify_html import render
+
+        html.write_text(render(report), encoding="utf-8")
     if as_json:
         click.echo(json.dumps(report.to_json(), indent=2, ensure_ascii=False))
     else:
         report.render(_stdout())
-    sys.exit(0 if report.ok else 1)
+    sys.exit(0 if report.ok and (report.server is None or report.server.same_package) else 1)
+
+
+def _check_verify_usage(*, url: str | None, against: Path | None, here: bool, there: bool, html: Path | None) -> None:
+    if url is not None and (against is not None or here):
+        raise click.UsageError("--url asks a running server; --against, --batch, --device and --half are about running the package here")
+    if url is None and there:
+        raise click.UsageError("--model and --version choose on a server; give its address with --url")
+    if against is not None and html is not None:
+        raise click.UsageError("--html shows a replay; --against compares two packages")
 
 
 def _compare_versions(package: Package, other: Package, given: Sequence[GoldenSample] | None, profile: str | None, as_json: bool) -> int:

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from .runtime import PackageRuntime
 
 __all__ = [
+    "Checker",
     "GoldenSample",
     "SampleResult",
     "default_batch_sizes",
@@ -288,7 +289,8 @@ class SampleResult:
     @property
     def reason(self) -> str:
         """One line naming sample, tensor and difference; empty when it passed."""
-        where = f"golden sample {self.sample!r} (batch of {self.batch_size}{f', padded to {self.padded}' if self.padded else ''})"
+        batch = f" (batch of {self.batch_size}{f', padded to {self.padded}' if self.padded else ''})" if self.batch_size else ""
+        where = f"golden sample {self.sample!r}{batch}"
         if self.error is not None:
             return f"{where}: {self.error}"
         return "" if self.failure is None else f"{where}: tensor {self.failure.tensor!r}: {self.failure.detail}"
@@ -344,7 +346,7 @@ def replay(
         One result per sample, batch size and way of running, in that order of nesting from the outside: batch size, way, sample.
     """
     manifest = runtime.manifest
-    checker = _Checker(manifest, promised(manifest, profile or runtime_profile(runtime)))
+    checker = Checker(manifest, promised(manifest, profile or runtime_profile(runtime)))
     results, ready = _decode(runtime.signature, samples)
     if runtime.shapes is not None:
         failed, ready = _prepare(runtime, ready)
@@ -502,7 +504,7 @@ def _placements(ready: _Ready, size: int) -> _Ready:
     return plan
 
 
-def _run(way: _Way, plan: _Ready, size: int, checker: _Checker, spread: Spread) -> Iterator[tuple[SampleResult, int]]:
+def _run(way: _Way, plan: _Ready, size: int, checker: Checker, spread: Spread) -> Iterator[tuple[SampleResult, int]]:
     """Run the instances of `plan` in batches of `size`; yield each sample's result as soon as its last instance is through."""
     stream = _batched(way, [row for _, rows in plan for row in rows], size, spread)
     for sample, rows in plan:
@@ -556,14 +558,20 @@ def _one_by_one(way: _Way, chunk: Sequence[_Instance], failure: InputError | Exe
     yield from alone
 
 
-class _Checker:
-    """Compare one sample's values with its reference, in the order the data flows."""
+class Checker:
+    """Compares one sample's values with its reference, in the order the data flows.
+
+    Args:
+        manifest: Says which label is decided by which scores.
+        tolerance: The promise.
+    """
 
     def __init__(self, manifest: Manifest, tolerance: Tolerance) -> None:
         self._tolerance = tolerance
         self._decided_by = {o.name: o.decided_by for o in manifest.outputs if o.decided_by is not None}
 
     def compare(self, sample: GoldenSample, rows: Sequence[Mapping[str, np.ndarray]], outputs_only: bool) -> tuple[Comparison, ...]:
+        """Compare a sample with the values of its rows, [1, ...] each; one comparison per value that was captured, outputs last."""
         expected = {**({} if outputs_only else sample.values), **sample.outputs}
         order = [name for name in rows[0] if name in expected] + [name for name in expected if name not in rows[0]]
         # Outputs last: a label is looked at after the scores it is chosen from.

@@ -388,7 +388,7 @@ class ServerPredictor:
         timeout_s: float = 60.0,
         sleep: Callable[[float], object] = time.sleep,
     ) -> None:
-        self._http = _Http(url, timeout_s, sleep)
+        self._http = ServerConnection(url, timeout_s, sleep)
         try:
             name = urllib.parse.quote(model if model is not None else self._only_model(), safe="")
             self._path = f"/v1/models/{name}" + (f"/versions/{version}" if version is not None else "")
@@ -484,7 +484,7 @@ def _results(group: Sequence[Item], answer: Mapping[str, Any]) -> list[Result]:
     ]
 
 
-class _Http:
+class ServerConnection:
     """Requests over kept connections, one a thread, asked again when the server says "later"."""
 
     def __init__(self, url: str, timeout_s: float, sleep: Callable[[float], object]) -> None:

@@ -29,6 +29,7 @@ from .runtime import PackageRuntime
 
 #: Flips and failures that the page lists one by one; the JSON form has them all.
 SHOWN = 20
+NOT_EXACT = ("this package does not answer as training did here", "this server does not answer as training did")
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,31 @@ class TensorReport:
 
 
 @dataclass(frozen=True)
+class ServedBy:
+    """A running server's version that was asked.
+
+    Attributes:
+        url: The server.
+        model: The model's name there.
+        version: Its version there.
+        digest: The digest of what it serves.
+        same_package: Whether that is the digest of the package given.
+        providers: What runs its batches.
+        device: The machine it runs on, or the providers where it does not say.
+        onnxruntime: Its ONNX Runtime, or nothing where it does not say.
+    """
+
+    url: str
+    model: str
+    version: int
+    digest: str
+    same_package: bool
+    providers: str
+    device: str
+    onnxruntime: str
+
+
+@dataclass(frozen=True)
 class Report:
     """What `verify` found.
 
@@ -81,6 +107,7 @@ class Report:
         failures: Results that break the promise, first one first.
         flips: Sample name, tensor and flip, each once.
         divergence: The first node that diverges; None when nothing does, or it could not be found.
+        server: The running server that answered; None when the package ran here.
     """
 
     package: str
@@ -94,6 +121,7 @@ class Report:
     failures: tuple[SampleResult, ...]
     flips: tuple[tuple[str, str, Flip], ...]
     divergence: Divergence | None = None
+    server: ServedBy | None = None
 
     @property
     def ok(self) -> bool:
@@ -114,6 +142,7 @@ class Report:
             "tensors": [_tensor_json(t) for t in self.tensors],
             "failures": [_failure_json(f) for f in self.failures],
             "flips": [_flip_json(*f) for f in self.flips],
+            "server": None if self.server is None else dict(self.server.__dict__),
             "divergence": None if self.divergence is None else self.divergence.to_json(),
         }
 
@@ -121,11 +150,18 @@ class Report:
         """Print the report as a page."""
         console.print(self)
 
+    def _how(self) -> str:
+        environment = self.environment
+        if self.server is not None:
+            same = "this package" if self.server.same_package else f"ANOTHER package, digest {self.server.digest[:12]}"
+            return f"sent to {self.server.url}, which serves {self.server.model}/{self.server.version}: {same}"
+        sizes = ", ".join(map(str, self.batch_sizes))
+        return f"batches of {sizes}, on {environment['device']} with ONNX Runtime {environment['onnxruntime']}"
+
     def __rich__(self) -> RenderableType:
         head = Text.assemble(
             (f"{self.package}", "bold"), f"  {self.digest[:12]}\n",
-            f"{self.samples} golden samples, batches of {', '.join(map(str, self.batch_sizes))}, "
-            f"on {self.environment['device']} with ONNX Runtime {self.environment['onnxruntime']}\n",
+            f"{self.samples} golden samples, {self._how()}\n",
             f"promised here ({self.profile}): {describe_tolerance(self.tolerance)}",
         )  # fmt: skip
         return Group(head, _table(self.tensors), *_notes(self))
@@ -181,24 +217,31 @@ def _notes(report: Report) -> list[Text]:
     ]
     notes = notes[:SHOWN] + ([Text(f"… and {len(notes) - SHOWN} more such labels")] if len(notes) > SHOWN else [])
     if report.ok:
-        return [*notes, Text("exact: the package answers as training did", style="green")]
+        who = "package" if report.server is None else "server"
+        return [*notes, Text(f"exact: the {who} answers as training did", style="green")]
     failures = [Text(f.reason, style="red") for f in report.failures[:SHOWN]]
     if len(report.failures) > SHOWN:
         failures.append(Text(f"… and {len(report.failures) - SHOWN} more", style="red"))
     guilty = describe(report.divergence) if report.divergence is not None else []
-    return [*notes, Text("NOT EXACT: this package does not answer as training did here", style="red bold"), *guilty, *failures]
+    return [*notes, Text(f"NOT EXACT: {NOT_EXACT[report.server is not None]}", style="red bold"), *guilty, *failures]
+
+
+def value_words(found: Divergence) -> str:
+    """Return expected, got and how far apart, in words."""
+    if found.got is None:
+        return str(found.expected)
+    apart = "" if found.ulp is None else " (no number of ULP apart)" if found.ulp == UNREACHABLE else f" ({found.ulp:,} ULP apart)"
+    return f"expected {found.expected!s}, got {found.got!s}{apart}"
 
 
 def describe(found: Divergence) -> list[Text]:
     """Return what is known about the first node that diverges, as lines."""
     head = "guilty" if found.proven else "first suspect"
-    apart = "" if found.ulp is None else " (no number of ULP apart)" if found.ulp == UNREACHABLE else f" ({found.ulp:,} ULP apart)"
-    values = f"expected {found.expected!s}, got {found.got!s}{apart}" if found.got is not None else str(found.expected)
     lines = [
         Text(f"{head}: node {found.node}  {found.operator}  in stage {found.stage}  [{found.kind}]", style="red bold"),
         Text(f"  {found.why}"),
         Text(f"  {found.tensor}{list(found.index) if found.got is not None else ''} of row {found.instance} of sample {found.sample!r}:"),
-        Text(f"  {values}; the reference is {found.reference}"),
+        Text(f"  {value_words(found)}; the reference is {found.reference}"),
     ]
     if found.raw:
         lines.append(Text("  raw: " + ", ".join(f"{name} = {value!r}" for name, value in found.raw.items())))
@@ -258,9 +301,9 @@ def verify(
         },
         batch_sizes=sizes,
         samples=len(samples),
-        tensors=_tensors(package.manifest, results),
+        tensors=tensors_of(package.manifest, results),
         failures=tuple(r for r in results if not r.passed),
-        flips=_flips(results),
+        flips=flips_of(results),
         divergence=diagnose(package, samples, results, promise, providers=providers),
     )
 
@@ -273,14 +316,17 @@ def golden_samples(package: Package) -> list[GoldenSample]:
     return read_samples(package.golden_dir())
 
 
-def _tensors(manifest: Manifest, results: Sequence[SampleResult]) -> tuple[TensorReport, ...]:
-    """Gather comparisons by tensor, keeping the order of data flow; merged outputs come last."""
+def tensors_of(manifest: Manifest, results: Sequence[SampleResult], *, source: str | None = None) -> tuple[TensorReport, ...]:
+    """Gather comparisons by tensor, keeping the order of data flow; merged outputs come last. `source` names another maker for all."""
     grouped: dict[tuple[bool, str], list[Comparison]] = {}
     for result in sorted(results, key=lambda r: r.merged):
         for comparison in result.comparisons:
             grouped.setdefault((result.merged, comparison.tensor), []).append(comparison)
     sources = {value: stage.name for stage in manifest.stages for value in stage.outputs.values()}
-    return tuple(_summary(name, "served" if merged else sources.get(name, "raw field"), found) for (merged, name), found in grouped.items())
+    return tuple(
+        _summary(name, source if source is not None else "served" if merged else sources.get(name, "raw field"), found)
+        for (merged, name), found in grouped.items()
+    )
 
 
 def _summary(name: str, source: str, comparisons: Sequence[Comparison]) -> TensorReport:
@@ -297,7 +343,8 @@ def _summary(name: str, source: str, comparisons: Sequence[Comparison]) -> Tenso
     )
 
 
-def _flips(results: Sequence[SampleResult]) -> tuple[tuple[str, str, Flip], ...]:
+def flips_of(results: Sequence[SampleResult]) -> tuple[tuple[str, str, Flip], ...]:
+    """Return sample name, tensor and flip of every label that differs where that is allowed, each once."""
     found = {
         (result.sample, comparison.tensor, flip.index): flip
         for result in results
