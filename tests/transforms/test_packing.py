@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 from samegraph_transforms.draft import DraftStage
 from samegraph_transforms.manifest import Missing, Output, RawField
 from samegraph_transforms.package import Package, write_package
-from samegraph_transforms.packing import pack_columns
+from samegraph_transforms.packing import ColumnGroup, pack_columns
 from samegraph_transforms.runtime import PackageRuntime
 
 FIELDS = [
@@ -114,6 +114,31 @@ def test_missing_values_keep_their_rules_when_packed(package: Package) -> None:
     assert feeds["samegraph/float64"][0, 1] == -1.0
     assert feeds["samegraph/string"].tolist() == [["none", ""]]
     assert feeds["c__missing"].tolist() == [[False]]
+
+
+@pytest.mark.parametrize("width", [3, 4])
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_rows_that_are_the_columns_make_the_same_tensor(n: int, width: int) -> None:
+    """Whole rows are read value by value, those that hold more than the columns are not; None is NaN either way."""
+    kinds: list[tuple[Any, list[Any]]] = [
+        ("number", [1.5, None, 2**60 + 1, -0.0]),
+        ("integer", [2**62, -1, 0, 7]),
+        ("boolean", [True, False, True, True]),
+    ]
+    for kind, values in kinds:
+        fields = tuple(RawField(name=name, kind=kind) for name in "abc")
+        group = ColumnGroup("all", fields[0].graph_dtype, fields)
+        rows = [tuple(values[(i + k) % 4] for k in range(width)) for i in range(n)]
+        made = group.collator({"a": 0, "b": 1, "c": 2}, width)(rows)
+        assert made.dtype == group.dtype
+        np.testing.assert_array_equal(made, np.array([row[:3] for row in rows], dtype=group.dtype))
+
+
+def test_columns_in_another_order_than_the_rows() -> None:
+    """The tensor's order is the group's."""
+    fields = tuple(RawField(name=name, kind="number") for name in "ba")
+    made = ColumnGroup("all", "float64", fields).collator({"a": 0, "b": 1}, 2)([(1.0, 2.0), (3.0, 4.0)])
+    assert made.tolist() == [[2.0, 1.0], [4.0, 3.0]]
 
 
 def test_files_are_not_touched_by_packing(package: Package, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -12,7 +13,16 @@ from hypothesis import strategies as st
 from samegraph_transforms.errors import InputError
 from samegraph_transforms.manifest import Manifest, Missing, Output, RawField, Stage
 from samegraph_transforms.signature import Signature
-from samegraph_transforms.wire import MAX_JSON_VALUES, decode_request, decode_v1, media_types, parse_json, prediction_columns, predictions
+from samegraph_transforms.wire import (
+    MAX_JSON_VALUES,
+    decode_request,
+    decode_v1,
+    media_types,
+    parse_json,
+    prediction_columns,
+    predictions,
+    written_predictions,
+)
 
 
 def signature_of(*fields: RawField) -> Signature:
@@ -127,6 +137,18 @@ def test_one_output_answers_bare_and_several_by_name() -> None:
     assert predictions([label, score], [labels, scores]) == [{"label": "x", "score": [0.25, 0.75]}, {"label": "y", "score": [1.0, 0.0]}]
     assert prediction_columns([label, score], [labels, scores]) == {"label": ["x", "y"], "score": [[0.25, 0.75], [1.0, 0.0]]}
     assert prediction_columns([label], [labels]) == ["x", "y"]
+
+
+@pytest.mark.parametrize(
+    "names", [["label"], ["label", "score"], ["with space", "é"], ['quo"te', "b"], ["back\\slash", "b"], ["class", "\x01"]]
+)
+def test_what_is_written_is_what_the_predictions_are(names: list[str]) -> None:
+    """Records are written as the objects they stand for, whatever the outputs are called; NaN is null in both."""
+    arrays = [np.array(["x", 'y"'], dtype=object), np.array([[0.25, np.nan], [1.0, 0.0]])][: len(names)]
+    outputs = [Output.model_construct(name=name, dtype="float64", shape=[]) for name in names]
+    written = msgspec.json.encode(written_predictions(outputs, arrays))
+    assert written == msgspec.json.encode(predictions(outputs, arrays))
+    assert written_predictions(outputs, [array[:0] for array in arrays]) == []
 
 
 @given(st.binary(max_size=60))

@@ -101,7 +101,8 @@ class PackageRuntime:
         self._stage_executors: list[tuple[Stage, Executor]] | None = None
         places = {feed.name: feed.place for feed in self._feeds}
         packed = {f.name for group in groups for f in group.fields}
-        self._packed = [(group.input, group.collator(places)) for group in groups]
+        width = len(self.signature.fields if self.item_plan is None else self._feeds)  # of an item: see `_plan_feeds`
+        self._packed = [(group.input, group.collator(places, width)) for group in groups]
         self._packed_at = {f.name: (group.input, i) for group in groups for i, f in enumerate(group.fields)}
         self.shapes: ShapePlan | None = self._plan_shapes(open_outputs)
         apart = packed if self.shapes is None else packed | {one.name for one in self.shapes.inputs}

@@ -51,6 +51,9 @@ _ZERO: dict[str, Any] = {"number": 0.0, "integer": 0, "boolean": False, "string"
 _NOT_TYPED = (msgspec.MsgspecError, InputError, UnicodeDecodeError, RecursionError)
 
 
+_astuple = msgspec.structs.astuple
+
+
 class B64(msgspec.Struct, forbid_unknown_fields=True):
     """Bytes in JSON: an object with the single key `b64`."""
 
@@ -105,8 +108,10 @@ class Signature:
             return None
         try:
             decoded = self._decode_rows.decode(body).instances
-            finish, astuple = self._finish, msgspec.structs.astuple
-            return [finish(astuple(row)) for row in decoded] if finish is not _unchanged else [astuple(row) for row in decoded]
+            finish = self._finish
+            if finish is not _unchanged:
+                return [finish(_astuple(row)) for row in decoded]
+            return [_astuple(decoded[0])] if len(decoded) == 1 else [_astuple(row) for row in decoded]  # a comprehension is a call
         except _NOT_TYPED:
             return self._decode_whole_floats(body)
 
@@ -115,8 +120,8 @@ class Signature:
         if self._decode_whole is None:
             return None
         try:
-            finish, astuple = self._finish_whole, msgspec.structs.astuple
-            return [finish(astuple(row)) for row in self._decode_whole.decode(body).instances]
+            finish = self._finish_whole
+            return [finish(_astuple(row)) for row in self._decode_whole.decode(body).instances]
         except _NOT_TYPED:
             return None
 

@@ -5,8 +5,9 @@ A golden sample is raw request bytes; it means the same everywhere because every
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import msgspec
@@ -239,6 +240,27 @@ def predictions(outputs: Sequence[Output], arrays: Sequence[np.ndarray]) -> list
         return list(arrays[0].tolist())
     names = [o.name for o in outputs]
     return [dict(zip(names, values, strict=True)) for values in zip(*(a.tolist() for a in arrays), strict=True)]
+
+
+def written_predictions(outputs: Sequence[Output], arrays: Sequence[np.ndarray]) -> list[Any]:
+    """Return what `predictions` does for msgspec to write: the same JSON, from records in place of dicts, which take an eighth of the time.
+
+    Args:
+        outputs: The manifest's.
+        arrays: Per output, [n, ...], equally many rows in each.
+    """
+    record = None if len(outputs) == 1 else _record(tuple([o.name for o in outputs]))
+    return predictions(outputs, arrays) if record is None else list(map(record, *[array.tolist() for array in arrays]))
+
+
+@lru_cache(maxsize=1024)
+def _record(names: tuple[str, ...]) -> Callable[..., Any] | None:
+    """Return the type of records that are written as objects with these keys; None when a key would need escapes, which msgspec refuses."""
+    fields = {f"output_{i}": name for i, name in enumerate(names)}
+    try:
+        return msgspec.defstruct("Prediction", [(field, Any) for field in fields], rename=fields, gc=False)
+    except ValueError:
+        return None
 
 
 def prediction_columns(outputs: Sequence[Output], arrays: Sequence[np.ndarray]) -> Any:

@@ -10,7 +10,16 @@ from typing import Any
 import msgspec
 from samegraph_transforms.errors import InputError
 from samegraph_transforms.signature import Row, Signature
-from samegraph_transforms.wire import Decoded, decode_raw, decode_v1, is_json, media_types, prediction_columns, predictions, raw_field
+from samegraph_transforms.wire import (
+    Decoded,
+    decode_raw,
+    decode_v1,
+    is_json,
+    media_types,
+    prediction_columns,
+    raw_field,
+    written_predictions,
+)
 
 from samegraph_service.call import Answer, OnError, Origin
 
@@ -110,10 +119,10 @@ def _rows(answer: Answer) -> list[Any]:
         part = parts[0]
         outputs = part.outputs
         if outputs.rows is None and sum([a.size for a in outputs.arrays]) <= SHARED_VALUES:
-            outputs.rows = predictions(origin.outputs, outputs.arrays)
+            outputs.rows = written_predictions(origin.outputs, outputs.arrays)
         if outputs.rows is not None:
             return outputs.rows[part.offset : part.offset + part.count]
-    return predictions(origin.outputs, answer.arrays)
+    return written_predictions(origin.outputs, answer.arrays)
 
 
 def _with_gaps(rows: list[Any], answer: Answer) -> list[Any]:
