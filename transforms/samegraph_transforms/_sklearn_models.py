@@ -6,6 +6,7 @@ and casts to float32 exactly where the estimator does (trees do, histogram gradi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
@@ -40,9 +41,11 @@ from sklearn.linear_model import (
 )
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor, ExtraTreeClassifier, ExtraTreeRegressor
 
+from ._boosted_files import Boosted, read_boosted
 from ._sklearn_graph import Block, GraphWriter
 from ._sklearn_steps import StepContext, emit_step
 from ._sklearn_trees import Tree, constant_tree, emit_trees, from_histogram_tree, from_sklearn_tree
+from .boosted import emit_boosted
 from .errors import UnsupportedStep
 from .manifest import Output
 
@@ -55,6 +58,15 @@ FORESTS: Final = (RandomForestClassifier, RandomForestRegressor, ExtraTreesClass
 BOOSTERS: Final = (GradientBoostingClassifier, GradientBoostingRegressor)
 HISTOGRAM_BOOSTERS: Final = (HistGradientBoostingClassifier, HistGradientBoostingRegressor)
 SUPPORTED: Final = (*LINEAR_CLASSIFIERS, *LINEAR_REGRESSORS, *TREES, *FORESTS, *BOOSTERS, *HISTOGRAM_BOOSTERS)
+
+
+#: Classes of other libraries by module and name: they are recognised without being imported.
+BOOSTED: Final = frozenset(
+    {
+        *(("xgboost.sklearn", name) for name in ("XGBClassifier", "XGBRegressor", "XGBRFClassifier", "XGBRFRegressor")),
+        *(("lightgbm.sklearn", name) for name in ("LGBMClassifier", "LGBMRegressor")),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -79,14 +91,38 @@ def reads_float32(estimator: Any) -> bool:
     return isinstance(estimator, (*TREES, *FORESTS, *BOOSTERS))
 
 
+def is_boosted(estimator: Any) -> bool:
+    """Whether it is one of XGBoost's or LightGBM's scikit-learn classes that have a graph."""
+    return (type(estimator).__module__, type(estimator).__name__) in BOOSTED
+
+
+def boosted_model(estimator: Any, at: str) -> Boosted:
+    """Read the model behind one of XGBoost's or LightGBM's scikit-learn classes.
+
+    Raises:
+        UnsupportedStep: Something in it has no exact graph.
+    """
+    if type(estimator).__module__.startswith("xgboost"):
+        return read_boosted(bytes(estimator.get_booster().save_raw("json")), at=at)
+    return read_boosted(estimator.booster_.model_to_string().encode(), at=at)
+
+
+def answer_dtype(estimator: Any) -> type[np.float32 | np.float64]:
+    """Return the element type of the estimator's values and probabilities."""
+    return np.float32 if type(estimator).__module__.startswith("xgboost") else np.float64
+
+
 def refuse_unsupported(estimator: Any, at: str) -> None:
     """Refuse an estimator that has no exact graph.
 
     Raises:
         UnsupportedStep: Its type, its targets or one of its parts is not supported.
     """
+    if is_boosted(estimator):
+        boosted_model(estimator, at)
+        return
     if type(estimator) not in SUPPORTED:
-        names = ", ".join(sorted(t.__name__ for t in SUPPORTED))
+        names = ", ".join(sorted([*(t.__name__ for t in SUPPORTED), *(name for _, name in BOOSTED)]))
         raise UnsupportedStep(f"{at} is a {type(estimator).__name__}, which has no exact graph; supported are {names}", step=at)
     if getattr(estimator, "n_outputs_", 1) != 1 or (isinstance(estimator, LINEAR_REGRESSORS) and np.ndim(estimator.coef_) != 1):
         raise UnsupportedStep(
@@ -151,9 +187,13 @@ def build_model(estimator: Any, at: str, n_features: int, names: OutputNames) ->
         raise UnsupportedStep(f"{at}: was trained in {coefficients.dtype}; train it on float64", step=at)
     writer = GraphWriter("model")
     features = writer.input(names.features, "float64", n_features)
-    emit = next(emit for types, emit in _EMITTERS if isinstance(estimator, types))
+    emit = _emit_boosted if is_boosted(estimator) else next(emit for types, emit in _EMITTERS if isinstance(estimator, types))
     answer = emit(writer, estimator, at, features)
-    outputs = _give_classes(writer, estimator, at, answer, names) if hasattr(estimator, "classes_") else _give_value(writer, answer, names)
+    outputs = (
+        _give_classes(writer, estimator, at, answer, names)
+        if hasattr(estimator, "classes_")
+        else _give_value(writer, estimator, answer, names)
+    )
     return writer.build(), outputs
 
 
@@ -175,22 +215,24 @@ class Answer:
 _Emit: TypeAlias = Callable[[GraphWriter, Any, str, str], Answer]
 
 
-def _give_value(writer: GraphWriter, answer: Answer, names: OutputNames) -> list[Output]:
+def _give_value(writer: GraphWriter, estimator: Any, answer: Answer, names: OutputNames) -> list[Output]:
+    dtype: Any = np.dtype(answer_dtype(estimator)).name
     flat = writer.node("Squeeze", [answer.value, writer.constant(np.array([1], dtype=np.int64), at=names.value)], at=names.value)
-    writer.output(flat, names.value, "float64", [])
-    return [Output(name=names.value, dtype="float64", description="The predicted value.")]
+    writer.output(flat, names.value, dtype, [])
+    return [Output(name=names.value, dtype=dtype, description="The predicted value.")]
 
 
 def _give_classes(writer: GraphWriter, estimator: Any, at: str, answer: Answer, names: OutputNames) -> list[Output]:
     classes, dtype = class_table(estimator, at)
     label = writer.node("Gather", [writer.constant(classes, at=names.label), answer.index], at=names.label, axis=0)
     writer.output(label, names.label, dtype, [])
-    writer.output(answer.probability, names.probability, "float64", [len(classes)])
+    number: Any = np.dtype(answer_dtype(estimator)).name
+    writer.output(answer.probability, names.probability, number, [len(classes)])
     return [
         Output(name=names.label, dtype=dtype, description="The most probable class.", decided_by=names.probability),  # type: ignore[arg-type]
         Output(
             name=names.probability,
-            dtype="float64",
+            dtype=number,
             shape=[len(classes)],
             description="The probability of each class.",
             element_names=[str(c) for c in classes],
@@ -324,6 +366,12 @@ def histogram_targets(estimator: Any, start: np.ndarray) -> list[list[Tree]]:
         [constant_tree(float(start[k])), *(from_histogram_tree(stage[k], n_categories) for stage in estimator._predictors)]
         for k in range(len(start))
     ]
+
+
+def _emit_boosted(writer: GraphWriter, estimator: Any, at: str, features: str) -> Answer:
+    missing = getattr(estimator, "missing", None)
+    answer = emit_boosted(writer, boosted_model(estimator, at), at, features, missing=math.nan if missing is None else float(missing))
+    return Answer(value=answer.value, index=answer.index, probability=answer.probability)
 
 
 _EMITTERS: Final[tuple[tuple[tuple[type, ...], _Emit], ...]] = (

@@ -22,6 +22,7 @@ from onnx import numpy_helper
 from ._sklearn_graph import GraphWriter
 
 _LEQ: Final = 0
+_LT: Final = 1
 _MEMBER: Final = 6
 _SUM: Final = 1
 
@@ -110,7 +111,7 @@ def from_histogram_tree(predictor: Any, n_categories: dict[int, int]) -> Tree:
         value=nodes["value"].astype(np.float64),
         members=members,
     )
-    return _reordered(tree) if swapped else tree
+    return depth_first(tree) if swapped else tree
 
 
 def _depth_first(nodes: Any) -> NDArray[np.int64]:
@@ -123,8 +124,8 @@ def _depth_first(nodes: Any) -> NDArray[np.int64]:
     return np.array(order, dtype=np.int64)
 
 
-def _reordered(tree: Tree) -> Tree:
-    """Return the same tree in depth-first order again, after branches were swapped."""
+def depth_first(tree: Tree) -> Tree:
+    """Return the same tree with its nodes in depth-first order, the true branch first."""
     order, stack = [], [0]
     while stack:
         i = stack.pop()
@@ -154,20 +155,22 @@ def _membership(left: Sequence[int], n_categories: int) -> tuple[list[int], bool
     return (rest, True, 0.0) if rest else ([], False, np.inf)
 
 
-def emit_trees(writer: GraphWriter, tensor: str, targets: Sequence[Sequence[Tree]], *, at: str) -> str:
+def emit_trees(writer: GraphWriter, tensor: str, targets: Sequence[Sequence[Tree]], *, at: str, single: bool = False) -> str:
     """Write the sum of trees per target.
 
     Args:
         writer: The graph.
-        tensor: float64 [n, k].
+        tensor: float64 [n, k]; float32 when `single`.
         targets: For each target the trees that add to it, in order.
         at: Pipeline path.
+        single: Compare and add in float32, and test `x < threshold`, as XGBoost does.
 
     Returns:
-        float64 [n, len(targets)].
+        float64 [n, len(targets)]; float32 when `single`.
     """
+    dtype = np.float32 if single else np.float64
     trees = [(t, tree) for t, of_target in enumerate(targets) for tree in of_target]
-    parts = [_entries(t, tree) for t, tree in trees]
+    parts = [_entries(t, tree, _LT if single else _LEQ) for t, tree in trees]
     node_starts = np.cumsum([0] + [len(p["feature"]) for p in parts])
     leaf_starts = np.cumsum([0] + [len(p["weight"]) for p in parts])
 
@@ -183,23 +186,23 @@ def emit_trees(writer: GraphWriter, tensor: str, targets: Sequence[Sequence[Tree
         "tree_roots": [int(n) for n in node_starts[:-1]],
         "nodes_featureids": joined("feature").tolist(),
         "nodes_modes": numpy_helper.from_array(joined("mode").astype(np.uint8), "modes"),
-        "nodes_splits": numpy_helper.from_array(joined("threshold"), "splits"),
+        "nodes_splits": numpy_helper.from_array(joined("threshold").astype(dtype), "splits"),
         "nodes_missing_value_tracks_true": joined("missing").tolist(),
         "nodes_truenodeids": pointers("true"),
         "nodes_falsenodeids": pointers("false"),
         "nodes_trueleafs": joined("true_leaf").astype(int).tolist(),
         "nodes_falseleafs": joined("false_leaf").astype(int).tolist(),
         "leaf_targetids": joined("target").tolist(),
-        "leaf_weights": numpy_helper.from_array(joined("weight"), "weights"),
+        "leaf_weights": numpy_helper.from_array(joined("weight").astype(dtype), "weights"),
         "n_targets": len(targets),
         "aggregate_function": _SUM,
     }
     if members:
-        attributes["membership_values"] = numpy_helper.from_array(np.array(members, dtype=np.float64), "members")
+        attributes["membership_values"] = numpy_helper.from_array(np.array(members, dtype=dtype), "members")
     return writer.node("TreeEnsemble", [tensor], at=at, **attributes)
 
 
-def _entries(target: int, tree: Tree) -> dict[str, NDArray[Any]]:
+def _entries(target: int, tree: Tree, test: int) -> dict[str, NDArray[Any]]:
     """Split one tree into the operator's inner nodes and leaves, with pointers that start at 0 in each."""
     leaf = tree.true < 0
     if leaf[0]:  # the operator wants an inner node: one whose branches are the same leaf
@@ -216,7 +219,7 @@ def _entries(target: int, tree: Tree) -> dict[str, NDArray[Any]]:
     inner = np.flatnonzero(~leaf)
     place = np.where(leaf, np.cumsum(leaf) - 1, np.cumsum(~leaf) - 1)
     member_nodes = [int(i) for i in inner if int(i) in tree.members] if tree.members else []
-    mode = np.full(len(leaf), _LEQ)
+    mode = np.full(len(leaf), test)
     mode[member_nodes] = _MEMBER
     members = [v for i in member_nodes for v in (*tree.members[i], np.nan)]
     return {

@@ -45,6 +45,7 @@ from ._sklearn_fields import (
 from ._sklearn_graph import NO_NULL, Block, Column, GraphWriter
 from ._sklearn_models import (
     OutputNames,
+    answer_dtype,
     build_model,
     class_table,
     emit_features,
@@ -442,10 +443,10 @@ def reference_answers(
             data = data if step is None or step == "passthrough" else step.transform(data)
         features = reference_features(estimator, data)
         if not hasattr(estimator, "classes_"):
-            return {names.value: np.asarray(reference.pipeline.predict(frame), dtype=np.float64)}, {names.features: features}
+            return {names.value: np.asarray(reference.pipeline.predict(frame), dtype=answer_dtype(estimator))}, {names.features: features}
         dtype = class_table(estimator, at)[0].dtype
         label = np.asarray(reference.pipeline.predict(frame)).astype(np.str_ if dtype.kind == "U" else dtype)
-        probability = np.asarray(reference.pipeline.predict_proba(frame), dtype=np.float64)
+        probability = np.asarray(reference.pipeline.predict_proba(frame), dtype=answer_dtype(estimator))
     return {names.label: label, names.probability: probability}, {names.features: features}
 
 
