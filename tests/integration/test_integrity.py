@@ -125,7 +125,7 @@ class Caller:
         if status == 200:
             self._check(chosen, answer["predictions"])
         else:
-            assert (status, answer["code"]) in {(504, "deadline_exceeded"), (400, "deadline_too_short")}
+            assert (status, answer["code"]) in {(504, "deadline_exceeded"), (400, "deadline_too_short"), (429, "deadline_unreachable")}
             self._counts["late"] += 1
 
     async def pipelined(self, identifier: str) -> None:

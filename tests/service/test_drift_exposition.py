@@ -34,7 +34,15 @@ CLOCK = 60 * 1000.0
 
 def runtime_of(of: Manifest) -> PackageRuntime:
     """Stand in for a loaded version: what the monitor reads of it."""
-    facts = {"manifest": of, "digest": "d" * 64, "item_plan": None, "item_places": {}, "shapes": None, "feed_columns": FEEDS}
+    facts = {
+        "manifest": of,
+        "digest": "d" * 64,
+        "item_plan": None,
+        "item_places": {},
+        "shapes": None,
+        "feed_columns": FEEDS,
+        "tokenizers": {},
+    }
     return cast(PackageRuntime, SimpleNamespace(**facts))
 
 

@@ -223,6 +223,7 @@ def test_third_party_records_come_out_in_the_same_shape(stream: io.StringIO) -> 
 
 def test_uvicorn_is_routed_through_the_same_output(stream: io.StringIO) -> None:
     """Uvicorn's own handlers are gone, its misleading logger name too, and its access log is off."""
+    logging.getLogger("uvicorn.error").setLevel(logging.NOTSET)  # a server that ran in this process has quietened it
     logging.getLogger("uvicorn.error").info("Started server process [%d]", 7, extra={"color_message": "\x1b[36mx"})
     logging.getLogger("uvicorn.access").info("GET /")
     event = only(stream)
