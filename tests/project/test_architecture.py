@@ -41,7 +41,7 @@ SERVICE_ORDER = (
     "experiments.analysis.page",
     "experiments.analysis.compare",
     "experiments.analysis.guard experiments.analysis.plot experiments.analysis.snapshots",
-    "experiments.analysis.report experiments.analysis.routing_edit",
+    "experiments.analysis.report experiments.analysis.routing_edit experiments.analysis.routing_store",
     "experiments.analysis.sources",
     "experiments.analysis.evidence",
     "experiments.analysis.clusters",

@@ -129,3 +129,24 @@ def test_a_broken_ratio_leads_the_page_and_closes_the_effects(tmp_path: Path) ->
     assert result.output.splitlines()[1].startswith("Sample ratio is broken: do not read the rest.")
     text = page.read_text(encoding="utf-8")
     assert text.index("Sample ratio is broken") < text.index("<h2>Revisions") < text.index("<details>") < text.index('class="sequence"')
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--url", "http://127.0.0.1:1"], "--url needs --token-file"),
+        (["--token-file", "t"], "--token-file goes with --url"),
+        (["--url", "x", "--token-file", "t", "--repository", "."], "give either --repository or --url"),
+        (["--repository", "nowhere"], "'nowhere' does not exist"),
+        ([], "'models' is no directory; give --repository, or --url with --token-file"),
+    ],
+    ids=["no-token", "no-url", "two-places", "no-directory", "no-default"],
+)
+def test_the_guard_says_where_it_needs_to_be_told_the_file_is(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exit code 2, before anything is asked."""
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(experiment, ["guard", "--prometheus", "http://127.0.0.1:1", "--once", *arguments])
+    assert result.exit_code == 2
+    assert message in result.output

@@ -15,9 +15,10 @@ import yaml
 from experiment_pages import Replica, bucket_of
 from samegraph_service.experiments import routing_file
 from samegraph_service.experiments.analysis import sequences
-from samegraph_service.experiments.analysis.evidence import Evidence
+from samegraph_service.experiments.analysis.evidence import Evidence, Sample
 from samegraph_service.experiments.analysis.guard import Decision, Fleet, Guard, GuardMetrics, exit_code, judge
 from samegraph_service.experiments.analysis.routing_edit import edited
+from samegraph_service.experiments.analysis.routing_store import RepositoryStore
 from samegraph_service.experiments.analysis.sources import PrometheusSource, from_pages
 from samegraph_service.experiments.routing_file import ModelRouting
 
@@ -326,6 +327,24 @@ def test_a_rollout_goes_all_the_way() -> None:
 
 
 @pytest.mark.parametrize(
+    ("fleet", "reason", "note"),
+    [
+        (replace(READY, ready={1: 3, 2: 2}), "not_ready", "version 2 of treatment is ready on 2 of 3 replicas"),
+        (replace(READY, ready={1: 3}), "not_ready", "version 2 of treatment is ready on 0 of 3 replicas"),
+        (replace(READY, withdrawn={"treatment": 1.0}), "withdrawn", "the circuit-break of 1 of 3 replicas has taken treatment out"),
+    ],
+    ids=["loading-on-one", "nowhere", "taken-out-on-one"],
+)
+def test_a_rollout_waits_for_an_arm_that_others_answer_for(fleet: Fleet, reason: str, note: str) -> None:
+    """Where the fallback answers for it, it looks as good as the fallback; that is no reason to go on, and the decision says so."""
+    decision = judged(stepped(4), counted(stepped(4)), fleet)
+    assert (decision.do, decision.reason, decision.words, list(decision.notes)) == ("wait", reason, note, [note])
+    assert judged(evidence=counted(), fleet=fleet).notes == [note]  # without a rollout it is told all the same
+    fine = judged(stepped(4), counted(stepped(4)), replace(READY, ready={1: 3, 2: 3}))
+    assert (fine.do, list(fine.notes)) == ("advance", [])
+
+
+@pytest.mark.parametrize(
     ("evidence", "fleet", "reason"),
     [
         (None, READY, "no_data"),
@@ -405,6 +424,54 @@ def test_buckets_are_those_of_servers() -> None:
     from samegraph_service.experiments.assignment import bucket_of as served
 
     assert [bucket_of(f"u{i}") for i in range(100)] == [served(f"u{i}".encode()) for i in range(100)]
+
+
+class Known(PrometheusSource):
+    """A Prometheus that answers with counters given by hand."""
+
+    def __init__(self, evidence: Evidence) -> None:
+        super().__init__("http://127.0.0.1:1")
+        self._known = evidence
+
+    def evidence(self, model: str, experiment: str, at: float | None = None) -> Evidence:
+        return self._known
+
+    def vector(self, expression: str, at: float | None = None) -> list[Sample]:
+        return []
+
+    def value(self, expression: str, at: float | None = None) -> float | None:
+        return 3.0
+
+    def first_seen(self, model: str, experiment: str, end: float, revision: str | None = None) -> float | None:
+        return end - 1000
+
+
+class Contended(RepositoryStore):
+    """A file that somebody else changes between the guard's reading and its writing, so many times."""
+
+    def __init__(self, repository: Path, times: int) -> None:
+        super().__init__(repository)
+        self._path = repository / "routing.yaml"
+        self._times = times
+
+    def write(self, text: str, revision: str) -> None:
+        if self._times:
+            self._times -= 1
+            self._path.write_text(self._path.read_text(encoding="utf-8") + "# somebody else\n", encoding="utf-8")
+        super().write(text, revision)
+
+
+@pytest.mark.parametrize(("times", "done"), [(1, True), (2, True), (3, False)])
+def test_a_file_that_others_change_is_judged_again(tmp_path: Path, times: int, done: bool) -> None:
+    """The withdrawal is made from what they left, at once; where they never rest, the next look goes on and nothing is written over."""
+    path, log = tmp_path / "routing.yaml", io.StringIO()
+    path.write_text(FILE, encoding="utf-8")
+    guard = Guard(Contended(tmp_path, times), Known(counted(errors={"treatment": 0.2})), log=log)
+    assert [d.do for d in guard.look()] == ["withdraw"] * done
+    assert path.read_text(encoding="utf-8").count("# somebody else") == times
+    assert ("weight: 0}" in path.read_text(encoding="utf-8")) == done
+    events = [json.loads(line)["event"] for line in log.getvalue().splitlines()]
+    assert events == (["arm_withdrawn"] if done else ["guard_failed"])
 
 
 def test_a_file_that_cannot_be_read_stops_no_watch(tmp_path: Path) -> None:

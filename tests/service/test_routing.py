@@ -15,8 +15,11 @@ import package_builders as build
 import pytest
 from click.testing import CliRunner
 from live_server import LiveServer, Reply, live_server
+from samegraph_service.errors import RoutingConflict, RoutingProblem
+from samegraph_service.experiments.analysis.routing_store import AdminStore
+from samegraph_service.experiments.analysis.sources import SourceError
 from samegraph_service.experiments.assignment import Arm, Plan, Unit, bucket_of
-from samegraph_service.experiments.routing_file import FILE_NAME
+from samegraph_service.experiments.routing_file import FILE_NAME, revision_of
 from samegraph_service.routes_command import routes
 from samegraph_service.routing import Experiment, ModelRoutes, RouteTable
 from samegraph_transforms.draft import DraftStage
@@ -339,6 +342,37 @@ class TestAdmin:
         monkeypatch.setattr("tempfile.mkstemp", refuse)
         answer = self.put(server, ROUTING + "# more\n")
         assert (answer.status, answer.json()["code"], answer.json()["file"]) == (409, "routing_read_only", ROUTING + "# more\n")
+
+    def test_the_guards_way_to_the_file(self, server: LiveServer, repository: Path, tmp_path: Path) -> None:
+        """It reads what is in force, writes from there, and is told when somebody was quicker, the file is bad, or the token is."""
+        token = tmp_path / "admin.token"
+        token.write_text(TOKEN + "\n")
+        store = AdminStore(server.url, token)
+        there = store.read()
+        assert (there.text, there.revision) == (ROUTING, revision_of(ROUTING.encode()))
+        store.write(ROUTING.replace("canary: 3", "canary: 4"), there.revision)
+        assert store.read().models["plants"].labels["canary"] == 4
+        assert ask(server, path="/labels/canary")["model-version"] == "4"
+        with pytest.raises(RoutingConflict):
+            store.write(ROUTING, there.revision)
+        with pytest.raises(RoutingProblem, match="version 9 is not in the repository"):
+            store.write(ROUTING.replace("canary: 3", "canary: 9"), store.read().revision)
+        token.write_text("another")
+        with pytest.raises(SourceError, match=r"does not take the token in admin\.token"):
+            store.read()
+        token.unlink()
+        with pytest.raises(SourceError, match="the token cannot be read"):
+            store.read()
+
+    def test_a_server_without_a_file_can_be_given_one(self, packages: Path, tmp_path: Path) -> None:
+        """Its revision is `none` until then."""
+        shutil.copytree(packages, tmp_path / "models")
+        (tmp_path / "admin.token").write_text(TOKEN)
+        with live_server(tmp_path / "models", admin={"token": TOKEN}) as live:
+            store = AdminStore(live.url, tmp_path / "admin.token")
+            assert store.read().revision == "none"
+            store.write(ROUTING, "none")
+            assert store.read().text == ROUTING
 
     def test_it_is_closed_without_the_token(self, server: LiveServer) -> None:
         """To read too: salts tell which unit gets what."""

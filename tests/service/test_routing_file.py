@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from samegraph_service.errors import RoutingConflict, RoutingProblem, RoutingRea
 from samegraph_service.experiments import routing_file
 from samegraph_service.experiments.routing_file import (
     FILE_NAME,
+    LOCK_NAME,
     MAX_BYTES,
     NOTHING,
     RoutingFile,
@@ -239,7 +243,7 @@ class TestWriting:
         document: dict[str, Any] = yaml.safe_load(GOOD)
         written = write_routing(tmp_path, document)
         assert routing_file.read(tmp_path) == written
-        assert [path.name for path in tmp_path.iterdir()] == [FILE_NAME]
+        assert {path.name for path in tmp_path.iterdir()} == {FILE_NAME, LOCK_NAME}
 
     def test_a_text_keeps_its_comments(self, tmp_path: Path) -> None:
         """What people write is not rewritten."""
@@ -262,6 +266,50 @@ class TestWriting:
         with pytest.raises(RoutingConflict) as caught:
             write_routing(tmp_path, GOOD, if_revision=first.revision)
         assert caught.value.revision == second.revision
+
+    def test_of_many_who_write_at_once_none_is_lost(self, tmp_path: Path) -> None:
+        """Four writers each add six lines, every time to what they read; whoever was too late reads again. All lines are there."""
+        write_routing(tmp_path, GOOD)
+        late: list[int] = []
+
+        def add(writer: int) -> None:
+            for i in range(6):
+                while True:
+                    there = routing_file.read(tmp_path)
+                    try:
+                        write_routing(tmp_path, f"{there.text}# {writer}.{i}\n", if_revision=there.revision)
+                    except RoutingConflict:
+                        late.append(writer)
+                    else:
+                        break
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(add, range(4)))
+        lines = (tmp_path / FILE_NAME).read_text().splitlines()
+        assert sorted(line for line in lines if line.startswith("# ")) == sorted(f"# {w}.{i}" for w in range(4) for i in range(6))
+        assert late
+
+    def test_a_writer_who_keeps_the_lock_is_not_waited_for_forever(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The file stays as it is, and what was to be written comes back with the lock's name."""
+        write_routing(tmp_path, GOOD)
+        monkeypatch.setattr(routing_file, "LOCK_WAIT_S", 0.0)
+        with (tmp_path / LOCK_NAME).open() as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            with pytest.raises(RoutingReadOnly, match=LOCK_NAME):
+                write_routing(tmp_path, GOOD + "# more\n")
+        assert write_routing(tmp_path, GOOD + "# more\n").text == GOOD + "# more\n"
+
+    def test_a_file_system_without_locks_is_written_all_the_same(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The comparison remains."""
+
+        def refuse(*_: Any) -> None:
+            raise OSError(errno.ENOLCK, "No locks available")
+
+        monkeypatch.setattr(fcntl, "flock", refuse)
+        first = write_routing(tmp_path, GOOD)
+        write_routing(tmp_path, GOOD + "# more\n", if_revision=first.revision)
+        with pytest.raises(RoutingConflict):
+            write_routing(tmp_path, GOOD, if_revision=first.revision)
 
     def test_a_place_that_cannot_be_written_hands_the_file_back(self, tmp_path: Path) -> None:
         """Where the repository is mounted read-only somebody else has to apply it."""

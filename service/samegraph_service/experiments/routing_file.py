@@ -6,13 +6,17 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import math
 import os
 import re
 import stat
 import tempfile
-from collections.abc import Callable, Collection, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -30,6 +34,12 @@ from .assignment import Arm, Plan, Unit
 T = TypeVar("T")
 
 FILE_NAME: Final = "routing.yaml"
+#: Held by whoever writes the file while he compares and renames; it stays there, empty.
+LOCK_NAME: Final = f".{FILE_NAME}.lock"
+#: Seconds to wait for another writer, who takes milliseconds.
+LOCK_WAIT_S: Final = 5.0
+#: What a file system answers that knows no locks.
+_NO_LOCKS: Final = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL})
 #: Largest file, most levels of nesting, and how many problems are told at once.
 MAX_BYTES: Final = 256 * 1024
 MAX_DEPTH: Final = 32
@@ -625,6 +635,9 @@ def write_routing(
 ) -> RoutingFile:
     """Check a routing file and put it into a repository in one step: a reader sees the old one or the new one.
 
+    Of several who write at the same time, in whatever processes, each compares with what the one before him wrote (a lock on
+    `.routing.yaml.lock` beside the file; on a file system without locks two within the same moment may both succeed, and the later stays).
+
     Args:
         repository: The repository.
         document: The file's text, or the whole document, which is written as YAML.
@@ -638,7 +651,7 @@ def write_routing(
     Raises:
         RoutingProblem: It is no valid routing file; every problem with its path in the file.
         RoutingConflict: The file there has another revision.
-        RoutingReadOnly: The repository cannot be written to; carries the file to apply.
+        RoutingReadOnly: The repository cannot be written to, or another writer kept it locked for 5 s; carries the file to apply.
     """
     text = document if isinstance(document, str) else yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
     data = text.encode()
@@ -647,15 +660,52 @@ def write_routing(
     if problems:
         raise RoutingProblem(problems)
     path = repository / FILE_NAME
-    if if_revision is not None:
-        there = _revision_there(path)
-        if there != if_revision:
-            raise RoutingConflict(if_revision, there)
     try:
-        _replace(path, data)
+        with _one_writer(repository):
+            if if_revision is not None:
+                there = _revision_there(path)
+                if there != if_revision:
+                    raise RoutingConflict(if_revision, there)
+            _replace(path, data)
     except OSError as error:
         raise RoutingReadOnly(text, error.strerror or type(error).__name__) from error
     return file
+
+
+@contextmanager
+def _one_writer(repository: Path) -> Iterator[None]:
+    """Keep every other writer of the repository's routing file out.
+
+    Raises:
+        OSError: The lock's file cannot be made, or somebody holds it for too long.
+    """
+    path = repository / LOCK_NAME
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except PermissionError:  # another user's; reading is enough to lock it, but on NFS
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _lock(handle)
+        yield
+    finally:
+        os.close(handle)  # which lets the lock go
+
+
+def _lock(handle: int) -> None:
+    deadline = time.monotonic() + LOCK_WAIT_S
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in _NO_LOCKS:
+                return
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                raise
+            if time.monotonic() > deadline:
+                raise OSError(errno.EBUSY, f"another process holds {LOCK_NAME}") from error
+            time.sleep(0.005)
+        else:
+            return
 
 
 def _revision_there(path: Path) -> str:

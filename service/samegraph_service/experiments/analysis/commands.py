@@ -19,6 +19,7 @@ import click
 if TYPE_CHECKING:
     from .evidence import Evidence
     from .report import Report
+    from .routing_store import RoutingStore
     from .sources import Look, PrometheusSource
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
@@ -203,6 +204,7 @@ Examples:
   samegraph experiment guard --prometheus http://prometheus:9090 --repository /models --every 30s
   samegraph experiment guard --prometheus http://prometheus:9090 --once --textfile /var/lib/node_exporter/guard.prom    from cron
   samegraph experiment guard --prometheus http://prometheus:9090 --once --dry-run
+  samegraph experiment guard --prometheus http://prometheus:9090 --every 30s --url http://10.0.0.1:8000 --token-file admin.token
 
 \b
 Exit codes of --once: 0 nothing to do, or a rollout went on, 3 an arm was withdrawn (or would have been: --dry-run),
@@ -214,10 +216,10 @@ With --every it runs until SIGTERM or Ctrl-C and ends with 0.
 @click.option(
     "--repository",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    default=Path("models"),
-    show_default=True,
-    help="The directory with routing.yaml.",
+    help="The directory with routing.yaml. [default: models]",
 )
+@click.option("--url", help="Read and write the file through the admin endpoint of this server instead; needs --token-file.")
+@click.option("--token-file", type=click.Path(dir_okay=False, path_type=Path), help="A file with the server's admin token.")
 @click.option("--prometheus", "prometheus_url", required=True, help="The Prometheus server that scrapes every replica.")
 @click.option("--header", "headers", type=Headers(), multiple=True, help="Header for it, 'Name: value'; may be repeated.")
 @click.option("--selector", default="", help="""Further label matchers for it, such as 'job="samegraph"'.""")
@@ -231,7 +233,9 @@ With --every it runs until SIGTERM or Ctrl-C and ends with 0.
 @click.option("--metrics-port", type=click.IntRange(1, 65535), help="Serve the same on http://127.0.0.1:PORT/metrics while it runs.")
 def guard(
     names: tuple[str, ...],
-    repository: Path,
+    repository: Path | None,
+    url: str | None,
+    token_file: Path | None,
     prometheus_url: str,
     once: bool,
     every: float | None,
@@ -249,7 +253,7 @@ def guard(
         raise click.UsageError("give either --once or --every DURATION")
     from .guard import Guard, exit_code
 
-    watching = Guard(repository, _prometheus(prometheus_url, options), only=names, dry_run=dry_run)
+    watching = Guard(_store(repository, url, token_file), _prometheus(prometheus_url, options), only=names, dry_run=dry_run)
     with _stop_event() as stop, _page(metrics_port, watching.metrics.text):
         while True:
             decisions = watching.look()
@@ -259,6 +263,23 @@ def guard(
                 sys.exit(exit_code(decisions, watching.metrics))
             if stop.wait(every):
                 return
+
+
+def _store(repository: Path | None, url: str | None, token_file: Path | None) -> RoutingStore:
+    from .routing_store import AdminStore, RepositoryStore
+
+    if url is None:
+        if token_file is not None:
+            raise click.UsageError("--token-file goes with --url")
+        directory = repository or Path("models")
+        if not directory.is_dir():
+            raise click.UsageError(f"{str(directory)!r} is no directory; give --repository, or --url with --token-file")
+        return RepositoryStore(directory)
+    if repository is not None:
+        raise click.UsageError("give either --repository or --url")
+    if token_file is None:
+        raise click.UsageError("--url needs --token-file: a file with the server's admin token")
+    return AdminStore(url, token_file)
 
 
 @click.command(

@@ -20,20 +20,22 @@ from typing import Literal, TextIO
 
 from samegraph_transforms.errors import SamegraphError
 
-from samegraph_service.errors import NoEvidence, RoutingProblem
-from samegraph_service.experiments import routing_file
+from samegraph_service.errors import NoEvidence, RoutingConflict
 from samegraph_service.experiments.routing_file import ExperimentSpec, MetricSpec, ModelRouting, share_as_weight
 
 from .clusters import Moments, difference
 from .evidence import ArmCounts, Events, Evidence, Revision
 from .report import LEAST_BUCKETS, number, p_words, sample_ratio
 from .routing_edit import Edits, edited
+from .routing_store import RepositoryStore, RoutingStore
 from .sources import PrometheusSource
 
 Do = Literal["hold", "wait", "withdraw", "advance", "start", "done"]
 EXIT_FINE, EXIT_ERROR, EXIT_WITHDRAWN = 0, 1, 3
 #: Share of replicas whose circuit-break has taken an arm out, from which on it is withdrawn everywhere.
 BROKEN_REPLICAS = 0.5
+#: How often a change is made again from the file as somebody else has left it.
+WRITES = 3
 #: What the names of guardrails on outcomes begin with: their path in the file, which no event is called.
 OUTCOME = "metrics."
 
@@ -84,12 +86,14 @@ class Fleet:
         withdrawn: Arm → replicas whose circuit-break has taken it out.
         failed_checks: Versions of the model whose golden check fails somewhere, or that failed to load there.
         step_s: Seconds since the revision in force was first seen; None when it was not.
+        ready: Version of the model → replicas that serve it; None when that is not known.
     """
 
     replicas: int = 0
     withdrawn: Mapping[str, float] = field(default_factory=dict)
     failed_checks: Sequence[int] = ()
     step_s: float | None = None
+    ready: Mapping[int, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,7 @@ class Decision:
         edits: What changes in the file.
         bounds: Guardrails as they stand.
         revision: The revision that was judged.
+        notes: What is wrong with an arm and asks for no withdrawal: its version is not ready everywhere, or some replicas took it out.
     """
 
     model: str
@@ -118,6 +123,7 @@ class Decision:
     edits: Edits = field(default_factory=dict)
     bounds: Sequence[Bound] = ()
     revision: str = ""
+    notes: Sequence[str] = ()
 
 
 # --- judging --------------------------------------------------------------------------------------------------------------
@@ -136,17 +142,17 @@ def judge(model: str, routing: ModelRouting, evidence: Evidence | None, fleet: F
     if plan is None or routing.enabled is None:
         return None
     name, spec = routing.enabled
-    judged = _Judged(model, name, spec, routing, plan.revision)
+    judged = _Judged(model, name, spec, routing, plan.revision, fleet)
     revision = next((r for r in evidence.revisions if r.name == plan.revision), None) if evidence is not None else None
     bounds = [] if revision is None else bounds_of(spec, revision)
-    harm = judged.harm(revision, bounds, fleet)
+    harm = judged.harm(revision, bounds)
     if harm is not None:
         return harm
     if spec.rollout is None or spec.rollout.paused:
         return judged.decision(
             "hold", "", "holds", "the guardrails hold" if revision else "nothing was counted in this revision yet", bounds
         )
-    return judged.rollout(revision, bounds, fleet)
+    return judged.rollout(revision, bounds)
 
 
 def bounds_of(spec: ExperimentSpec, revision: Revision) -> list[Bound]:
@@ -200,26 +206,41 @@ class _Judged:
     spec: ExperimentSpec
     routing: ModelRouting
     revision: str
+    fleet: Fleet
 
     def decision(self, do: Do, arm: str, reason: str, words: str, bounds: Sequence[Bound], edits: Edits | None = None) -> Decision:
-        return Decision(self.model, self.name, do, arm, reason, words, edits or {}, bounds, self.revision)
+        notes = [note for name in self.spec.arms for _, note in self._absent(name)]
+        return Decision(self.model, self.name, do, arm, reason, words, edits or {}, bounds, self.revision, notes)
+
+    def _version(self, arm: str) -> int:
+        part = self.spec.arms[arm]
+        return self.routing.number(part.version, part.label)
+
+    def _absent(self, arm: str) -> Iterator[tuple[str, str]]:
+        """Yield why an arm with a weight is not what answers its units everywhere: a word and a sentence."""
+        if not self.spec.arms[arm].weight:
+            return
+        version, out, ready = self._version(arm), self.fleet.withdrawn.get(arm, 0.0), self.fleet.ready
+        if ready is not None and ready.get(version, 0.0) < self.fleet.replicas:
+            yield "not_ready", f"version {version} of {arm} is ready on {ready.get(version, 0.0):.0f} of {self.fleet.replicas} replicas"
+        if out:
+            yield "withdrawn", f"the circuit-break of {out:.0f} of {self.fleet.replicas} replicas has taken {arm} out"
 
     @property
     def arms(self) -> list[str]:
         """Arms that get requests and can be withdrawn."""
         return [name for name, part in self.spec.arms.items() if name != self.spec.fallback_arm and part.weight > 0]
 
-    def harm(self, revision: Revision | None, bounds: Sequence[Bound], fleet: Fleet) -> Decision | None:
+    def harm(self, revision: Revision | None, bounds: Sequence[Bound]) -> Decision | None:
         """Return the withdrawal of the first arm that does harm."""
-        for arm, reason, words in self._harms(revision, bounds, fleet):
+        for arm, reason, words in self._harms(revision, bounds):
             return self.decision("withdraw", arm, reason, words, bounds, self._withdrawn(arm))
         return None
 
-    def _harms(self, revision: Revision | None, bounds: Sequence[Bound], fleet: Fleet) -> Iterator[tuple[str, str, str]]:
-        rules = self.spec.guardrails
+    def _harms(self, revision: Revision | None, bounds: Sequence[Bound]) -> Iterator[tuple[str, str, str]]:
+        rules, fleet = self.spec.guardrails, self.fleet
         for arm in self.arms:
-            part = self.spec.arms[arm]
-            version = self.routing.number(part.version, part.label)
+            version = self._version(arm)
             if version in fleet.failed_checks:
                 yield arm, "golden_check", f"version {version} fails its golden check, or does not load"
             broken = fleet.withdrawn.get(arm, 0.0)
@@ -255,7 +276,7 @@ class _Judged:
             edits[*at, "rollout", "paused"] = True
         return edits
 
-    def rollout(self, revision: Revision | None, bounds: Sequence[Bound], fleet: Fleet) -> Decision:
+    def rollout(self, revision: Revision | None, bounds: Sequence[Bound]) -> Decision:
         """Return how a rollout goes on; there is no harm."""
         plan = self.spec.rollout
         assert plan is not None
@@ -267,16 +288,18 @@ class _Judged:
             return self.decision("start", plan.arm, "step", words, bounds, self._step(plan.arm, plan.step))
         if plan.step == len(plan.steps) - 1:
             return self.decision("done", plan.arm, "last_step", f"{plan.arm} gets {share:g} % of units, the last step", bounds)
-        reason, words = self._inconclusive(revision, bounds, fleet)
+        reason, words = self._inconclusive(revision, bounds)
         if reason:
             return self.decision("wait", plan.arm, reason, words, bounds)
         words = f"{plan.arm} goes from {share:g} % to {plan.steps[plan.step + 1]:g} % of units: the guardrails hold"
         return self.decision("advance", plan.arm, "holds", words, bounds, self._step(plan.arm, plan.step + 1))
 
-    def _inconclusive(self, revision: Revision | None, bounds: Sequence[Bound], fleet: Fleet) -> tuple[str, str]:
+    def _inconclusive(self, revision: Revision | None, bounds: Sequence[Bound]) -> tuple[str, str]:
         """Return what is missing before the next step; empty when nothing is."""
-        plan = self.spec.rollout
+        plan, fleet = self.spec.rollout, self.fleet
         assert plan is not None
+        for word, sentence in self._absent(plan.arm):
+            return word, sentence  # its units get the fallback's answers there, which look as good as the fallback's
         mine = [b for b in bounds if b.arm == plan.arm]
         if revision is None or fleet.step_s is None or not mine:
             return "no_data", "nothing was counted in this revision yet"
@@ -330,7 +353,7 @@ class Guard:
     """Looks at every enabled experiment of a repository, judges it, and writes the file where that is needed.
 
     Args:
-        repository: The directory with routing.yaml.
+        repository: The directory with routing.yaml, or what else holds the file.
         source: The Prometheus server that scrapes the fleet.
         only: Names of experiments to guard; empty is all.
         dry_run: Decide, tell and write nothing.
@@ -340,7 +363,7 @@ class Guard:
 
     def __init__(
         self,
-        repository: Path,
+        repository: Path | RoutingStore,
         source: PrometheusSource,
         *,
         only: Sequence[str] = (),
@@ -348,7 +371,7 @@ class Guard:
         log: TextIO | None = None,
         now: Callable[[], float] = clock.time,
     ) -> None:
-        self._repository = repository
+        self._store = RepositoryStore(repository) if isinstance(repository, Path) else repository
         self._source = source
         self._only = frozenset(only)
         self._dry_run = dry_run
@@ -366,8 +389,8 @@ class Guard:
         self.metrics.looks += 1
         decisions = []
         try:
-            models = list(routing_file.read(self._repository).models)
-        except RoutingProblem as error:
+            models = list(self._store.read().models)
+        except SamegraphError as error:
             self._failed("", error)
             return []
         for model in models:
@@ -385,7 +408,15 @@ class Guard:
         self._event("guard_failed", model=model, error=str(error))
 
     def _look_at(self, model: str) -> Decision | None:
-        file = routing_file.read(self._repository)
+        for _ in range(WRITES - 1):
+            try:
+                return self._look_once(model)
+            except RoutingConflict:  # somebody changed the file meanwhile; what he wrote is judged, not written over
+                continue
+        return self._look_once(model)
+
+    def _look_once(self, model: str) -> Decision | None:
+        file = self._store.read()
         routing = file.models.get(model)
         if routing is None or routing.enabled is None or (self._only and routing.enabled[0] not in self._only):
             return None
@@ -400,7 +431,7 @@ class Guard:
         decision = judge(model, routing, evidence, self._fleet(model, name, plan.revision, at))
         assert decision is not None
         if decision.edits and not self._dry_run:
-            routing_file.write_routing(self._repository, edited(file.text, decision.edits), if_revision=file.revision)
+            self._store.write(edited(file.text, decision.edits), file.revision)
         self._tell(decision)
         return decision
 
@@ -410,6 +441,8 @@ class Guard:
         info = self._source.value(f"count({self._source.selected('samegraph_experiment_info', model, name, revision)})", at)
         checks = self._source.vector(self._source.with_matchers("samegraph_golden_check", of) + " == 0", at)
         failed = self._source.vector(self._source.with_matchers("samegraph_model_state", f'{of},state="failed"') + " == 1", at)
+        up = self._source.with_matchers("samegraph_model_state", f'{of},state="ready"')
+        ready = self._source.vector(f"count by (version) ({up} == 1)", at)
         began = self._source.first_seen(model, name, at, revision)
         counts: dict[str, float] = {}
         for sample in withdrawn:
@@ -419,6 +452,7 @@ class Guard:
             withdrawn=counts,
             failed_checks=sorted({int(s.labels["version"]) for s in (*checks, *failed)}),
             step_s=None if began is None else max(0.0, at - began),
+            ready={int(s.labels["version"]): s.value for s in ready} or None,
         )
 
     def _tell(self, decision: Decision) -> None:
@@ -433,6 +467,7 @@ class Guard:
             do=decision.do,
             reason=decision.reason,
             words=decision.words,
+            notes=list(decision.notes),
             dry_run=self._dry_run,
             bounds=[
                 {
