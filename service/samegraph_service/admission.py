@@ -500,7 +500,7 @@ class Gate:
         now = self._clock()
         if ticket is None:
             ticket = self.tickets.find(caller.name, asked.key, now)
-        position = self.tickets.position(ticket)
+        position = self.tickets.position(ticket, caller.name)
         lane = asked.lane
         rate = None if lane is None else self._forecast.rate_per_s(lane)
         wait = self._forecast.pending_s() if lane is None else late_s + self._place_free_s(lane, position)

@@ -1,13 +1,16 @@
 """The line of those who were refused: each holds a ticket, and is told when *its* place comes free.
 
-Numbers are given out in order, every place that comes free is that of the first in the line, and a ticket that is redeemed or expires lets
-everybody behind it move up. Pure bookkeeping with the time as an argument.
+The line goes round by round: in every round each owner has one place, in the order in which they came (start-time fair queueing with the
+ticket as the unit), so that who has one request is not told to come after the last of somebody else's three hundred. Every place that comes
+free is that of the first in the line, and a ticket that is redeemed or expires lets everybody behind it move up. Pure bookkeeping with the
+time as an argument.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections import OrderedDict, deque
+from bisect import bisect_left, insort
+from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
@@ -23,7 +26,7 @@ class Ticket:
     """A refused request's place in the line.
 
     Attributes:
-        number: In order of first refusals.
+        place: Its round, and a number in order of first refusals: the line is sorted by it.
         owner: Whose it is.
         key: What the request is known by; None where it has no key of its own.
         promised: When its place was last predicted to be free (the time the caller was told, or would have been without a cap).
@@ -33,7 +36,7 @@ class Ticket:
         first: What it was promised when it was refused for the first time.
     """
 
-    number: int
+    place: tuple[int, int]
     owner: Hashable
     key: Hashable | None
     promised: float
@@ -87,10 +90,13 @@ class TicketTable:
         self._by_key: dict[tuple[Hashable, Hashable], Ticket] = {}
         self._keyless: dict[Hashable, deque[Ticket]] = {}
         self._of: dict[Hashable, int] = {}
-        self._line: OrderedDict[int, Ticket] = OrderedDict()  # those for which no place came free yet, in order
+        self._line: list[tuple[int, int]] = []  # places of those for which none came free yet, sorted; 10,000 move in 3 µs
+        self._at: dict[tuple[int, int], Ticket] = {}
+        self._rounds: dict[Hashable, int] = {}  # owner → round of his latest ticket
+        self._round = 0
         self._deaths: list[tuple[float, int, Ticket]] = []
         self._holding: deque[tuple[float, Ticket]] = deque()
-        self._issued = self._redeemed = self._count = 0
+        self._issued = self._count = 0
 
     def __len__(self) -> int:
         return self._count
@@ -114,12 +120,14 @@ class TicketTable:
             mine.popleft()
         return mine[0] if mine and mine[0].told <= now + EARLY_S else None
 
-    def position(self, ticket: Ticket | None) -> int:
-        """Return how many in the line come before this ticket, or before a new one; those whose place came free are in it no more."""
-        if ticket is None or not self._line:
-            return len(self._line)
-        number = ticket.number
-        return max(0, min(number - self._redeemed, number - next(iter(self._line))))
+    def position(self, ticket: Ticket | None, owner: Hashable) -> int:
+        """Return how many in the line come before this ticket, or before a new one of `owner`; those whose place came free are in it no more."""
+        if ticket is not None:
+            return bisect_left(self._line, ticket.place)
+        return bisect_left(self._line, (self._next_round(owner), self._issued))
+
+    def _next_round(self, owner: Hashable) -> int:
+        return max(self._round, self._rounds.get(owner, -1) + 1)
 
     def refuse(self, ticket: Ticket | None, owner: Hashable, key: Hashable | None, now: float, promised: float, told: float) -> None:
         """Note a refusal and what was promised with it; a first one gets a ticket if there is room.
@@ -139,8 +147,7 @@ class TicketTable:
             ticket.promised, ticket.told = promised, told
             if came and ticket.freed is not None:  # somebody else took its place: the next one is its own
                 ticket.freed = None
-                self._line[ticket.number] = ticket
-                self._line.move_to_end(ticket.number, last=False)
+                self._stand(ticket)
             ticket.expires = max(ticket.expires, expires)
             if key is None:  # the oldest that is due stands at the end of its owner's again
                 self._keyless[owner].rotate(-1)
@@ -148,17 +155,22 @@ class TicketTable:
         if self._count >= self._capacity or self._of.get(owner, 0) >= self._per_owner:
             self.seen.unticketed += 1
             return
-        ticket = Ticket(self._issued, owner, key, promised, told, expires, promised)
+        self._rounds[owner] = turn = self._next_round(owner)
+        ticket = Ticket((turn, self._issued), owner, key, promised, told, expires, promised)
         self._issued += 1
         self._count += 1
         self.seen.issued += 1
         self._of[owner] = self._of.get(owner, 0) + 1
-        self._line[ticket.number] = ticket
+        self._stand(ticket)
         if key is None:
             self._keyless.setdefault(owner, deque()).append(ticket)
         else:
             self._by_key[owner, key] = ticket
-        heapq.heappush(self._deaths, (expires, ticket.number, ticket))
+        heapq.heappush(self._deaths, (expires, ticket.place[1], ticket))
+
+    def _stand(self, ticket: Ticket) -> None:
+        insort(self._line, ticket.place)
+        self._at[ticket.place] = ticket
 
     def redeem(self, ticket: Ticket, now: float) -> None:
         """The request was let in."""
@@ -168,7 +180,8 @@ class TicketTable:
     def freed(self, now: float, places: int = 1) -> None:
         """So many places came free: they were those of the first in the line for whom none had."""
         while places > 0 and self._line:
-            _, ticket = self._line.popitem(last=False)
+            ticket = self._at.pop(self._line.pop(0))
+            self._round = max(self._round, ticket.place[0])
             ticket.freed = now
             self._on_error(now - ticket.first)
             self._holding.append((max(now, ticket.told) + self.grace_s, ticket))
@@ -203,20 +216,21 @@ class TicketTable:
 
     def _drop(self, ticket: Ticket) -> None:
         ticket.void = True
-        self._line.pop(ticket.number, None)
+        if self._at.pop(ticket.place, None) is not None:
+            del self._line[bisect_left(self._line, ticket.place)]
         self._count -= 1
-        self._redeemed += 1
         left = self._of[ticket.owner] - 1
         if left:
             self._of[ticket.owner] = left
         else:
             del self._of[ticket.owner]
+            del self._rounds[ticket.owner]
         if ticket.key is not None:
             self._by_key.pop((ticket.owner, ticket.key), None)
         elif not left:
             self._keyless.pop(ticket.owner, None)
         if self._count == 0:
-            self._redeemed = self._issued = 0
+            self._issued = self._round = 0
             self._deaths.clear()
             self._holding.clear()
             self._keyless.clear()

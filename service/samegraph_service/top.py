@@ -33,6 +33,8 @@ Values: TypeAlias = dict[str, dict[Labels, float]]
 MAX_PAGE_BYTES: Final = 16 << 20
 #: Rates remembered for the small curve beside a version.
 REMEMBERED: Final = 30
+#: Share of hints that hold on a server whose callers obey.
+HONEST: Final = 0.9
 _BARS: Final = "▁▂▃▄▅▆▇█"
 
 
@@ -118,6 +120,25 @@ class VersionSight:
     def fill(self) -> float | None:
         """How full executions were that left others waiting, or None without any."""
         return self.backlog / self.backlog_wanted if self.backlog_wanted else None
+
+
+@dataclass(frozen=True)
+class HintSight:
+    """Refused callers over an interval, summed over replicas; all rates a second.
+
+    Attributes:
+        waiting: Tickets held now.
+        returns: Result of coming back (`hit`, `miss`, `early`) → rate.
+        hit_ratio: Share of those who came when they were told that got in; None when nobody came.
+        mean_error: Seconds between the promise and the place that came free, either way; None when none did.
+        tickets: What happened to tickets (`issued`, `expired`, `none`) → rate.
+    """
+
+    waiting: float
+    returns: dict[str, float]
+    hit_ratio: float | None
+    mean_error: float | None
+    tickets: dict[str, float]
 
 
 @dataclass
@@ -230,28 +251,40 @@ class Screen:
                     rates[labels[label]] = rates.get(labels[label], 0.0) + value / replica.seconds
         return rates
 
-    def hints(self) -> tuple[float, float | None, float | None]:
-        """Return callers that came back a second, the share of them that found a place, and the mean error of hints in seconds."""
-        back = hit = errors = count = 0.0
-        for replica in self.replicas:
-            for labels, value in replica.increases("samegraph_hint_outcomes_total"):
-                back += value
-                hit += value if labels.get("outcome") == "hit" else 0.0
-            errors += replica.total("samegraph_hint_error_seconds_sum")
-            count += replica.total("samegraph_hint_error_seconds_count")
-        seconds = self.seconds
-        return (back / seconds if seconds else 0.0), (hit / back if back else None), (errors / count if count else None)
+    def hints(self) -> HintSight:
+        """Return what became of hints and tickets over the interval."""
+        returns = self.by_label("samegraph_hint_returns_total", "result")
+        hit, miss = returns.get("hit", 0.0), returns.get("miss", 0.0)
+        errors = sum(replica.total("samegraph_hint_error_seconds_sum") for replica in self.replicas)
+        count = sum(replica.total("samegraph_hint_error_seconds_count") for replica in self.replicas)
+        return HintSight(
+            waiting=sum(replica.value("samegraph_tickets_waiting") or 0.0 for replica in self.replicas),
+            returns=returns,
+            hit_ratio=hit / (hit + miss) if hit + miss else None,
+            mean_error=errors / count if count else None,
+            tickets=self.by_label("samegraph_tickets_total", "event"),
+        )
+
+    def dropped(self) -> dict[str, float]:
+        """Return what was accepted and never answered, a second: passed deadlines and callers who left."""
+        return {
+            "expired": self.rate(lambda r: r.total("samegraph_expired_requests_total")),
+            "callers left": self.rate(lambda r: r.total("samegraph_cancelled_requests_total")),
+        }
 
     def document(self) -> dict[str, Any]:
         """Return the figures as JSON values."""
-        back, hit, error = self.hints()
+        hints = self.hints()
         return {
             "interval_seconds": round(self.seconds, 3),
             "replicas": [_replica_document(replica) for replica in self.replicas],
             "requests_per_second": self.rate(lambda r: r.total("samegraph_requests_total")),
             "refused_per_second": self.by_label("samegraph_refused_total", "reason"),
             "errors_per_second": self.by_label("samegraph_errors_total", "code"),
-            "hints": {"returns_per_second": back, "hit_ratio": hit, "mean_error_seconds": error},
+            "hints": {"returns_per_second": hints.returns, "hit_ratio": hints.hit_ratio, "mean_error_seconds": hints.mean_error},
+            "tickets": {"waiting": hints.waiting, "per_second": hints.tickets},
+            "replayed_per_second": self.by_label("samegraph_replayed_requests_total", "how"),
+            "dropped_per_second": self.dropped(),
             "versions": [_version_document(sight, self.seconds) for sight in self.versions()],
         }
 
@@ -264,14 +297,36 @@ class Screen:
             curve = self._curves.setdefault((sight.model, sight.version), deque(maxlen=REMEMBERED))
             curve.append(sum(sight.requests.values()) / self.seconds if self.seconds else 0.0)
         parts: list[RenderableType] = [self._replicas(width), self._summary(), Text(), self._versions(versions, width)]
-        for title, rates in (("refused", self.by_label("samegraph_refused_total", "reason")), ("errors", self._failures())):
+        parts.extend(self._line())
+        for title, rates, style in (
+            ("refused", self.by_label("samegraph_refused_total", "reason"), "yellow"),
+            ("dropped", self.dropped(), "yellow"),
+            ("replayed", self.by_label("samegraph_replayed_requests_total", "how"), ""),
+            ("errors", self.by_label("samegraph_errors_total", "code"), "yellow"),
+        ):
             busy = {name: rate for name, rate in sorted(rates.items(), key=lambda item: -item[1]) if rate > 0}
             if busy:
-                parts.append(Text(f"{title}  " + "  ".join(f"{name} {_number(rate)}/s" for name, rate in busy.items()), "yellow"))
+                parts.append(_titled(title, [f"{name} {_number(rate)}/s" for name, rate in busy.items()], style))
         return Group(*parts)
 
-    def _failures(self) -> dict[str, float]:
-        return self.by_label("samegraph_errors_total", "code")
+    def _line(self) -> Iterator[RenderableType]:
+        """Yield how those fare who were refused and told when to come, if there are any."""
+        hints = self.hints()
+        back = sum(hints.returns.values())
+        words = [f"{_number(hints.waiting)} waiting"] if hints.waiting or back else []
+        if back:
+            words.append(f"{_number(back)}/s came back")
+        if hints.hit_ratio is not None:
+            words.append(f"{hints.hit_ratio:.0%} got in when told")
+        if hints.returns.get("early"):
+            words.append(f"{_number(hints.returns['early'])}/s too early")
+        if hints.mean_error is not None:
+            words.append(f"off by {_seconds(hints.mean_error)}")
+        for event, text in (("expired", "never came"), ("none", "without a ticket")):
+            if hints.tickets.get(event):
+                words.append(f"{_number(hints.tickets[event])}/s {text}")
+        if words:
+            yield _titled("tickets", words, "red" if hints.hit_ratio is not None and hints.hit_ratio < HONEST else "")
 
     def _replicas(self, width: int) -> RenderableType:
         headings = ("replica", "state", "requests", "slots", "drain", "instances", "cpu", "memory", "bytes", "up")
@@ -300,15 +355,12 @@ class Screen:
         return table
 
     def _summary(self) -> RenderableType:
-        back, hit, error = self.hints()
         refused = sum(self.by_label("samegraph_refused_total", "reason").values())
         words = [
             f"{_number(self.rate(lambda r: r.total('samegraph_requests_total')))} requests/s",
             f"{_number(self.rate(lambda r: r.total('samegraph_instances_total')))} instances/s",
             f"{_number(refused)} refused/s",
         ]
-        if hit is not None:
-            words.append(f"{_number(back)} came back/s, {hit:.0%} of hints held, error {_seconds(error)}")
         return Text("  ·  ".join(words), "bold")
 
     def _versions(self, versions: Iterable[VersionSight], width: int) -> RenderableType:
@@ -404,6 +456,15 @@ def _version_document(sight: VersionSight, seconds: float) -> dict[str, Any]:
 
 
 # --- words ------------------------------------------------------------------------------------------------------------
+
+
+def _titled(title: str, words: Iterable[str], style: str) -> RenderableType:
+    """Return words after a title; what does not fit into the terminal's width goes on below them, never below the title."""
+    table = Table.grid(padding=(0, 1), pad_edge=False)
+    table.add_column(no_wrap=True, width=8, style="dim")
+    table.add_column()
+    table.add_row(title, Text("  ".join(word.replace(" ", "\u00a0") for word in words), style))
+    return table
 
 
 def _state(replica: Replica) -> Text:

@@ -158,10 +158,11 @@ def test_half_a_body_keeps_no_place_that_others_want(runtime: PackageRuntime) ->
 
 
 @pytest.mark.parametrize("limits", [Limits(4096, 100_000, 1 << 30), TIGHT], ids=["wide", "tight"])
-def test_a_burst_does_not_starve_another_caller(runtime: PackageRuntime, limits: Limits) -> None:
+@pytest.mark.parametrize("frames", [300, 600])
+def test_a_burst_does_not_starve_another_caller(runtime: PackageRuntime, limits: Limits, frames: int) -> None:
     """While one caller's burst is worked off, another's single requests wait no more than 15 % of its makespan on average."""
     bench = Bench(runtime, limits=limits)
-    burst = [Job(bench, "burst", f"frame {i}") for i in range(600)]
+    burst = [Job(bench, "burst", f"frame {i}") for i in range(frames)]
     for job in burst:
         job.start()
     visits: list[Job] = []
@@ -176,9 +177,10 @@ def test_a_burst_does_not_starve_another_caller(runtime: PackageRuntime, limits:
     bench.loop.play(bench.loop.now + 60)
     makespan_s = max(job.done - job.begun for job in burst if job.done is not None)
     waits = [job.done - job.begun for job in visits if job.done is not None]
-    assert len(waits) == len(visits) >= 10
+    assert len(waits) == len(visits) >= 8
     assert sum(waits) / len(waits) <= 0.15 * makespan_s, (sum(waits) / len(waits), makespan_s)
-    assert makespan_s <= 1.25 * 600 / RATE + 2 * BATCH_S
+    assert max(waits) <= 3.5 * BATCH_S, "not even the one that came in the first rush"
+    assert makespan_s <= 1.25 * frames / RATE + 2 * BATCH_S
 
 
 def test_a_burst_does_not_push_the_interactive_class_past_its_deadline(runtime: PackageRuntime) -> None:

@@ -11,7 +11,7 @@ from samegraph_service.tickets import TicketTable
 def refuse(table: TicketTable, key: str | None, now: float, hint: float, owner: str = "a") -> int:
     """Refuse a request with a hint and return the position it was told."""
     ticket = table.find(owner, key, now)
-    position = table.position(ticket)
+    position = table.position(ticket, owner)
     table.refuse(ticket, owner, key, now, now + hint, now + hint)
     return position
 
@@ -63,7 +63,7 @@ def test_who_does_not_come_gives_up_his_place() -> None:
     assert table.owned("a") == 2
     table.sweep(20.1)
     assert (table.owned("a"), table.seen.expired) == (1, 1)
-    assert table.position(table.find("a", "other", 21.0)) == 0
+    assert table.position(table.find("a", "other", 21.0), "a") == 0
 
 
 def test_without_keys_the_oldest_due_ticket_is_a_callers_own() -> None:
@@ -73,11 +73,11 @@ def test_without_keys_the_oldest_due_ticket_is_a_callers_own() -> None:
     assert table.find("a", None, 0.5) is None
     due = table.find("a", None, 1.0)
     assert due is not None
-    assert due.number == 0
+    assert due.place[1] == 0
     table.redeem(due, 1.0)
     later = table.find("a", None, 2.0)
     assert later is not None
-    assert later.number == 1
+    assert later.place[1] == 1
     assert table.find("b", None, 5.0) is None
 
 
@@ -93,6 +93,19 @@ def test_the_table_is_bounded_in_all_and_for_each_owner() -> None:
     table.sweep(1e9)
     assert (len(table), table.owners, table.held(1e9)) == (0, 0, 0)
     assert refuse(table, "k", 1e9, 1.0) == 0
+
+
+def test_owners_take_turns_in_the_line() -> None:
+    """A newcomer stands behind the first tickets of the others and not behind all of them; what he was told holds when more of theirs come."""
+    table = TicketTable(1000, 1000)
+    assert [refuse(table, f"frame {i}", 0.0, 1.0, "burst") for i in range(300)] == list(range(300))
+    assert [refuse(table, f"visit {i}", 0.1, 1.0, "visitor") for i in range(3)] == [1, 3, 5]
+    assert refuse(table, "frame 300", 0.1, 1.0, "burst") == 303
+    table.freed(0.2, places=4)  # frame 0, visit 0, frame 1, visit 1
+    assert refuse(table, "visit", 0.3, 1.0, "third") == 0, "who comes now stands in the round that is served"
+    assert refuse(table, "visit 2", 0.3, 1.0, "visitor") == 2
+    table.sweep(1e9)
+    assert (len(table), table.owners) == (0, 0)
 
 
 def test_places_are_kept_for_those_who_may_come_for_them() -> None:
