@@ -26,7 +26,7 @@ SLACK = 0.25
 #: Share of all bounds that is kept for the interactive class.
 KEPT = 0.1
 #: Largest share of the places that is kept for refused callers whose moment has come.
-HELD = 0.25
+HELD = 0.5
 #: Seconds a request whose body has not arrived keeps its place while others are refused.
 BODY_PLACE_S = 1.0
 
@@ -466,9 +466,8 @@ class Gate:
         if lane is None:
             return
         timeout_s = self._default_s if asked.timeout_s is None else asked.timeout_s
-        finish_s, batch_s = self.finish_s(asked, caller, rows)
-        late_s = finish_s + (SLACK if self.load.rows == caller.rows else 1 + SLACK) * batch_s - timeout_s
-        if batch_s > 0 and late_s > 0 and self.load.rows > 0:
+        late_s = self.safe_finish_s(asked, caller, rows) - timeout_s
+        if late_s > 0 and self.load.rows > 0:
             self._refuse("deadline", asked, caller, ticket, late_s)
         self.look_at_rates()
 
@@ -477,6 +476,11 @@ class Gate:
         rate = self._forecast.slowest_rate_per_s()
         few = self.limits.max_rows if rate is None else int(rate * self._default_s / 4)
         self.calm_rows = min(few, int(self._half.max_rows))
+
+    def safe_finish_s(self, asked: Asked, caller: Caller, rows: int) -> float:
+        """Return in how many seconds a request is answered at the latest; 0 as long as nothing was measured."""
+        finish_s, batch_s = self.finish_s(asked, caller, rows)
+        return finish_s + (SLACK if self.load.rows == caller.rows else 1 + SLACK) * batch_s if batch_s > 0 else 0.0
 
     def finish_s(self, asked: Asked, caller: Caller, rows: int) -> tuple[float, float]:
         """Return in how many seconds a request is predicted to be answered, and the seconds of a batch."""
@@ -505,7 +509,11 @@ class Gate:
         rate = None if lane is None else self._forecast.rate_per_s(lane)
         wait = self._forecast.pending_s() if lane is None else late_s + self._place_free_s(lane, position)
         told = hint_s(wait, self._max_hint_s, self._chance())
-        if ticket is not None or asked.timeout_s is None or told <= asked.timeout_s:
+        if asked.timeout_s is not None and self._too_late(asked, caller, told):
+            told = max(told, asked.timeout_s)
+            if ticket is not None:
+                self.tickets.give_up(ticket, now)
+        else:
             self.tickets.refuse(ticket, caller.name, asked.key, now, now + wait, now + told)
             self.line = len(self.tickets) > 0
         facts = {
@@ -522,6 +530,13 @@ class Gate:
                 facts=facts,
             )
         raise Overloaded(f"{self._why(reason)}; try again in {told:.2f} s", reason=reason, retry_after_s=told, facts=facts)
+
+    def _too_late(self, asked: Asked, caller: Caller, told: float) -> bool:
+        """Whether even the promised place would come too late: it is at the end of a queue that is predicted to be as long as now."""
+        timeout_s, lane = asked.timeout_s, asked.lane
+        if timeout_s is None or lane is None or not self.load.rows:
+            return timeout_s is not None and told > timeout_s
+        return bool(told + self.safe_finish_s(asked, caller, 1) + SLACK * lane.pace()[1] > timeout_s)
 
     def _place_free_s(self, lane: Any, position: int) -> float:
         """Return in how many seconds the place of the ticket at `position` comes free, with the slack."""

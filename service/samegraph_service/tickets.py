@@ -121,7 +121,10 @@ class TicketTable:
         return mine[0] if mine and mine[0].told <= now + EARLY_S else None
 
     def position(self, ticket: Ticket | None, owner: Hashable) -> int:
-        """Return how many in the line come before this ticket, or before a new one of `owner`; those whose place came free are in it no more."""
+        """Return how many in the line come before this ticket, or before a new one of `owner`.
+
+        Those whose place came free are in the line no more.
+        """
         if ticket is not None:
             return bisect_left(self._line, ticket.place)
         return bisect_left(self._line, (self._next_round(owner), self._issued))
@@ -175,6 +178,11 @@ class TicketTable:
     def redeem(self, ticket: Ticket, now: float) -> None:
         """The request was let in."""
         self._came_back(ticket, now, admitted=True)
+        self._drop(ticket)
+
+    def give_up(self, ticket: Ticket, now: float) -> None:
+        """The request was refused again, and what time it has left is too short to come once more."""
+        self._came_back(ticket, now, admitted=False)
         self._drop(ticket)
 
     def freed(self, now: float, places: int = 1) -> None:

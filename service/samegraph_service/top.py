@@ -330,13 +330,11 @@ class Screen:
 
     def _replicas(self, width: int) -> RenderableType:
         headings = ("replica", "state", "requests", "slots", "drain", "instances", "cpu", "memory", "bytes", "up")
-        shown = _fitting(width, (12, 11, 10, 6, 8, 14, 6, 9, 18, 7))
-        table = Table(box=None, padding=(0, 2, 0, 0), show_header=True, header_style="dim")
-        for heading in headings[:shown]:
-            table.add_column(heading, no_wrap=True, justify="left" if heading in ("replica", "state") else "right")
+        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=True, header_style="dim")
+        rows: list[tuple[RenderableType, ...]] = []
         for replica in self.replicas:
             if replica.now is None:
-                table.add_row(replica.url, Text(replica.problem or "waiting", "red" if replica.problem else "dim"))
+                rows.append((replica.url, Text(replica.problem or "waiting", "red" if replica.problem else "dim")))
                 continue
             cpu = replica.total("process_cpu_seconds_total") / replica.seconds if replica.seconds else None
             cells: tuple[RenderableType, ...] = (
@@ -351,7 +349,8 @@ class Screen:
                 _of(replica, "samegraph_in_flight_bytes", _bytes),
                 _age(replica.value("process_start_time_seconds")),
             )
-            table.add_row(*cells[:shown])
+            rows.append(cells)
+        _fill(table, headings, rows, width, 2)
         return table
 
     def _summary(self) -> RenderableType:
@@ -365,10 +364,8 @@ class Screen:
 
     def _versions(self, versions: Iterable[VersionSight], width: int) -> RenderableType:
         headings = ("model", "state", "requests/s", "p99", "queue", "5xx/s", "batch", "p50", "inst/s", "4xx/s", "fill", "lately")
-        shown = _fitting(width, (14, 9, 11, 9, 7, 7, 7, 9, 8, 7, 6, REMEMBERED + 2))
         table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, expand=False)
-        for heading in headings[:shown]:
-            table.add_column(heading, no_wrap=True, justify="left" if heading in ("model", "state", "lately") else "right")
+        rows: list[tuple[RenderableType, ...]] = []
         seconds = self.seconds
         for sight in versions:
             rates = {kind: count / seconds if seconds else 0.0 for kind, count in sight.requests.items()}
@@ -387,7 +384,8 @@ class Screen:
                 "–" if sight.fill is None else f"{sight.fill:.0%}",
                 Text(_curve(self._curves.get((sight.model, sight.version), ())), "cyan"),
             )
-            table.add_row(*cells[:shown])
+            rows.append(cells)
+        _fill(table, headings, rows, width - 2, 3)
         return table
 
 
@@ -463,7 +461,7 @@ def _titled(title: str, words: Iterable[str], style: str) -> RenderableType:
     table = Table.grid(padding=(0, 1), pad_edge=False)
     table.add_column(no_wrap=True, width=8, style="dim")
     table.add_column()
-    table.add_row(title, Text("  ".join(word.replace(" ", "\u00a0") for word in words), style))
+    table.add_row(title, Text("  ".join(words), style))
     return table
 
 
@@ -527,9 +525,18 @@ def _seconds(value: float | None) -> str:
     return f"{value * 1e3:.3g} ms" if value < 1 else f"{value:.3g} s"
 
 
-def _fitting(width: int, widths: Sequence[int]) -> int:
-    """Return how many columns of these widths a terminal shows, at least two; the most important come first."""
-    return max(2, sum(total <= width for total in itertools.accumulate(widths)))
+def _fill(table: Table, headings: Sequence[str], rows: Sequence[tuple[RenderableType, ...]], width: int, gap: int) -> None:
+    """Put into a table the columns for which there is room, at least two, the most important of which come first."""
+    widths = [max(len(heading), *(len(str(row[i])) for row in rows if i < len(row)), 0) + gap for i, heading in enumerate(headings)]
+    shown = max(2, sum(total <= width + gap for total in itertools.accumulate(widths)))
+    for heading in headings[:shown]:
+        table.add_column(heading, no_wrap=True, justify="left" if heading in _WORDS else "right")
+    for row in rows:
+        table.add_row(*row[:shown])
+
+
+#: Headings of columns that hold words.
+_WORDS: Final = ("replica", "state", "model", "lately")
 
 
 def _curve(rates: Iterable[float]) -> str:

@@ -99,6 +99,9 @@ def test_open_arrivals_at_ten_times_the_rate_lose_no_goodput(runtime: PackageRun
     assert len(bench.gate.tickets) <= max(2 * kept[0], 5 * RATE)
     bench.loop.play(arrivals.began + OPEN_S + 10)
     arrivals.check()
+    seen = bench.gate.tickets.seen
+    assert seen.hits >= 100
+    assert seen.hits / (seen.hits + seen.misses) >= 0.9, "fresh arrivals took the places of those who came when they were told"
     assert bench.gate.load == Load()
 
 

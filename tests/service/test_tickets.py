@@ -96,7 +96,7 @@ def test_the_table_is_bounded_in_all_and_for_each_owner() -> None:
 
 
 def test_owners_take_turns_in_the_line() -> None:
-    """A newcomer stands behind the first tickets of the others and not behind all of them; what he was told holds when more of theirs come."""
+    """A newcomer stands behind the first tickets of others, not behind all of them, and more of theirs come after his."""
     table = TicketTable(1000, 1000)
     assert [refuse(table, f"frame {i}", 0.0, 1.0, "burst") for i in range(300)] == list(range(300))
     assert [refuse(table, f"visit {i}", 0.1, 1.0, "visitor") for i in range(3)] == [1, 3, 5]

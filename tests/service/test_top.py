@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -31,6 +33,31 @@ samegraph_in_flight_requests_limit 100.0
 samegraph_model_state{model="m",state="ready",version="1"} 1.0
 # TYPE samegraph_queue_rows gauge
 samegraph_queue_rows{model="m",version="1"} 7.0
+"""
+
+
+ADMISSION = """\
+# TYPE samegraph_hint_returns counter
+samegraph_hint_returns_total{{result="hit"}} {hit}
+samegraph_hint_returns_total{{result="miss"}} {miss}
+samegraph_hint_returns_total{{result="early"}} {early}
+# TYPE samegraph_hint_error_seconds histogram
+samegraph_hint_error_seconds_sum{{side="early"}} 3.0
+samegraph_hint_error_seconds_count{{side="early"}} {hit}
+samegraph_hint_error_seconds_sum{{side="late"}} 1.0
+samegraph_hint_error_seconds_count{{side="late"}} {miss}
+# TYPE samegraph_tickets counter
+samegraph_tickets_total{{event="expired"}} {early}
+# TYPE samegraph_tickets_waiting gauge
+samegraph_tickets_waiting {waiting}
+# TYPE samegraph_replayed_requests counter
+samegraph_replayed_requests_total{{how="joined"}} {hit}
+# TYPE samegraph_refused counter
+samegraph_refused_total{{reason="deadline"}} {miss}
+# TYPE samegraph_expired_requests counter
+samegraph_expired_requests_total{{model="m",version="1"}} {early}
+# TYPE samegraph_cancelled_requests counter
+samegraph_cancelled_requests_total {early}
 """
 
 
@@ -127,6 +154,38 @@ def test_screen_shows_what_matters(width: int) -> None:
     assert "rows 9/s" in shown
     assert "129 requests/s" in shown
     assert "95/100" in shown
+
+
+@pytest.mark.parametrize("width", [60, 80, 140])
+def test_refused_callers_are_seen_on_any_terminal(width: int) -> None:
+    """How many hold tickets, whether hints held and by how much they were off; the alarm is red."""
+    pages = [
+        Page.read(HEAD + ADMISSION.format(hit=hit, miss=miss, early=early, waiting=40), at)
+        for at, hit, miss, early in ((0, 0, 0, 0), (2, 30, 10, 4))
+    ]
+    pages[0].values["samegraph_hint_error_seconds_sum"] = dict.fromkeys(pages[1].values["samegraph_hint_error_seconds_sum"], 0.0)
+    screen = screen_of((pages[0], pages[1]))
+    hints = screen.hints()
+    assert hints.hit_ratio == 0.75
+    assert hints.mean_error == pytest.approx(0.1)
+    shown = " ".join(drawn(screen, width).split())
+    for words in ("40 waiting", "22/s came back", "75% got in when told", "2/s too early", "off by 100 ms", "2/s never came"):
+        assert words in shown
+    for words in ("refused deadline 5/s", "dropped expired 2/s callers left 2/s", "replayed joined 15/s"):
+        assert words in shown
+    assert max(map(len, drawn(screen, width).splitlines())) <= width
+    document = screen.document()
+    assert document["tickets"] == {"waiting": 40, "per_second": {"expired": 2}}
+    assert document["hints"]["returns_per_second"] == {"hit": 15, "miss": 5, "early": 2}
+
+
+def test_every_series_that_is_read_is_exported() -> None:
+    """A name that no server has would read as nothing for ever; docs/metrics.md is held to what servers have."""
+    source = Path(inspect.getsourcefile(Screen) or "").read_text(encoding="utf-8")
+    read = {re.sub("_(bucket|sum|count)$", "", name) for name in re.findall(r'"(samegraph_[a-z_]+)"', source)}
+    documented = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    assert {"samegraph_hint_returns_total", "samegraph_hint_error_seconds", "samegraph_tickets_waiting"} < read
+    assert {name for name in read if f"| `{name}` |" not in documented} == set()
 
 
 def test_curve_moves_on_with_every_interval() -> None:
