@@ -34,6 +34,7 @@ from loadtest.scenarios import BurstUser, InteractiveUser, LoadUser, OpenUser, P
 
 ROOT = Path(__file__).resolve().parent.parent
 ADMIN_TOKEN = "load-test-of-this-machine"  # noqa: S105 - of servers that live for one run on loopback
+GATE_MOST = 128
 WEIGHTS = {"control": 2.0, "treatment": 1.0}
 
 
@@ -77,7 +78,14 @@ def _burst(plan: Plan) -> Iterator[Check]:
 def _behind_proxy(plan: Plan) -> Iterator[Check]:
     yield from checks.answered(plan.record)
     yield from checks.bursts(plan.record, attempts=2.2)
-    yield from checks.computed_once(plan.record)
+    yield from checks.computed_in_vain(plan.record, 0)
+
+
+def _behind_unknown_proxy(plan: Plan) -> Iterator[Check]:
+    """What is in flight when the proxy shows itself is lost work; all that comes after is not."""
+    yield from checks.answered(plan.record)
+    yield from checks.bursts(plan.record, attempts=3.2)
+    yield from checks.computed_in_vain(plan.record, GATE_MOST)
 
 
 def _open(plan: Plan) -> Iterator[Check]:
@@ -216,6 +224,13 @@ SCENARIOS: dict[str, Scenario] = {
         _behind_proxy,
         settings={"EXECUTION__SIMULATED_BATCH_S": "0.4", "EXECUTION__RUN_SLOTS": "1", "EXECUTION__MAX_BATCH_SIZE": "16"},
         plan={"attempt_timeout_s": 1.8},
+        proxy_s=2,
+    ),
+    "proxy-unaware": Scenario(
+        "the same by a client that was not told of the proxy, and finds out",
+        [BurstUser],
+        _behind_unknown_proxy,
+        settings={"EXECUTION__SIMULATED_BATCH_S": "0.4", "EXECUTION__RUN_SLOTS": "1", "EXECUTION__MAX_BATCH_SIZE": "16"},
         proxy_s=2,
     ),
     "replica-loss": Scenario(

@@ -56,10 +56,10 @@ def bursts(record: Record, *, attempts: float, makespan_ratio: float | None = No
         yield at_most("makespan over its lower bound, worst burst", max(ratios, default=math.nan), makespan_ratio)
 
 
-def computed_once(record: Record) -> Iterator[Check]:
-    """Yield that no instance was computed more often than once, as the servers themselves count (for items of one instance)."""
+def computed_in_vain(record: Record, most: int) -> Iterator[Check]:
+    """Yield how many instances were computed more often than once, as the servers themselves count (for items of one instance)."""
     executed = math.nan if record.executed is None else record.executed
-    yield at_most("instances computed beyond one an item", executed - len(record.items), 0)
+    yield at_most("instances computed beyond one an item", executed - len(record.items), most)
 
 
 def punctual(record: Record, role: str, *, late_s: float) -> Iterator[Check]:

@@ -26,6 +26,10 @@ _log = logging.getLogger("samegraph_client")
 TICK_S = 1e-6
 #: Longest pause between two looks whether a server that restarts is there again.
 PROBE_S = 2.0
+#: A proxy that cuts answers off sooner than this, in seconds, is not impatient but broken.
+IMPATIENT_S = 1.0
+#: Part of a proxy's patience that the server is told, so that its answer is through in time.
+PATIENCE_RATIO = 0.9
 INTERACTIVE, BATCH = 0, 1
 
 
@@ -174,6 +178,7 @@ class Dispatcher:
         self._deadlines: Heap = []
         self._order = 0
         self._answered = False
+        self._patience_s = math.inf  # of whatever is between here and the server, as far as it has shown
 
     def submit(self, call: Call, now: float) -> None:
         """Take a call that has begun; it goes behind those of its priority that came before."""
@@ -218,6 +223,7 @@ class Dispatcher:
         if call.state == "done":  # cancelled meanwhile, but the server's word still counts
             self._learn(attempt, error, said, now, 0.0)
             return
+        self._learn_patience(error, now - attempt.sent_at)
         call.tries.landed(error if isinstance(error, ClientError) else None, now)
         if error is None or not isinstance(error, ClientError):
             self._learn(attempt, error, said, now, 0.0)
@@ -270,13 +276,14 @@ class Dispatcher:
             heapq.heappush(self._ready, (call.priority, call.order, call))
 
     def _launch(self, call: Call, now: float) -> Attempt:
-        """Return the call's next attempt with the time it has, which the server is told too."""
+        """Return the call's next attempt with the time it has; the server is told that, or less if a proxy in between waits less."""
         assert call.request is not None
         limits = [limit for limit in (call.deadline - now, call.tries.policy.attempt_timeout_s) if limit is not None and limit < math.inf]
         timeout_s = min(limits) if limits else None
         headers = {**call.request.headers, "x-attempt": str(call.tries.number)}
-        if timeout_s is not None:
-            headers["x-request-timeout-seconds"] = f"{timeout_s:.3f}"
+        told_s = min(self._patience_s, math.inf if timeout_s is None else timeout_s)
+        if told_s < math.inf:
+            headers["x-request-timeout-seconds"] = f"{told_s:.3f}"
         call.state = "sent"
         call.tries.sent(now)
         self._budget.sent(now)
@@ -293,7 +300,7 @@ class Dispatcher:
             return None, error
         if restarting:
             wait_s = min(wait_s, PROBE_S)
-        elif not (has_hint(error) or (call.patient and call.tries.first_loss)):
+        elif not (has_hint(error) or (call.patient and call.tries.first_loss and self._repeats_cheaply(error))):
             if call.patient:
                 wait_s = max(wait_s, self._budget.reserve(now))
             elif not self._budget.try_take(now):
@@ -302,9 +309,24 @@ class Dispatcher:
             return None, _too_late(call, error, wait_s)
         return wait_s, None
 
+    def _repeats_cheaply(self, error: ClientError) -> bool:
+        """Whether a lost attempt can be repeated at once: a server that was cut off is busy, unless it knows keys and drops who is gone."""
+        return isinstance(error, TransportFailure) or self.gate.follows_server
+
+    def _learn_patience(self, error: Exception | None, took_s: float) -> None:
+        """See how long a proxy in between waits, so that the server accepts only what it can answer by then."""
+        if isinstance(error, ServerError) and error.cut_off:
+            if took_s >= IMPATIENT_S:
+                self._patience_s = min(self._patience_s, PATIENCE_RATIO * took_s)
+        elif isinstance(error, ServerError) and error.status == 504:
+            if self.gate.in_flight == 0:  # alone, and still too little time: it was no proxy's limit, or nothing passes it
+                self._patience_s *= 2
+        elif error is None and took_s > self._patience_s / PATIENCE_RATIO:
+            self._patience_s = math.inf
+
     def _learn(self, attempt: Attempt, error: Exception | None, said: Advertised | None, now: float, wait_s: float) -> None:
         """Let the gate know. A lost connection says nothing about load, unless there was none to be had."""
-        overloaded = (isinstance(error, ServerError) and error.status in (429, 503)) or (
+        overloaded = (isinstance(error, ServerError) and (error.status in (429, 503) or error.cut_off)) or (
             isinstance(error, TransportFailure) and error.overload
         )
         if overloaded:

@@ -211,6 +211,11 @@ class ServerError(ClientError):
         return self.status in _RETRYABLE
 
     @property
+    def cut_off(self) -> bool:
+        """Whether something between here and the server gave up on the answer: a 504 that is not a samegraph server's own."""
+        return self.status == 504 and self.code is None
+
+    @property
     def hinted_refusal(self) -> bool:
         """Whether this is a refusal that says when to come back; such a one does not count as an attempt."""
         return self.status in (429, 503) and self.hint_s is not None

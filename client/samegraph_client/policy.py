@@ -157,8 +157,8 @@ class Tries:
         hint_hits: Times it was let in then.
         hint_error_s: Seconds by which hints were too early, summed: what the server asked for on top when it refused again.
         ended: Monotonic time of the last attempt's end; None before that.
-        first_loss: Whether the last attempt was the first to lose its connection. A server that dies takes a whole window with it at once;
-            sending each of those again once is no storm, and under their keys no double work.
+        first_loss: Whether the last attempt was the first whose connection was lost, or was cut off by a proxy. Either takes a whole window
+            with it at once; sending each of those again once is no storm, and under their keys no double work.
     """
 
     policy: RetryPolicy
@@ -199,8 +199,9 @@ class Tries:
     def landed(self, error: ClientError | None, now: float) -> None:
         """Count the end of an attempt: how honest the last hint was, and whether there is one now."""
         self.ended = now
-        self._losses += isinstance(error, ConnectionFailed)
-        self.first_loss = isinstance(error, ConnectionFailed) and self._losses == 1
+        lost = isinstance(error, ConnectionFailed) or (isinstance(error, ServerError) and error.cut_off)
+        self._losses += lost
+        self.first_loss = lost and self._losses == 1
         hint_s = error.hint_s if isinstance(error, ServerError) and error.hinted_refusal else None
         if self._hinted and hint_s is not None:
             self.hint_error_s += hint_s

@@ -37,6 +37,7 @@ replies = st.one_of(
     st.just(refusal()),
     st.just(refusal(status=503)),
     st.just(Answer(400, {}, b"{}")),
+    st.just(Answer(504, {}, b"gateway time-out")),
     st.builds(ConnectionFailed, st.just("lost")),
     st.just(None),
     st.integers(0, 30).map(lambda r: Answer(200, {"ratelimit": f'"inflight";r={r}', "ratelimit-policy": '"inflight";q=20'}, b"")),
@@ -207,6 +208,52 @@ def test_server_that_dies_with_a_full_window_costs_a_second() -> None:
     for attempt in again:
         dispatcher.landed(attempt, ConnectionFailed("reset"), 2.0)
     assert len(dispatcher.due(5.0)) <= 15
+
+
+CUT_OFF = Answer(504, {}, b"<html><body><h1>504 Gateway Time-out</h1></body></html>")
+TOO_LATE = Answer(504, {}, b'{"error": "the deadline passed", "code": "deadline_exceeded", "retryable": true}')
+
+
+def told_s(dispatcher: Dispatcher, reply: Answer, at: float, took_s: float) -> float:
+    """Send a call at a time and let it end so; return the seconds the server was told to have."""
+    dispatcher.submit(call(deadline=10_000.0), at)
+    (attempt,) = dispatcher.due(at)
+    assert attempt.timeout_s == 10_000.0 - at  # a longer answer is waited for all the same
+    dispatcher.landed(attempt, reply, at + took_s)
+    dispatcher.cancel(attempt.call)
+    dispatcher.gate.paused_until = 0.0
+    return float(attempt.request.headers["x-request-timeout-seconds"])
+
+
+def test_impatience_of_a_proxy_is_learned_and_forgotten() -> None:
+    """The server is told nine tenths of what a proxy waits, until that proves wrong: then it is told the deadline again."""
+    dispatcher = Dispatcher(Gate(), RetryBudget())
+    assert told_s(dispatcher, CUT_OFF, 0.0, 0.5) == 10_000.0  # a broken proxy is no impatient one
+    assert told_s(dispatcher, CUT_OFF, 1.0, 60.0) == 9999.0
+    assert told_s(dispatcher, GOOD, 100.0, 59.0) == 54.0
+    assert told_s(dispatcher, TOO_LATE, 200.0, 54.0) == 54.0
+    assert told_s(dispatcher, CUT_OFF, 300.0, 60.0) == 108.0  # alone, it was too little, so twice that was tried, which was too much
+    assert told_s(dispatcher, GOOD, 400.0, 70.0) == 54.0
+    assert told_s(dispatcher, GOOD, 500.0, 1.0) == 9500.0
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_window_that_a_proxy_cut_off_is_sent_again_to_a_server_that_knows_keys(ours: bool) -> None:
+    """There it is joined to what runs; to any other it would be more load, so that one's window is cut and the budget is asked."""
+    dispatcher = Dispatcher(Gate(start=100), RetryBudget())
+    if ours:
+        dispatcher.submit(call(200), 0.0)
+        said = {"ratelimit": '"inflight";r=200', "ratelimit-policy": '"inflight";q=200;qu="concurrent-requests"'}
+        dispatcher.landed(dispatcher.due(0.0)[0], Answer(200, said, b""), 0.0)
+    items = [call(index) for index in range(100)]
+    for item in items:
+        dispatcher.submit(item, 0.0)
+    for attempt in dispatcher.due(0.0):
+        dispatcher.landed(attempt, CUT_OFF, 60.0)
+    again = dispatcher.due(61.0)
+    assert len(again) == 100 if ours else len(again) <= 20
+    assert dispatcher.gate.follows_server is ours
+    assert all(attempt.request.headers["x-request-timeout-seconds"] == "54.000" for attempt in again)
 
 
 def test_waiting_for_the_gate_counts_against_the_deadline() -> None:
