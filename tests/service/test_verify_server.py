@@ -82,3 +82,11 @@ def test_refused_samples_and_unknown_versions_are_told(server: LiveServer, repos
     assert verify(repository / "plants" / "1", "--url", "http://127.0.0.1:1").exit_code == 1
     assert verify(repository / "plants" / "1", "--url", server.url, "--batch", 2).exit_code == 2
     assert verify(repository / "plants" / "1", "--model", "plants").exit_code == 2
+
+
+def test_metadata_says_what_differs_from_the_proof(server: LiveServer) -> None:
+    """The fingerprint of the server and of the proof, and the list of differences: none where the package was packed."""
+    document = server.get("/v1/models/plants/versions/1/metadata").json()["environment"]
+    assert document["differs"] == []
+    assert document["here"] == document["proven"]
+    assert document["here"]["threads"] == "1"

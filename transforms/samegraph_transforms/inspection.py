@@ -21,6 +21,7 @@ from .bare import ELEMENT_TYPES
 from .baseline import Baseline, Expected, Variable
 from .baseline_view import sparkline, words
 from .errors import BaselineInvalid, SamegraphError
+from .fingerprint import deviations, environment, proven_environment
 from .itemplan import Step
 from .manifest import Decoder, Manifest, Output, Ragged, RawField, Stage, Tokenizer
 from .pack import describe_tolerance
@@ -106,6 +107,11 @@ class Inspection:
             "stages": [asdict(stage) for stage in self.stages],
             "item_steps": None if self.steps is None else [asdict(step) for step in self.steps],
             "item_steps_error": self.steps_error or None,
+            "environment": {
+                "here": (here := environment()),
+                "proven": proven_environment(self.package.manifest),
+                "differs": [asdict(d) for d in deviations(self.package.manifest, here)],
+            },
             "baseline": None if self.baseline is None else self.baseline.model_dump(mode="json"),
             "baseline_error": self.baseline_error or None,
             "baseline_before": None if self.before is None else self.before.model_dump(mode="json"),
@@ -526,6 +532,7 @@ def provenance_rows(manifest: Manifest) -> list[tuple[str, str]]:
         ("license", facts.license),
         ("notes", facts.notes),
         ("here", f"Python {platform.python_version()}, {platform.machine()}"),
+        ("differs here", "; ".join(f"{d.what}: proven with {d.proven}, here {d.here}" for d in deviations(manifest, environment()))),
     ]
     return [(label, value) for label, value in rows if value]
 

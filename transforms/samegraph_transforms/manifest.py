@@ -331,6 +331,10 @@ class Provenance(_Model):
     libraries: dict[str, str] = Field(default_factory=dict, description="Library → version in the training environment.")
     python: str = Field(default="", description="Python version of the training environment.")
     machine: str = Field(default="", description="Processor the proof ran on, architecture and model; `pack` fills it in.")
+    environment: dict[str, str] = Field(
+        default_factory=dict,
+        description="What else the proof ran with: system, libraries, execution providers, threads, locale; `pack` fills it in.",
+    )
     data: str = Field(default="", description="The training data, in a sentence: source, rows, period, licence.")
     license: str = Field(default="", description="Licence of the model.")
     notes: str = Field(default="", description="Anything else worth knowing.")

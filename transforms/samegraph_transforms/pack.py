@@ -21,8 +21,10 @@ from . import external
 from .baseline_build import build_baseline
 from .divergence import diagnose
 from .draft import BaselineRows, DraftStage, GoldenSample, PackageDraft
+from .edges import missing_edges
 from .errors import AuthoringError, InputError, NotExact, PackageError, SamegraphError
 from .exactness import merge
+from .fingerprint import environment
 from .golden import RECOMMENDED_SAMPLES, SampleResult, default_batch_sizes, processor, promised, read_samples, replay, unproven_buckets
 from .manifest import (
     DEFAULT_TOLERANCES,
@@ -42,10 +44,14 @@ from .manifest import (
 from .package import Package, PackageWriter, parse_model, validation_summary, version_path, write_baseline, write_files
 from .paths import check_relative, open_plain, walk_files
 from .runtime import PackageRuntime
+from .signature import Signature
 from .wire import parse_json
 
 #: The promise a package is proven under where it is packed.
 PROFILE = "cpu.same"
+
+#: Edges of the signature without a golden sample that are named one by one.
+SHOWN_EDGES = 8
 
 Progress = Callable[[str], None]
 
@@ -78,6 +84,7 @@ def pack(draft: PackageDraft, samples: Sequence[GoldenSample], repository: Path 
     with PackageWriter(directory) as writer:
         manifest = _with_circumstances(write_files(draft, samples, writer))
         say(f"{draft.name}/{draft.version}: {len(samples)} golden samples, batches of {_listed(default_batch_sizes(manifest))}")
+        _recommend_edges(manifest, samples, say)
         measured = prove(writer.provisional(manifest), samples, say)
         if draft.baseline is not None:
             baseline = build_baseline(
@@ -106,6 +113,13 @@ def _check_samples(draft: PackageDraft, samples: Sequence[GoldenSample], say: Pr
             _check_shape(sample, output, what)
 
 
+def _recommend_edges(manifest: Manifest, samples: Sequence[GoldenSample], say: Progress) -> None:
+    """Say which edges of the signature no golden sample has."""
+    if lacking := missing_edges(Signature(manifest), samples):
+        shown = "; ".join(lacking[:SHOWN_EDGES]) + (f"; and {len(lacking) - SHOWN_EDGES} more" if len(lacking) > SHOWN_EDGES else "")
+        say(f"{manifest.name}/{manifest.version}: no golden sample has {shown} (samegraph_transforms.edges.edge_instances makes such rows)")
+
+
 def _check_shape(sample: GoldenSample, output: Output, what: str) -> None:
     array = sample.outputs[output.name]
     dtype = "string" if array.dtype.kind in "OUT" else array.dtype.name
@@ -122,7 +136,9 @@ def _with_circumstances(manifest: Manifest) -> Manifest:
     """Fill in where and with what the proof runs."""
     given = manifest.provenance
     libraries = {"onnx": metadata.version("onnx"), **given.libraries, "onnxruntime": onnxruntime.__version__}
-    known = {"machine": processor(), "libraries": libraries, "python": given.python or platform.python_version()}
+    known: dict[str, object] = {"machine": processor(), "libraries": libraries, "python": given.python or platform.python_version()}
+    # The training environment's Python and libraries are the author's to state; these are those of the proof.
+    known["environment"] = {name: value for name, value in environment().items() if name != "machine"}
     return manifest.model_copy(update={"provenance": given.model_copy(update=known)})
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request, Response
 from prometheus_client.exposition import choose_encoder
+from samegraph_transforms import fingerprint
 from samegraph_transforms.manifest import Manifest
 
 from samegraph_service.errors import UnknownVersion
@@ -167,6 +168,11 @@ def _metadata(service: Service, model: str, version: int | None) -> dict[str, An
             "predicted_seconds": {"per_row": served.lane.cost.per_row_s, "fixed": served.lane.cost.fixed_s},
         },
         "provenance": manifest.provenance.model_dump(mode="json"),
+        "environment": {
+            "here": (here := fingerprint.environment(loaded.runtime.providers, service.settings.execution.intra_op_threads)),
+            "proven": fingerprint.proven_environment(manifest),
+            "differs": [{"what": d.what, "proven": d.proven, "here": d.here} for d in fingerprint.deviations(manifest, here)],
+        },
     }
 
 
