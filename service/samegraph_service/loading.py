@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -16,7 +16,7 @@ import numpy as np
 from samegraph_transforms import divergence, golden
 from samegraph_transforms.baseline import Baseline
 from samegraph_transforms.draft import GoldenSample
-from samegraph_transforms.errors import ExecutionError, InputError, NotExact
+from samegraph_transforms.errors import ExecutionError, InputError, NotExact, SamegraphError
 from samegraph_transforms.gpu import GpuOptions
 from samegraph_transforms.manifest import BINARY_KINDS
 from samegraph_transforms.package import Package, open_version
@@ -219,6 +219,50 @@ def _replay(package: Package, runtime: PackageRuntime, samples: Sequence[GoldenS
                 kind=guilty.kind if guilty is not None else "",
             )
     return max((c.max_ulp for result in results for c in result.comparisons), default=0)
+
+
+@dataclass(frozen=True)
+class Check:
+    """What came of replaying a version's golden samples.
+
+    Attributes:
+        at: When, in seconds since 1970.
+        passed: Whether every answer was within the promise; also when nothing could be checked, see `unchecked`.
+        max_ulp: Largest distance from the training code.
+        reason: The first difference, or why nothing could be checked.
+        unchecked: Whether the samples themselves could not be read, which says nothing about the answers.
+    """
+
+    at: float
+    passed: bool
+    max_ulp: int
+    reason: str = ""
+    unchecked: bool = False
+
+
+def check_again(loaded: Loaded, now: Callable[[], float]) -> Check:
+    """Replay the golden samples of a version that serves, one row at a time, through the very sessions that answer.
+
+    A row at a time leaves the device to callers between any two, and takes no more memory than one request. The samples are read from
+    disk again, where their digests are checked: a sample that somebody changed is no reason to doubt the answers.
+
+    Args:
+        loaded: The version.
+        now: Seconds since 1970.
+    """
+    package, most = loaded.package, 0
+    try:
+        for name in (golden.REQUESTS, golden.EXPECTED):  # the bodies have their digests for names
+            package.read_file(f"golden/{name}")
+        samples = golden.read_samples(package.golden_dir())
+    except (SamegraphError, OSError) as error:
+        return Check(now(), passed=True, max_ulp=0, reason=str(error), unchecked=True)
+    for sample in samples:
+        for result in golden.replay(loaded.runtime, [sample], [1], intermediates=False):
+            if not result.passed:
+                return Check(now(), passed=False, max_ulp=result.max_ulp, reason=result.reason)
+            most = max(most, result.max_ulp)
+    return Check(now(), passed=True, max_ulp=most)
 
 
 def _rows(runtime: PackageRuntime, samples: Sequence[GoldenSample]) -> list[Row]:

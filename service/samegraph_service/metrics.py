@@ -217,6 +217,8 @@ class VersionReading:
     proven: bool
     golden_samples: int
     max_ulp: int
+    checked_at: float | None
+    check_passed: bool
     engines: dict[str, int]
     queue_rows: int
     load_seconds: float
@@ -325,6 +327,9 @@ def _version_families(versions: Sequence[VersionReading]) -> Iterable[Metric]:
     ulp = GaugeMetricFamily(
         "samegraph_golden_max_ulp", "Largest distance from the training code seen in the replay.", labels=("model", "version")
     )
+    checked = GaugeMetricFamily(
+        "samegraph_golden_check_timestamp_seconds", "When the golden samples were last replayed, since 1970.", labels=("model", "version")
+    )
     steps = GaugeMetricFamily(
         "samegraph_item_steps", "Item-stage steps by the engine that runs them.", labels=("model", "version", "engine")
     )
@@ -338,13 +343,15 @@ def _version_families(versions: Sequence[VersionReading]) -> Iterable[Metric]:
         state.add_metric((*key, v.state), 1)
         if v.metrics is not None:
             if v.golden_samples:  # a version that never had any is `proven="false"` above, not a failed check
-                golden.add_metric(key, 1)
+                golden.add_metric(key, v.check_passed)
                 ulp.add_metric(key, v.max_ulp)
+                if v.checked_at is not None:
+                    checked.add_metric(key, v.checked_at)
             queued.add_metric(key, v.queue_rows)
             load.add_metric(key, v.load_seconds)
             for engine, n in v.engines.items():
                 steps.add_metric((*key, engine), n)
-    return (info, state, golden, ulp, steps, queued, load)
+    return (info, state, golden, ulp, checked, steps, queued, load)
 
 
 def _timing_families(versions: Sequence[VersionMetrics]) -> Iterable[Metric | HistogramFamily]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,7 +25,7 @@ from .errors import Internal, RoutingProblem
 from .experiments import routing_file
 from .experiments.routing_file import FILE_NAME, NOTHING, RoutingFile
 from .loaders import Loaders
-from .loading import Loaded, LoadOptions, load_version
+from .loading import Check, Loaded, LoadOptions, check_again, load_version
 from .logs import get_logger
 from .predict import Served
 from .routing import ModelRoutes, RouteTable
@@ -88,6 +89,7 @@ class Repository:
         retire: Stops a version that no route names any more.
         load: Loads one version; replaceable for tests.
         threads: Versions that load at the same time until everything was tried once; afterwards it is one.
+        now: Seconds since 1970, for the time of a check.
 
     Attributes:
         routes: The table in force.
@@ -95,6 +97,7 @@ class Repository:
         problem: Why the directory cannot be read, or None.
         routing: The routing file in force.
         routing_problems: Why the file that lies there is not in force; empty when it is.
+        checks: (model, version) → the last check of a version that is ready; its loading counts as the first.
     """
 
     def __init__(
@@ -107,6 +110,7 @@ class Repository:
         retire: Callable[[Served], None],
         load: Callable[[Path, str, int, LoadOptions, int], Loaded] = load_version,
         threads: int = 1,
+        now: Callable[[], float] = time.time,
         on_routes: Callable[[RoutingFile], None] = lambda _: None,
     ) -> None:
         self.path = path
@@ -133,6 +137,8 @@ class Repository:
         self._withdrawn: set[tuple[str, str, str]] = set()
         self._trials: dict[tuple[str, str, str], Callable[[], None]] = {}
         self._loading: dict[Key, int] = {}
+        self._now = now
+        self.checks: dict[Key, Check] = {}
         self._busy = asyncio.Lock()
 
     # --- looking ------------------------------------------------------------------------------------------------------
@@ -257,6 +263,58 @@ class Repository:
                 self._loaders.stand_back()
             self.scanned = True
 
+    async def recheck(self) -> None:
+        """Replay the golden samples of every version that is ready, one version after another, behind everything else.
+
+        A version that fails is withdrawn when another that is ready, and passed its own last check, can take its route; for a version
+        that the routing file names, none can. Otherwise it goes on answering, and `warnings` tells of it.
+        """
+        for state in [s for s in self.states() if s.loaded is not None and s.loaded.golden_samples]:
+            async with self._busy:  # nothing loads or leaves meanwhile
+                there = self._states.get((state.model, state.version))
+                if there is not None and there.loaded is state.loaded:
+                    await self._recheck(there)
+
+    async def _recheck(self, state: VersionState) -> None:
+        assert state.loaded is not None
+        with self._loaders.loading():
+            check = await self._in_thread(check_again, state.loaded, self._now)
+        before = self.checks.get((state.model, state.version))
+        facts: dict[str, Any] = {"model": state.model, "version": state.version}
+        if check.unchecked:
+            log.warning("version_not_rechecked", **facts, reason=check.reason)
+            return
+        self.checks[state.model, state.version] = check
+        if check.passed:
+            log.info("version_rechecked", **facts, golden_samples=state.loaded.golden_samples, max_ulp=check.max_ulp)
+            if before is not None and not before.passed:
+                self._set(replace(state, reason=""))
+            return
+        reason = f"its golden samples do not replay any more: {self._without_path(check.reason)}"
+        withdrawn = self._can_be_spared(state)
+        log.error("version_recheck_failed", **facts, reason=check.reason, withdrawn=withdrawn)
+        if not withdrawn:
+            self._set(replace(state, reason=f"{reason}; no other version can take its place, so it goes on answering"))
+            return
+        del self.checks[state.model, state.version]
+        self._set(VersionState(state.model, state.version, "failed", f"withdrawn: {reason}", state.fingerprint))
+        if state.served is not None:
+            self._retire(state.served)
+
+    def _can_be_spared(self, state: VersionState) -> bool:
+        """Whether callers of a version get their answers from another one when it goes."""
+        routing = self.routing.models.get(state.model)
+        if routing is not None and state.version in routing.named():
+            return False
+        return any(
+            other.model == state.model and other.version != state.version and other.state == "ready" and self._passed(other)
+            for other in self._states.values()
+        )
+
+    def _passed(self, state: VersionState) -> bool:
+        check = self.checks.get((state.model, state.version))
+        return check is not None and check.passed
+
     def allow(self, model: str) -> None:
         """Take back an `unload`: the next look serves the model again."""
         self._unloaded.discard(model)
@@ -271,6 +329,7 @@ class Repository:
     async def _hold_back(self, model: str) -> None:
         self._expected.discard(model)
         for state in [s for s in self.states() if s.model == model and s.state != "unloaded"]:
+            self.checks.pop((model, state.version), None)
             self._set(
                 VersionState(
                     model, state.version, "unloaded", "unloaded by an operator; load the model to serve it again", state.fingerprint
@@ -402,6 +461,8 @@ class Repository:
         finally:
             del self._loading[name, version]
         warning = "" if loaded.package.proven else "a bare model.onnx: served as tensors, nothing was proven"
+        if loaded.golden_samples:
+            self.checks[name, version] = Check(self._now(), passed=True, max_ulp=loaded.max_ulp)
         self._set(VersionState(name, version, "ready", warning, fingerprint, loaded, self._serve(loaded)))
         self._expected.add(name)
         self.loads["success"] += 1
@@ -441,6 +502,7 @@ class Repository:
 
     async def _unload(self, state: VersionState) -> None:
         del self._states[state.model, state.version]
+        self.checks.pop((state.model, state.version), None)
         self._publish()
         log.info("version_retired", model=state.model, version=state.version)
         if state.served is not None:

@@ -188,6 +188,8 @@ class Service:
             self.tracer.start()
         memory.before_loading()
         self.background(self._watch())
+        if self.settings.repository.recheck_s:
+            self.background(self._recheck(self.settings.repository.recheck_s))
 
     def background(self, work: Coroutine[Any, Any, None]) -> None:
         """Run something beside the requests until it ends or the service closes."""
@@ -265,6 +267,15 @@ class Service:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self.settings.repository.poll_s):
                     await self._look.wait()
+
+    async def _recheck(self, period_s: float) -> None:
+        """Prove every version that serves again and again until cancelled."""
+        while True:
+            await asyncio.sleep(period_s)
+            try:
+                await self.repository.recheck()
+            except Exception:  # one that fails must not end all later ones
+                log.exception("recheck_crashed")
 
     def _feedback(self, settings: Settings, loop: PreciseLoop) -> Feedback | None:
         if self.prediction_ids is None:
@@ -438,6 +449,7 @@ class Service:
     def _version_readings(self) -> Iterable[VersionReading]:
         for state in self.repository.states():
             loaded, served = state.loaded, state.served
+            check = self.repository.checks.get((state.model, state.version))
             yield VersionReading(
                 model=state.model,
                 version=str(state.version),
@@ -445,7 +457,9 @@ class Service:
                 digest="" if loaded is None else loaded.package.digest,
                 proven=loaded is not None and loaded.package.proven,
                 golden_samples=0 if loaded is None else loaded.golden_samples,
-                max_ulp=0 if loaded is None else loaded.max_ulp,
+                max_ulp=0 if check is None else check.max_ulp,
+                checked_at=None if check is None else check.at,
+                check_passed=check is not None and check.passed,
                 engines={} if loaded is None else engines(loaded),
                 queue_rows=0 if served is None else served.lane.queue.rows,
                 load_seconds=0.0 if loaded is None else loaded.seconds,

@@ -60,6 +60,12 @@ class RepositorySettings(_Group):
 
     path: Path = Field(default=Path("models"), description="The model repository: <name>/<version>/.")
     poll_s: float = Field(default=5.0, ge=0.1, le=3600, description="Seconds between two looks for new versions; SIGHUP looks at once.")
+    recheck_s: float = Field(
+        default=86_400.0,
+        ge=0,
+        le=30 * 86_400,
+        description="Seconds between two replays of the golden samples of every served version, at low priority. 0: only at loading.",
+    )
     keep_versions: int = Field(default=2, ge=1, le=100, description="Latest versions of each model that stay loaded.")
     memory_budget_bytes: int | None = Field(
         default=None,

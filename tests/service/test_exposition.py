@@ -52,7 +52,7 @@ def reading(versions: int) -> Reading:
 
     def all_of_them() -> Iterable[VersionReading]:
         for metrics in counted:
-            yield VersionReading("m", metrics.version, "ready", "d" * 64, True, 5, 2, {"onnx": 1}, 0, 1.25, metrics)
+            yield VersionReading("m", metrics.version, "ready", "d" * 64, True, 5, 2, 1.0, True, {"onnx": 1}, 0, 1.25, metrics)
 
     return Reading(all_of_them, lambda: [("samegraph_ready", "Whether.", 1.0)], lambda: {"rows": 2}, lambda: {"success": versions})
 
