@@ -124,6 +124,27 @@ def test_a_repeated_key_gets_the_stored_answer(client: Client) -> None:
     assert client.failure("ModelInfer", plants(build.ROWS[1]), metadata=key)[1]["code"] == "key_reused"
 
 
+def test_deadline_and_priority_travel_as_metadata(client: Client) -> None:
+    """As HTTP's headers do: understood when they are right, refused by name when they are not; the shorter of two deadlines counts."""
+    request = plants(build.ROWS[0])
+    client.call("ModelInfer", request, metadata=(("samegraph-priority", "interactive"), ("x-request-timeout-seconds", "20")))
+    status, document = client.failure("ModelInfer", request, metadata=(("samegraph-priority", "urgent"),))
+    assert status == "INVALID_ARGUMENT"
+    assert "samegraph-priority" in document["error"]
+    status, document = client.failure("ModelInfer", request, metadata=(("x-request-timeout-seconds", "0.000001"),))
+    assert status in {"DEADLINE_EXCEEDED", "INVALID_ARGUMENT"}
+    assert document["code"] in {"deadline_exceeded", "deadline_too_short"}
+
+
+def test_watching_health_is_refused_as_unimplemented(client: Client) -> None:
+    """Clients that would watch go over to asking: so the health protocol wants it."""
+    watch = client.channel.unary_stream("/grpc.health.v1.Health/Watch")
+    with pytest.raises(grpc.RpcError) as caught:
+        next(iter(watch(messages.HealthRequest(service="").SerializeToString(), timeout=20)))
+    error: Any = caught.value
+    assert error.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
 def test_outputs_are_chosen_and_classified(client: Client) -> None:
     """As over HTTP."""
     message = plants(build.ROWS[0])

@@ -12,11 +12,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from package_builders import draft, samples
+from package_builders import ROWS, draft, samples
+from samegraph_service.rpc import messages
 from samegraph_service.tracing import MAX_SPANS, Exporter, Trace, Tracer, parse_traceparent
 from samegraph_transforms.errors import EnvironmentUnfit
 from samegraph_transforms.pack import pack
@@ -133,6 +135,33 @@ def test_a_traced_request_tells_its_stages(repository: Path, http: str) -> None:
         assert {a.key: a.value.string_value for a in failed.attributes}["error.type"] == "malformed_json"
         assert all(about["service.name"] == "plant-server" for _, about in received.spans)
         assert all(headers["x-token"] == "secret" and headers["x-tenant"] == "t1" for headers in received.headers)
+
+
+def test_grpc_calls_bring_their_context_in_the_metadata(repository: Path) -> None:
+    """The same spans as over HTTP, under the caller's; a repeated request is traced as one that computed nothing."""
+    with collector() as (endpoint, received):
+        server = ServerProcess(repository, GRPC__PORT="0", TRACING__ENDPOINT=endpoint, TRACING__SAMPLE_RATIO="0")
+        try:
+            port = next(json.loads(line)["port"] for line in server.lines if '"grpc_listening"' in line)
+            message = messages.InferRequest(model_name="plants")
+            message.inputs.add(name="size", datatype="FP64", shape=[1, 1]).contents.fp64_contents.append(ROWS[0]["size"])
+            message.inputs.add(name="kind", datatype="BYTES", shape=[1]).contents.bytes_contents.append(ROWS[0]["kind"].encode())
+            ids = ["c" * 32, "d" * 32]
+            with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+                infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+                for trace_id in ids:
+                    metadata = (("traceparent", f"00-{trace_id}-{'b' * 16}-01"), ("idempotency-key", "one"))
+                    _, call = infer.with_call(message.SerializeToString(), timeout=20, metadata=metadata)
+                    assert dict(call.initial_metadata())["traceresponse"].split("-")[1] == trace_id
+        finally:
+            server.terminate()
+            server.close()
+        first, again = (received.of_trace(trace_id) for trace_id in ids)
+        assert {"decode", "queue", "batch", "encode"} < set(first)
+        whole = next(span for name, span in first.items() if "plants" in name)
+        assert whole.parent_span_id.hex() == "b" * 16
+        assert "batch" not in again
+        assert len(again) >= 1
 
 
 def test_share_of_requests_is_traced_and_counted(repository: Path) -> None:
