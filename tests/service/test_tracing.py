@@ -101,7 +101,11 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_traced_request_tells_its_stages(repository: Path, http: str) -> None:
     """The caller's context is the parent, spans nest in time, the answer names its span; refusals are traced, unsampled calls not."""
     with collector() as (endpoint, received):
-        settings = {"TRACING__ENDPOINT": endpoint, "TRACING__SAMPLE_RATIO": "0", "TRACING__HEADERS": "x-token=secret, x-tenant=t1"}
+        settings: dict[str, Any] = {
+            "TRACING__ENDPOINT": endpoint,
+            "TRACING__SAMPLE_RATIO": "0",
+            "TRACING__HEADERS": "x-token=secret, x-tenant=t1",
+        }
         server = ServerProcess(repository, SERVER__HTTP=http, TRACING__SERVICE_NAME="plant-server", **settings)
         try:
             status, headers = ask(server.url, traceparent=PARENT, tracestate="vendor=abc", x_request_id="req-1")
