@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import odd_packages as odd
 import pytest
 from click.testing import CliRunner, Result
 from samegraph_service.experiments.analysis.commands import compare
@@ -245,3 +246,20 @@ def test_numbers_are_compared_with_the_truth() -> None:
     assert found.state == "better"
     assert found.verdict.startswith("Version 2 is closer to the truth by between 1.8")
     assert math.isclose(found.numbers[0].quantiles[1.0], 3.0)
+
+
+def test_images_are_compared_through_their_own_item_stages(tmp_path: Path) -> None:
+    """A directory of files, two packages that take images; version 2 reads channels as 1 does, and both refuse the file that is none."""
+    for version in (1, 2):
+        odd.pack_tint(tmp_path / "models", version)
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for i in range(12):
+        (photos / f"{i:02}.png").write_bytes(odd.image_file(i))
+    (photos / "broken.png").write_bytes(b"no image")
+    versions = [str(tmp_path / "models" / "tint" / version) for version in ("1", "2")]
+    result = CliRunner().invoke(compare, [*versions, "--data", str(photos), "--json"], env={"COLUMNS": "200"})
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.output)
+    assert (found["rows"], found["both"]) == (13, 12)
+    assert {value for number in found["numbers"] for value in number["quantiles"].values()} == {0.0}

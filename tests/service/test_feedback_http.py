@@ -5,21 +5,28 @@ from __future__ import annotations
 import json
 import os
 import random
-from collections import Counter
+import shutil
+import urllib.request
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import package_builders as build
 import pytest
-from live_server import LiveServer, live_server
+from live_server import LiveServer, Reply, live_server
 from onnx import TensorProto, helper, numpy_helper
+from prometheus import wait_for
 from prometheus_client.parser import text_string_to_metric_families
 from samegraph_service.experiments.prediction_id import new_key
+from samegraph_service.rpc import messages
 from samegraph_transforms.draft import DraftStage
 from samegraph_transforms.pack import pack
+from server_process import ServerProcess
 
 #: Requests of the recount; set it for more.
 REQUESTS = int(os.environ.get("STRESS_REQUESTS", "600"))
@@ -367,3 +374,94 @@ def test_a_repeated_request_is_one_exposure_with_one_id(models: Path, tmp_path: 
         after = samples(server)
         assert total(after, "samegraph_experiment_exposures_total") == 1
         assert total(after, "samegraph_experiment_unassigned_total") == 1
+
+
+def test_a_trial_that_fails_costs_two_requests_and_the_arm_stays_out(models: Path, tmp_path: Path) -> None:
+    """While half open the arm gets its units again; two of them fail, the fallback takes over and the others see nothing of it."""
+    with live_server(models, feedback={"key_file": key_file(tmp_path)}) as server:
+        rng = random.Random(4)
+        unit = {"samegraph-unit": unit_of(server, "treatment")}
+        while not server.service.experiments.withdrawn("plants", "taller", "treatment"):
+            assert server.predict("plants", {"instances": [row(rng, 501, 999)]}, **unit).status == 500
+        statuses: Counter[int] = Counter()
+        while statuses[500] < 2:
+            reply = server.predict("plants", {"instances": [row(rng, 501, 999)]}, **unit)
+            assert reply.status == 500 or reply.headers["samegraph-served-arm"] == "control"
+            statuses[reply.status] += 1
+            assert sum(statuses.values()) < 50_000
+        after = [server.predict("plants", {"instances": [row(rng, 501, 999)]}, **unit) for _ in range(20)]
+        assert {(reply.status, reply.headers.get("samegraph-served-arm")) for reply in after} == {(200, "control")}
+        assert server.service.experiments.withdrawn("plants", "taller", "treatment")
+        assert server.metric("samegraph_experiment_withdrawn", arm="treatment") == 1
+
+
+def test_a_repeat_that_joins_and_a_shadows_copy_are_no_exposures(models: Path, tmp_path: Path) -> None:
+    """Two callers who ask the same under one key at the same time are one exposure; what the shadow computes is none."""
+    repository = tmp_path / "models"
+    shutil.copytree(models, repository)
+    text = ROUTING.replace("enrolment: {share: 0.8, salt: e1}", "enrolment: {salt: e1}")
+    (repository / "routing.yaml").write_text(text + "    shadows:\n      - {version: 2, share: 1}\n", encoding="utf-8")
+    with live_server(repository, feedback={"key_file": key_file(tmp_path)}, shadow={"max_batch_s": 1}) as server:
+        unit = {"samegraph-unit": unit_of(server, "control")}
+        before = total(samples(server), "samegraph_experiment_exposures_total")
+        document, n = {"instances": [row(random.Random(1)) for _ in range(40)]}, 0
+        repeats = server.service.front.repeats
+        while not repeats.joined:  # until a pair really met
+            n += 1
+            key = {**unit, "idempotency-key": f"order-{n}"}
+            with ThreadPoolExecutor(2) as pool:
+                pair = [pool.submit(server.predict, "plants", document, **key) for _ in range(2)]
+                replies = [one.result() for one in pair]
+            assert len({reply.headers["samegraph-prediction-id"] for reply in replies}) == 1
+            assert n < 500
+        assert "joined" in {reply.headers.get("samegraph-replayed") for reply in replies}
+        tallies = server.service.shadows.tallies
+        wait_for(lambda: server.run(lambda: tallies["plants", 1, 2].compared) > 0, "the shadow has computed a copy")
+        after = samples(server)
+        assert total(after, "samegraph_experiment_exposures_total") == before + n
+        assert total(after, "samegraph_experiment_served_total", served="treatment") == total(
+            after, "samegraph_experiment_exposures_total", arm="treatment"
+        )
+
+
+def posted(server: ServerProcess, verb: str, body: str, **headers: str) -> tuple[dict[str, str], bytes]:
+    """Return the headers and the body of an answer."""
+    request = urllib.request.Request(f"{server.url}/v1/models/plants:{verb}", body.encode(), headers)
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return {name.lower(): value for name, value in answer.getheaders()}, answer.read()
+
+
+def test_an_experiment_over_grpc_takes_feedback_over_http(models: Path, tmp_path: Path) -> None:
+    """Metadata name the unit; the answer's say arm and prediction id; the same unit has the same arm over both, and one count."""
+    server = ServerProcess(models, GRPC__PORT="0", FEEDBACK__KEY_FILE=str(key_file(tmp_path)), LOG__LEVEL="info")
+    with closing(server):
+        port = next(e["port"] for e in server.events() if e["event"] == "grpc_listening")
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            ask = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+            message = messages.InferRequest(model_name="plants")
+            message.inputs.add(name="size", datatype="FP64", shape=[1, 1]).contents.fp64_contents.append(1.5)
+            message.inputs.add(name="kind", datatype="BYTES", shape=[1]).contents.bytes_contents.append(b"moss")
+            seen: Counter[str] = Counter()
+            items = []
+            for i in range(30):
+                metadata = (("samegraph-unit", f"user-{i}"),)
+                data, call = ask.with_call(message.SerializeToString(), timeout=20, metadata=metadata)
+                said = {name: value for name, value in call.initial_metadata() if isinstance(value, str)}
+                body = json.dumps({"instances": [{"size": 1.5, "kind": "moss"}]})
+                headers = {"content-type": "application/json", "samegraph-unit": f"user-{i}"}
+                assert said.get("samegraph-arm") == posted(server, "predict", body, **headers)[0].get("samegraph-arm")
+                assert said["samegraph-model-version"] == messages.message_type("ModelInferResponse").FromString(data).model_version
+                if "samegraph-arm" in said:
+                    seen[said["samegraph-arm"]] += 1
+                    items.append({"prediction_id": said["samegraph-prediction-id"], "values": {"clicked": 1}})
+        assert set(seen) == {"control", "treatment"}
+        answered = posted(server, "feedback", json.dumps({"feedback": items}), **{"content-type": "application/json"})[1]
+        assert json.loads(answered)["accepted"] == len(items)
+        counted: dict[tuple[str, str], float] = defaultdict(float)
+        for family in text_string_to_metric_families(server.get("/metrics")[1].decode()):
+            for sample in family.samples:
+                if sample.labels.get("arm"):
+                    counted[sample.name, sample.labels["arm"]] += sample.value
+        for arm, n in seen.items():
+            assert counted["samegraph_experiment_exposures_total", arm] == 2 * n  # over gRPC and over HTTP
+            assert counted["samegraph_experiment_feedback_total", arm] == n

@@ -324,3 +324,19 @@ def test_a_share_becomes_a_weight() -> None:
     assert weight / (weight + 3) == pytest.approx(0.1)
     with pytest.raises(ValueError, match="100 %"):
         share_as_weight(3, 100)
+
+
+def test_a_label_that_moves_makes_another_revision() -> None:
+    """What arms resolve to is part of it, so counts of two versions are never one; a label no arm uses changes nothing."""
+    text = GOOD.replace("labels: {production: 1, canary: 2}", "labels: {production: 1, canary: 2, other: 1}")
+
+    def revision(text: str) -> str:
+        plan = parse(text.encode()).models["flights"].plan("flights")
+        assert plan is not None
+        return plan.revision
+
+    moved = {arm for arm in ("production: 1", "canary: 2", "other: 1") if revision(text.replace(arm, arm[:-1] + "3")) != revision(text)}
+    used = {spec.label for spec in parse(text.encode()).models["flights"].experiments["delay-trees"].arms.values() if spec.label}
+    assert {name.partition(":")[0] for name in moved} == used
+    assert used
+    assert "other" not in used

@@ -272,6 +272,43 @@ class TestShedding:
             settle(own)
             assert (tally(own).compared, tally(own).shed["queue_full"]) == (4, 36)
 
+    def test_a_copy_that_waited_too_long_is_shed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Of five copies in one turn of the loop those that are still in line when the first is done are too old to matter."""
+        offered: list[tuple[Any, Any]] = []
+        offer = Shadows.offer
+        monkeypatch.setattr(Shadows, "offer", lambda _, call, answer: offered.append((call, answer)))
+        with live_server(two_versions(tmp_path), shadow={"max_batch_s": 1, "late_s": 1e-9}) as own:
+            own.predict("plants", GOOD)
+            own.run(lambda: [offer(own.service.shadows, *offered[0]) for _ in range(5)])
+            settle(own)
+            found = tally(own)
+            assert found.compared + found.shed["late"] == 5
+            assert found.shed == dict.fromkeys(REASONS, 0) | {"late": found.shed["late"]}
+            assert found.shed["late"] >= 4
+            assert own.metric("samegraph_shadow_shed_total", reason="late") == found.shed["late"]
+
+    def test_copies_of_a_version_that_no_route_names_any_more_are_shed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What waits when the version goes is counted, and the line's bytes are given back."""
+        offered: list[tuple[Any, Any]] = []
+        offer = Shadows.offer
+        monkeypatch.setattr(Shadows, "offer", lambda _, call, answer: offered.append((call, answer)))
+        with live_server(two_versions(tmp_path), shadow={"max_batch_s": 1}) as own:
+            own.predict("plants", GOOD)
+            shadows = own.service.shadows
+
+            def fill_and_retire() -> int:
+                for _ in range(5):
+                    offer(shadows, *offered[0])
+                waiting = int(shadows.waiting)
+                shadows.retire(own.service.repository.routes.models["plants"].shadows[0].served)
+                assert shadows.waiting == 0
+                return waiting
+
+            waiting = own.run(fill_and_retire)
+            assert waiting == 4
+            assert tally(own).shed["retired"] == waiting
+            assert own.metric("samegraph_shadow_shed_total", reason="retired") == waiting
+
     def test_a_server_that_stops_runs_no_copies(self, tmp_path: Path) -> None:
         """After the drain began callers are answered still, and nothing is done beside that."""
         with live_server(two_versions(tmp_path), shadow={"max_batch_s": 1}) as own:
