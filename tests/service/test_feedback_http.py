@@ -405,7 +405,7 @@ def test_a_repeat_that_joins_and_a_shadows_copy_are_no_exposures(models: Path, t
         unit = {"samegraph-unit": unit_of(server, "control")}
         before = total(samples(server), "samegraph_experiment_exposures_total")
         document, n = {"instances": [row(random.Random(1)) for _ in range(40)]}, 0
-        repeats = server.service.front.repeats
+        repeats, replies = server.service.front.repeats, list[Reply]()
         while not repeats.joined:  # until a pair really met
             n += 1
             key = {**unit, "idempotency-key": f"order-{n}"}
