@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 #: recipe → (directory, constraints, pip arguments, recipe that must be in the directory first)
 RECIPES = {
-    "serve": (".venv", "constraints.txt", ["-e", ".", "-e", "transforms[text]", "-e", "client"], None),
+    "serve": (".venv", "constraints.txt", ["-e", ".[text]", "-e", "transforms", "-e", "client"], None),
     "test": (".venv", "constraints.txt", ["-e", ".[test]", "-e", "transforms", "-e", "client"], "serve"),
     "build": (".venv-build", "constraints-build.txt", ["-e", "transforms[train]"], None),
     "clients": (".venv-clients", "constraints-clients.txt", ["tritonclient[http,grpc]", "kserve", "requests", "litserve"], None),
