@@ -10,12 +10,22 @@ from samegraph_transforms.errors import UnsupportedStep
 from samegraph_transforms.tabular import from_sklearn
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import ColumnTransformer, TransformedTargetRegressor
+from sklearn.decomposition import PCA
 from sklearn.ensemble import GradientBoostingClassifier, RandomForestRegressor
+from sklearn.feature_extraction.text import CountVectorizer, HashingVectorizer, TfidfVectorizer
 from sklearn.impute import KNNImputer, SimpleImputer
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.naive_bayes import GaussianNB
 from sklearn.pipeline import FeatureUnion, Pipeline, make_pipeline
-from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, PolynomialFeatures, StandardScaler
+from sklearn.preprocessing import (
+    FunctionTransformer,
+    KBinsDiscretizer,
+    OneHotEncoder,
+    PolynomialFeatures,
+    PowerTransformer,
+    QuantileTransformer,
+    StandardScaler,
+)
 from training.parity import make_frame, make_target, make_value
 
 FRAME = make_frame()
@@ -39,10 +49,17 @@ class Doubling(StandardScaler):  # type: ignore[misc]  # scikit-learn ships no t
         (OneHotEncoder(dtype=np.float32), ["count"], "float32"),
         (FeatureUnion([("scaled", StandardScaler())], transformer_weights={"scaled": 2.0}), ["height"], "transformer_weights"),
         (make_pipeline(StandardScaler(), OneHotEncoder()), ["count"], "handle_unknown='error'"),
+        (KBinsDiscretizer(quantile_method="averaged_inverted_cdf"), ["height"], "KBinsDiscretizer"),
+        (PowerTransformer(), ["height"], "PowerTransformer"),
+        (QuantileTransformer(n_quantiles=50), ["height"], "QuantileTransformer"),
+        (PCA(2), ["height", "count"], "PCA"),
+        (CountVectorizer(), "town", "CountVectorizer"),
+        (TfidfVectorizer(sublinear_tf=True), "town", "TfidfVectorizer"),
+        (HashingVectorizer(n_features=16), "town", "HashingVectorizer"),
     ],
-    ids=["polynomial", "knn-imputer", "subclass", "function", "float32-encoder", "weights", "closed-set-of-computed-values"],
+    ids=lambda value: value if isinstance(value, str) else None,
 )
-def test_step_without_exact_graph_is_named_by_path(step: Any, columns: list[str], words: str) -> None:
+def test_step_without_exact_graph_is_named_by_path(step: Any, columns: list[str] | str, words: str) -> None:
     """The error carries the step's path and says what it is."""
     pipeline = Pipeline([("columns", ColumnTransformer([("odd", step, columns)])), ("model", LinearRegression())])
     pipeline.fit(FRAME, make_value(FRAME))

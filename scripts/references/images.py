@@ -1,0 +1,180 @@
+"""Write what transformers, timm and torchvision make of images: the references of tests/transforms/test_image_imports.py.
+
+By hand, in an environment of its own:
+
+    python3 -m venv /tmp/images && /tmp/images/bin/pip install -r scripts/references/requirements-images.txt -e transforms
+    /tmp/images/bin/python scripts/references/images.py
+
+Writes tests/transforms/references/images/: cases.json says what each case imports (a configuration, or the classes and attributes of the
+transforms), tensors.npz holds the libraries' answers, whole for small sizes and as SHA-256 of the float32 bytes for large ones. The real
+objects are imported too; ends with 1 when one gives another tensor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import sys
+from collections.abc import Callable
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm.data  # type: ignore[import-not-found,unused-ignore]
+import torch  # type: ignore[import-not-found,unused-ignore]
+import torchvision.transforms as v1  # type: ignore[import-not-found,unused-ignore]
+import torchvision.transforms.v2 as v2  # type: ignore[import-not-found,unused-ignore]
+import transformers  # type: ignore[import-not-found,unused-ignore]
+from PIL import Image
+from samegraph_transforms.image_imports import from_huggingface, from_timm, from_torchvision
+from torchvision.models import EfficientNet_B0_Weights, ResNet50_Weights, ViT_B_16_Weights  # type: ignore[import-not-found,unused-ignore]
+
+ROOT = Path(__file__).parents[2]
+OUT = ROOT / "tests" / "transforms" / "references" / "images"
+MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+#: Tensors with more elements are kept as their digest.
+MOST = 5000
+
+
+def images() -> dict[str, bytes]:
+    """Return name → file: seeded noise of odd shapes as PNG, one grey, and a photo."""
+    rng = np.random.default_rng(11)
+    made = {}
+    for height, width in ((61, 47), (40, 131), (200, 37)):
+        made[f"noise-{height}x{width}.png"] = png(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+    made["grey.png"] = png(rng.integers(0, 256, (50, 50), dtype=np.uint8))
+    return {**made, "coffee.jpg": (ROOT / "docs" / "photos" / "coffee.jpg").read_bytes()}
+
+
+def png(pixels: np.ndarray) -> bytes:
+    """Return pixels as a PNG file."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def huggingface_cases() -> dict[str, Any]:
+    """Return name → slow image processor."""
+    small = {"height": 24, "width": 32}
+    clip = {"size": {"shortest_edge": 32}, "crop_size": {"height": 28, "width": 28}}
+    return {
+        "hf-vit": transformers.ViTImageProcessor(),
+        "hf-vit-small": transformers.ViTImageProcessor(size=small, resample=3, image_mean=MEAN, image_std=STD),
+        "hf-vit-without-normalizing": transformers.ViTImageProcessor(size=small, do_normalize=False),
+        "hf-vit-without-rescaling": transformers.ViTImageProcessor(size=small, do_rescale=False, image_mean=[127] * 3, image_std=[128] * 3),
+        "hf-deit": transformers.DeiTImageProcessor(size={"height": 40, "width": 40}, crop_size={"height": 31, "width": 30}),
+        "hf-siglip": transformers.SiglipImageProcessor(size=small),
+        "hf-clip": transformers.CLIPImageProcessor(),
+        "hf-clip-small": transformers.CLIPImageProcessor(**clip),
+        "hf-clip-odd": transformers.CLIPImageProcessor(size={"shortest_edge": 33}, crop_size={"height": 28, "width": 32}, resample=1),
+        "hf-convnext": transformers.ConvNextImageProcessor(size={"shortest_edge": 28}, crop_pct=0.875),
+        "hf-convnext-384": transformers.ConvNextImageProcessor(size={"shortest_edge": 384}),
+        "hf-detr-fixed": transformers.DetrImageProcessor(size=small, do_pad=False),
+    }
+
+
+def timm_cases() -> dict[str, dict[str, Any]]:
+    """Return name → data configuration."""
+    usual = {"mean": tuple(MEAN), "std": tuple(STD)}
+    return {
+        "timm-resnet": {"input_size": (3, 224, 224), "interpolation": "bicubic", "crop_pct": 0.95, "crop_mode": "center", **usual},
+        "timm-small": {"input_size": (3, 28, 28), "interpolation": "bilinear", "crop_pct": 0.875, "crop_mode": "center", **usual},
+        "timm-squash": {"input_size": (3, 28, 24), "interpolation": "bicubic", "crop_pct": 0.9, "crop_mode": "squash", **usual},
+        "timm-whole": {"input_size": (3, 30, 30), "interpolation": "lanczos", "crop_pct": 1.0, "crop_mode": "center", **usual},
+    }
+
+
+def torchvision_cases() -> dict[str, Any]:
+    """Return name → transforms."""
+    modes = v1.InterpolationMode
+    to_float = v2.ToDtype(torch.float32, scale=True)
+    return {
+        "v1": v1.Compose([v1.Resize(32), v1.CenterCrop(28), v1.ToTensor(), v1.Normalize(MEAN, STD)]),
+        "v1-exact-bicubic": v1.Compose([v1.Resize((27, 30), modes.BICUBIC), v1.ToTensor()]),
+        "v1-nearest": v1.Compose([v1.Resize((27, 30), modes.NEAREST), v1.ToTensor()]),
+        "v1-convert": v1.Compose([v1.Resize((27, 30)), v1.PILToTensor(), v1.ConvertImageDtype(torch.float32), v1.Normalize(MEAN, STD)]),
+        "v2": v2.Compose([v2.RGB(), v2.Resize(33), v2.CenterCrop(28), v2.ToImage(), to_float, v2.Normalize(MEAN, STD)]),
+        "v2-lanczos": v2.Compose([v2.Resize((27, 30), modes.LANCZOS), v2.PILToTensor(), to_float, v2.Normalize(MEAN, STD)]),
+        "v2-unscaled": v2.Compose([v2.Resize((27, 30)), v2.ToImage(), v2.ToDtype(torch.float32), v2.Normalize([127.0] * 3, [128.0] * 3)]),
+        "weights-resnet50": ResNet50_Weights.IMAGENET1K_V2.transforms(),
+        "weights-efficientnet": EfficientNet_B0_Weights.IMAGENET1K_V1.transforms(),
+        "weights-vit": ViT_B_16_Weights.IMAGENET1K_SWAG_E2E_V1.transforms(),
+    }
+
+
+def recorded(one: Any) -> dict[str, Any]:
+    """Return the module, the class and the attributes of a transform."""
+    attributes = {k: plain(v) for k, v in vars(one).items() if not k.startswith("_") and k != "training"}
+    return {"module": type(one).__module__, "class": type(one).__name__, "attributes": attributes}
+
+
+def plain(value: Any) -> Any:
+    """Return a value as JSON has it; transforms as `recorded` has them."""
+    if isinstance(value, list) and value and callable(value[0]):
+        return [recorded(v) for v in value]
+    if isinstance(value, tuple):
+        return list(value)
+    return str(value) if isinstance(value, torch.dtype) else getattr(value, "value", value)
+
+
+def kept(tensor: np.ndarray) -> np.ndarray:
+    """Return a small tensor as it is, a large one as its digest."""
+    if tensor.size <= MOST:
+        return tensor
+    return np.frombuffer(hashlib.sha256(np.ascontiguousarray(tensor).tobytes()).digest(), dtype=np.uint8)
+
+
+def processed(processor: Any, image: Image.Image) -> np.ndarray:
+    """Return what an image processor makes of an image."""
+    return np.asarray(processor(image, return_tensors="np")["pixel_values"][0])
+
+
+def transformed(transform: Any, image: Image.Image) -> np.ndarray:
+    """Return what transforms of torchvision make of an image."""
+    return np.asarray(transform(image).numpy())
+
+
+def main() -> int:
+    """Write the references; return how many of our own tensors differ."""
+    files = images()
+    cases: dict[str, Any] = {}
+    run: dict[str, tuple[Callable[[Image.Image], np.ndarray], Any]] = {}
+    for name, processor in huggingface_cases().items():
+        cases[name] = {"importer": "huggingface", "config": json.loads(processor.to_json_string())}
+        run[name] = (
+            partial(processed, processor),
+            from_huggingface(processor.to_dict(), processor="slow"),
+        )
+    for name, config in timm_cases().items():
+        transform = timm.data.create_transform(**config)
+        cases[name] = {"importer": "timm", "config": config}
+        run[name] = (partial(transformed, transform), from_timm(config))
+    for name, transform in torchvision_cases().items():
+        cases[name] = {"importer": "torchvision", "transforms": recorded(transform)}
+        run[name] = (partial(transformed, transform), from_torchvision(transform))
+    tensors, different, compared = {}, 0, 0
+    for name, (reference, ours) in run.items():
+        for file, content in files.items():
+            wanted = np.asarray(reference(Image.open(io.BytesIO(content)).convert("RGB")))
+            actual = ours(content)
+            compared += wanted.size
+            if actual.dtype != wanted.dtype or not np.array_equal(actual, wanted):
+                print(f"{name}, {file}: {wanted.dtype} {wanted.shape} and {actual.dtype} {actual.shape}, {np.sum(actual != wanted)} differ")
+                different += 1
+            tensors[f"{name}/{file}"] = kept(wanted)
+    OUT.mkdir(parents=True, exist_ok=True)
+    versions = {name: metadata.version(name) for name in ("transformers", "timm", "torch", "torchvision", "numpy", "pillow")}
+    (OUT / "cases.json").write_text(json.dumps({"versions": versions, "cases": cases}, indent=1) + "\n")
+    np.savez_compressed(OUT / "tensors.npz", allow_pickle=False, **tensors)
+    for file, content in files.items():
+        if file.endswith(".png"):
+            (OUT / file).write_bytes(content)
+    print(f"{len(run)} cases, {len(files)} images, {compared:,} elements compared; {different} tensors differ")
+    return min(different, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

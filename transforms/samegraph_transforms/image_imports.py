@@ -1,0 +1,376 @@
+"""Image preprocessing that training code wrote down for itself, as a `Preprocess`.
+
+    preprocess = from_torchvision(weights.transforms())                     # or a Compose of v1 or v2
+    preprocess = from_timm(resolve_data_config(model.pretrained_cfg))       # a dict
+    preprocess = from_huggingface(Path("preprocessor_config.json").read_bytes(), processor="slow")
+
+None of the three libraries is imported: objects are read by the names of their classes and attributes. The image they get in training is
+a Pillow image in RGB, `Image.open(file).convert("RGB")`; the imported pipeline makes one. What has no exact step is refused by name.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+import numpy as np
+
+from .errors import AuthoringError, UnsupportedStep
+from .functions import FilterName, Semantics
+from .image import CenterCrop, Decode, Divide, Multiply, Normalize, Preprocess, Rescale, Resize, Step, ToCHW, ToFloat, ToRGB
+
+__all__ = ["from_huggingface", "from_timm", "from_torchvision"]
+
+#: Pillow's numbers, which preprocessor_config.json uses.
+_PILLOW_FILTERS: Final[tuple[FilterName, ...]] = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
+
+
+@dataclass
+class _Pipeline:
+    """Steps so far, and what is known of the image.
+
+    Attributes:
+        source: What is imported, for errors.
+        semantics: Of resizes; None for those of the Pillow installed now.
+        steps: The steps.
+        shorter: The shorter side is at least this long.
+        tensor: Whether the image has become a tensor.
+        floating: Whether its values are floats.
+    """
+
+    source: str
+    semantics: Semantics | None
+    steps: list[Step] = field(default_factory=lambda: [Decode(), ToRGB()])
+    shorter: int = 0
+    tensor: bool = False
+    floating: bool = False
+
+    def refuse(self, step: str, why: str) -> UnsupportedStep:
+        """Return the error that refuses a step."""
+        return UnsupportedStep(f"{self.source}: {step} {why}", step=step)
+
+    def resize(self, step: str, size: Sequence[int], name: str) -> None:
+        """Add a resize to (height, width), or of the shorter side to the one number of `size`."""
+        if self.tensor:
+            raise self.refuse(
+                step, "works on a tensor here, which rounds otherwise than Pillow and has no exact step; put it before the tensor"
+            )
+        known = {"nearest-exact": "nearest"}.get(name, name)
+        if known not in _PILLOW_FILTERS:
+            raise self.refuse(step, f"has interpolation {name!r}; exact are {', '.join(_PILLOW_FILTERS)}")
+        sides = [int(s) for s in size]
+        wanted = sides[0] if len(sides) == 1 else (sides[0], sides[1])
+        self.steps.append(Resize(wanted, known, semantics=self.semantics))
+        self.shorter = min(sides)
+
+    def center_crop(self, step: str, size: Sequence[int], rounding: Literal["half_even", "floor"]) -> None:
+        """Add a crop of (height, width) that never leaves the image."""
+        height, width = (int(s) for s in (size if len(size) == 2 else (size[0], size[0])))
+        if self.tensor:
+            raise self.refuse(step, "works on a tensor here; put it before the tensor")
+        if max(height, width) > self.shorter:
+            raise self.refuse(
+                step, f"of {height} × {width} may be larger than the image, where libraries pad by rules of their own; resize first"
+            )
+        self.steps.append(CenterCrop((height, width), rounding=rounding))
+        self.shorter = min(height, width)
+
+    def normalize(self, mean: Any, std: Any) -> None:
+        """Add (x - mean) / std."""
+        self.steps.append(Normalize(mean=_numbers(mean), std=_numbers(std)))
+
+    def finish(self) -> Preprocess:
+        """Return the pipeline, channels first."""
+        return Preprocess([*self.steps, ToCHW()])
+
+
+def _numbers(value: Any) -> float | list[float]:
+    array = np.asarray(value.tolist() if hasattr(value, "tolist") else value, dtype=np.float64)
+    return float(array) if array.ndim == 0 else [float(v) for v in array]
+
+
+# --- torchvision ------------------------------------------------------------------------------------------------------
+
+
+def from_torchvision(transforms: Any, *, semantics: Semantics | None = None) -> Preprocess:
+    """Read transforms of torchvision: a `Compose` of v1 or v2, a list, or what `weights.transforms()` gives for classification.
+
+    Args:
+        transforms: The object, as it is applied to a Pillow image in RGB.
+        semantics: Which Pillow training ran, `pillow<13` or `pillow>=13`; None for the one installed now.
+
+    Raises:
+        UnsupportedStep: A transform has no exact step, or is random; `.step` is its class.
+        AuthoringError: The transforms do not end in a float tensor of one shape.
+    """
+    pipeline = _Pipeline("torchvision", semantics)
+    if type(transforms).__name__ == "ImageClassification":
+        pipeline.resize("ImageClassification.resize", transforms.resize_size, _interpolation(transforms))
+        pipeline.center_crop("ImageClassification.center_crop", transforms.crop_size, "half_even")
+        pipeline.steps += [ToFloat(), Divide(255)]
+        pipeline.normalize(transforms.mean, transforms.std)
+        return pipeline.finish()
+    listed = transforms if isinstance(transforms, Sequence) else getattr(transforms, "transforms", [transforms])
+    for one in listed:
+        name = type(one).__name__
+        if name not in _TORCHVISION:
+            exact = ", ".join(_TORCHVISION)
+            raise pipeline.refuse(name, f"has no exact step (or is random: leave augmentation out); there are steps for {exact}")
+        _TORCHVISION[name](pipeline, one)
+    if not pipeline.floating:
+        raise AuthoringError(
+            "torchvision: the transforms do not end in a float tensor; add ToTensor(), or ToImage() and ToDtype(torch.float32, scale=True)"
+        )
+    return pipeline.finish()
+
+
+def _interpolation(transform: Any) -> str:
+    value = transform.interpolation
+    return str(getattr(value, "value", value))
+
+
+def _sizes(value: Any) -> list[int]:
+    return [int(value)] if isinstance(value, int) else [int(v) for v in value]
+
+
+def _torchvision_resize(pipeline: _Pipeline, transform: Any) -> None:
+    if getattr(transform, "max_size", None) is not None:
+        raise pipeline.refuse("Resize", f"has max_size={transform.max_size}, which has no exact step")
+    if transform.size is None:
+        raise pipeline.refuse("Resize", "has no size")
+    pipeline.resize("Resize", _sizes(transform.size), _interpolation(transform))
+
+
+def _torchvision_crop(pipeline: _Pipeline, transform: Any) -> None:
+    pipeline.center_crop("CenterCrop", _sizes(transform.size), "half_even")
+
+
+def _is_v2(transform: Any) -> bool:
+    return ".v2" in type(transform).__module__
+
+
+def _to_tensor(pipeline: _Pipeline, _: Any) -> None:
+    pipeline.tensor = pipeline.floating = True
+    pipeline.steps += [ToFloat(), Divide(255)]
+
+
+def _to_integer_tensor(pipeline: _Pipeline, _: Any) -> None:
+    pipeline.tensor = True
+
+
+def _to_dtype(pipeline: _Pipeline, transform: Any) -> None:
+    name = type(transform).__name__
+    if str(transform.dtype) != "torch.float32":
+        raise pipeline.refuse(name, f"to {transform.dtype} has no exact step; use torch.float32")
+    if pipeline.floating:
+        return
+    if not pipeline.tensor:
+        raise pipeline.refuse(name, "does nothing to a Pillow image; put ToImage() before it")
+    pipeline.floating = True
+    scaled = name == "ConvertImageDtype" or bool(transform.scale)
+    # v1 divides by 255, v2 multiplies by the float32 next to 1 / 255: other last bits on half of the 256 levels.
+    scaling: list[Step] = [Multiply(1 / 255) if _is_v2(transform) else Divide(255)] if scaled else []
+    pipeline.steps += [ToFloat(), *scaling]
+
+
+def _torchvision_normalize(pipeline: _Pipeline, transform: Any) -> None:
+    if not pipeline.floating:
+        raise pipeline.refuse("Normalize", "needs a float tensor before it")
+    pipeline.normalize(transform.mean, transform.std)
+
+
+def _nothing(pipeline: _Pipeline, transform: Any) -> None:
+    """The image is in RGB already, or on its way to a plain tensor."""
+
+
+def _nested(pipeline: _Pipeline, transform: Any) -> None:
+    for one in transform.transforms:
+        name = type(one).__name__
+        if name not in _TORCHVISION:
+            raise pipeline.refuse(name, f"has no exact step; there are steps for {', '.join(_TORCHVISION)}")
+        _TORCHVISION[name](pipeline, one)
+
+
+_TORCHVISION: Final[dict[str, Callable[[_Pipeline, Any], None]]] = {
+    "Compose": _nested,
+    "RGB": _nothing,
+    "Resize": _torchvision_resize,
+    "CenterCrop": _torchvision_crop,
+    "ToTensor": _to_tensor,
+    "MaybeToTensor": _to_tensor,  # timm's
+    "ToImage": _to_integer_tensor,
+    "PILToTensor": _to_integer_tensor,
+    "ToDtype": _to_dtype,
+    "ConvertImageDtype": _to_dtype,
+    "ToPureTensor": _nothing,
+    "Normalize": _torchvision_normalize,
+}
+
+
+# --- timm -------------------------------------------------------------------------------------------------------------
+
+
+def from_timm(config: Mapping[str, Any], *, semantics: Semantics | None = None) -> Preprocess:
+    """Read a data configuration of timm: what `resolve_data_config` returns, or a model's `pretrained_cfg`.
+
+    Args:
+        config: With `input_size` (channels, height, width), `interpolation`, `mean`, `std`, `crop_pct` and `crop_mode`.
+        semantics: Which Pillow training ran, `pillow<13` or `pillow>=13`; None for the one installed now.
+
+    Raises:
+        UnsupportedStep: A crop mode, interpolation or shape that has no exact step.
+        AuthoringError: Something is missing.
+    """
+    lacking = [key for key in ("input_size", "interpolation", "mean", "std") if key not in config]
+    if lacking:
+        raise AuthoringError(f"timm: the configuration has no {', '.join(lacking)}; give what resolve_data_config returns")
+    pipeline = _Pipeline("timm", semantics)
+    channels, height, width = (int(v) for v in config["input_size"])
+    if channels != 3:
+        raise pipeline.refuse("input_size", f"has {channels} channels; 3 are exact")
+    fraction = float(config.get("crop_pct") or 0.875)
+    mode = config.get("crop_mode") or "center"
+    scaled = [math.floor(side / fraction) for side in (height, width)]
+    if mode == "squash":
+        pipeline.resize("resize", scaled, str(config["interpolation"]))
+    elif mode == "center" and scaled[0] == scaled[1]:
+        pipeline.resize("resize", scaled[:1], str(config["interpolation"]))
+    else:
+        raise pipeline.refuse(
+            "crop_mode", f"{mode!r} for {height} × {width} has no exact step; there are `squash`, and `center` for squares"
+        )
+    if mode == "squash" and (scaled[0] < height or scaled[1] < width):
+        raise pipeline.refuse("crop_pct", f"{fraction} makes the crop larger than the image")
+    pipeline.shorter = max(height, width) if mode == "squash" else pipeline.shorter
+    pipeline.center_crop("center_crop", [height, width], "half_even")
+    pipeline.steps += [ToFloat(), Divide(255)]
+    pipeline.normalize(config["mean"], config["std"])
+    return pipeline.finish()
+
+
+# --- Hugging Face -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Processor:
+    """What a family of image processors does, and what it does where its file says nothing."""
+
+    resample: int
+    size: int | Mapping[str, int]
+    square: bool  # whether one number for `size` means a square, not the shorter side
+    crop: int | None = None
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+
+
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+_PROCESSORS: Final[dict[str, _Processor]] = {
+    "ViT": _Processor(2, 224, square=True),
+    "DeiT": _Processor(3, 256, square=True, crop=224, mean=_IMAGENET_MEAN, std=_IMAGENET_STD),
+    "Siglip": _Processor(3, 224, square=True),
+    "CLIP": _Processor(3, {"shortest_edge": 224}, square=False, crop=224, mean=_CLIP_MEAN, std=_CLIP_STD),
+    "ConvNext": _Processor(2, {"shortest_edge": 384}, square=False, mean=_IMAGENET_MEAN, std=_IMAGENET_STD),
+    "Detr": _Processor(2, {"shortest_edge": 800, "longest_edge": 1333}, square=False, mean=_IMAGENET_MEAN, std=_IMAGENET_STD),
+}
+
+
+def from_huggingface(
+    config: bytes | str | Mapping[str, Any],
+    *,
+    processor: Literal["slow", "fast"] | None = None,
+    semantics: Semantics | None = None,
+) -> Preprocess:
+    """Read a preprocessor_config.json of the ViT, DeiT, SigLIP, CLIP, ConvNeXT or DETR kind.
+
+    Args:
+        config: The file's content, or `image_processor.to_dict()`.
+        processor: Which of the two programs training ran: `slow` (Pillow and NumPy; `use_fast=False`, the `…Pil` classes of version 5) or
+            `fast` (torchvision tensors). They give other pixels, and the file alone does not always tell.
+        semantics: Which Pillow training ran, `pillow<13` or `pillow>=13`; None for the one installed now.
+
+    Raises:
+        UnsupportedStep: A step has no exact counterpart; `.step` is its key in the file.
+        AuthoringError: The file is not of one of these kinds, or does not tell which program ran.
+    """
+    facts: Mapping[str, Any] = config if isinstance(config, Mapping) else _parsed(config)
+    stated = str(facts.get("image_processor_type") or facts.get("feature_extractor_type") or "")
+    kind = stated.removesuffix("Fast").removesuffix("Pil").removesuffix("ImageProcessor").removesuffix("FeatureExtractor")
+    pipeline = _Pipeline(stated or "Hugging Face", semantics)
+    if kind not in _PROCESSORS:
+        raise pipeline.refuse("image_processor_type", f"{stated!r} has no importer; there is one for {', '.join(_PROCESSORS)}")
+    if stated.endswith("Fast") or processor == "fast":
+        raise pipeline.refuse(
+            "resize",
+            "of fast processors works on tensors (torchvision) and rounds otherwise than Pillow; it has no exact step. Train with "
+            "use_fast=False",
+        )
+    if processor is None and not stated.endswith(("Pil", "FeatureExtractor")):
+        raise AuthoringError(
+            f"{stated}: the file does not tell whether training ran the slow (Pillow) or the fast (torchvision) processor, and they "
+            "give other pixels; say processor='slow' or 'fast' (type(image_processor).__name__ ends with Fast for the latter)"
+        )
+    known = _PROCESSORS[kind]
+    if kind == "ConvNext":
+        _convnext(pipeline, facts, known)
+    else:
+        _resized(pipeline, facts, known)
+    rescale = bool(facts.get("do_rescale", True))
+    pipeline.steps.append(Rescale(float(facts.get("rescale_factor", 1 / 255))) if rescale else ToFloat())
+    if facts.get("do_normalize", True):
+        pipeline.normalize(facts.get("image_mean") or known.mean, facts.get("image_std") or known.std)
+    return pipeline.finish()
+
+
+def _parsed(content: bytes | str) -> Mapping[str, Any]:
+    try:
+        facts = json.loads(content)
+    except ValueError as error:
+        raise AuthoringError(f"not a preprocessor_config.json: {error}") from error
+    if not isinstance(facts, dict):
+        raise AuthoringError("not a preprocessor_config.json: it holds no object")
+    return facts
+
+
+def _filter(pipeline: _Pipeline, facts: Mapping[str, Any], known: _Processor) -> FilterName:
+    number = facts.get("resample", known.resample)
+    if not isinstance(number, int) or not 0 <= number < len(_PILLOW_FILTERS):
+        raise pipeline.refuse("resample", f"{number!r} is none of Pillow's filters, 0 to {len(_PILLOW_FILTERS) - 1}")
+    return _PILLOW_FILTERS[number]
+
+
+def _size(pipeline: _Pipeline, key: str, value: Any, *, square: bool) -> list[int]:
+    """Return (height, width), or the shorter side alone."""
+    if isinstance(value, int):
+        return [value, value] if square else [value]
+    if isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 2:
+        return [int(v) for v in value]
+    if isinstance(value, Mapping) and set(value) == {"height", "width"}:
+        return [int(value["height"]), int(value["width"])]
+    if isinstance(value, Mapping) and set(value) == {"shortest_edge"}:
+        return [int(value["shortest_edge"])]
+    raise pipeline.refuse(key, f"{value!r} gives every image another shape, and batches need one; give height and width")
+
+
+def _resized(pipeline: _Pipeline, facts: Mapping[str, Any], known: _Processor) -> None:
+    if facts.get("do_resize", True):
+        size = _size(pipeline, "size", facts.get("size", known.size), square=known.square)
+        pipeline.resize("resize", size, _filter(pipeline, facts, known))
+    if known.crop is not None and facts.get("do_center_crop", True):
+        size = _size(pipeline, "crop_size", facts.get("crop_size", known.crop), square=True)
+        pipeline.center_crop("center_crop", size, "floor")
+
+
+def _convnext(pipeline: _Pipeline, facts: Mapping[str, Any], known: _Processor) -> None:
+    if not facts.get("do_resize", True):
+        return
+    (side,) = _size(pipeline, "size", facts.get("size", known.size), square=False)[:1]
+    used = _filter(pipeline, facts, known)
+    if side >= 384:
+        pipeline.resize("resize", [side, side], used)
+        return
+    pipeline.resize("resize", [int(side / float(facts.get("crop_pct") or 224 / 256))], used)
+    pipeline.center_crop("center_crop", [side, side], "floor")
