@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import time
@@ -37,7 +38,7 @@ def running(directory: Path, script: str, ready: str, *arguments: object) -> Ite
     command = [str(PYTHON), str(ROOT / "tests" / "clients" / script), str(port), *map(str, arguments)]
     written = directory / "server.log"
     with written.open("wb") as log:
-        process = subprocess.Popen(command, cwd=directory, stdout=log, stderr=log, env=alone)
+        process = subprocess.Popen(command, cwd=directory, stdout=log, stderr=log, env=alone, start_new_session=True)
     try:
         url = f"http://127.0.0.1:{port}"
         deadline = time.monotonic() + 120
@@ -47,12 +48,8 @@ def running(directory: Path, script: str, ready: str, *arguments: object) -> Ite
             time.sleep(0.05)
         yield url
     finally:
-        process.terminate()
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        os.killpg(process.pid, signal.SIGKILL)  # LitServe's own end leaves its workers behind
+        process.wait()
 
 
 def answers(url: str) -> bool:
