@@ -24,6 +24,8 @@ def stated_resize(image: Image.Image, height: int, width: int, filter_: str, sem
     lost_height, lost_width = image.height - height, image.width - width
     if semantics == "pillow>=13" and lost_height > 0 and lost_height > 2 * lost_width:
         return image.resize((image.width, height), resample).resize((width, height), resample)
+    if semantics == "pillow>=12.2,<13" and image.height > 100 * image.width and height < image.height:  # PIL/Image.py of 12.2
+        return image.resize((image.width, height), resample).resize((width, height), resample)
     return image.resize((width, image.height), resample).resize((width, height), resample)
 
 

@@ -23,8 +23,8 @@ taken, so the function adds up too. It has no passes, hence no order.
 Runtime's; the weights are rounded to 22 bits afterwards, which hides a difference of one in the last place of a double in all but
 about one weight in 10^9.
 
-The functions, by what they are for (`{filter}` is one of `FILTERS`; `{order}` is `before13` or `since13`, see `Semantics`; those of
-`nearest` have no order in their names):
+The functions, by what they are for (`{filter}` is one of `FILTERS`; `{order}` is `before13`, `since12_2` or `since13`, see
+`Semantics`; those of `nearest` have no order in their names):
 
     PillowResize_{filter}_{order}             [H,W,C] → [h,w,C]      attribute size = [h, w]
     PillowResizeShorterSide_{filter}_{order}  [H,W,C] → [h,w,C]      attribute size: the shorter side; the longer int(size × long / short)
@@ -67,8 +67,9 @@ from onnx import parser
 from .errors import AuthoringError
 from .opsets import AI_ONNX, DOMAIN, DOMAIN_VERSION
 
-#: Which Pillow's choice of the first pass: always horizontal (`pillow<13`), or by cost (`pillow>=13`).
-Semantics = Literal["pillow<13", "pillow>=13"]
+#: Which Pillow's choice of the first pass: horizontal (`pillow<13`, which is right up to 12.1); the same, except for images more than a
+#: hundred times as high as wide that get lower (`pillow>=12.2,<13`); or by cost (`pillow>=13`).
+Semantics = Literal["pillow<13", "pillow>=13", "pillow>=12.2,<13"]
 Rounding = Literal["floor", "ceil", "half_even"]
 FilterName = Literal["bilinear", "bicubic", "box", "nearest", "hamming", "lanczos"]
 
@@ -83,7 +84,11 @@ SIZE_RULES: Final = (*(f"{rule}_{rounding}" for rule in ("shorter", "longer", "i
 
 ROUNDINGS: Final[tuple[Rounding, ...]] = get_args(Rounding)
 SEMANTICS: Final[tuple[Semantics, ...]] = get_args(Semantics)
-_ORDERS: Final[dict[Semantics, str]] = {"pillow<13": "before13", "pillow>=13": "since13"}
+_ORDERS: Final[dict[Semantics, str]] = {
+    "pillow<13": "before13",
+    "pillow>=13": "since13",
+    "pillow>=12.2,<13": "since12_2",
+}
 
 #: Output rows per block: more waste products outside the band, fewer gather overlapping rows twice. Measured best of 4, 8, 16, 32.
 BLOCK: Final = 4
@@ -384,18 +389,10 @@ PillowResizeTo_${filter}_before13 (X, size) => (Y) {
 }
 """)
 
-_RESIZE_TO_SINCE_13 = Template("""
-PillowResizeTo_${filter}_since13 (X, size) => (Y) {
+_RESIZE_TO_BY_SHAPE = Template("""
+PillowResizeTo_${filter}_$order (X, size) => (Y) {
     height, width = Split <axis = 0, num_outputs = 2> (size)
-    size_in = Shape <start = 0, end = 2> (X)
-    lost = Sub (size_in, size)
-    lost_height, lost_width = Split <axis = 0, num_outputs = 2> (lost)
-    zero = Constant <value = int64[1] {0}> ()
-    two = Constant <value = int64[1] {2}> ()
-    lost_width_twice = Mul (lost_width, two)
-    shrinks = Greater (lost_height, zero)
-    shrinks_more = Greater (lost_height, lost_width_twice)
-    vertical_first_1 = And (shrinks, shrinks_more)
+$vertical_first
     scalar = Constant <value = int64[0] {}> ()
     vertical_first = Reshape (vertical_first_1, scalar)
     Y = If (vertical_first) <
@@ -410,6 +407,30 @@ PillowResizeTo_${filter}_since13 (X, size) => (Y) {
     >
 }
 """)
+
+#: The order of passes where the shapes decide it: nodes that make `vertical_first_1` of `X`, `height`, `width` and `size`.
+_VERTICAL_FIRST: Final = {
+    "since13": """
+    size_in = Shape <start = 0, end = 2> (X)
+    lost = Sub (size_in, size)
+    lost_height, lost_width = Split <axis = 0, num_outputs = 2> (lost)
+    zero = Constant <value = int64[1] {0}> ()
+    two = Constant <value = int64[1] {2}> ()
+    lost_width_twice = Mul (lost_width, two)
+    shrinks = Greater (lost_height, zero)
+    shrinks_more = Greater (lost_height, lost_width_twice)
+    vertical_first_1 = And (shrinks, shrinks_more)
+""",
+    "since12_2": """
+    height_in = Shape <start = 0, end = 1> (X)
+    width_in = Shape <start = 1, end = 2> (X)
+    hundred = Constant <value = int64[1] {100}> ()
+    width_100 = Mul (width_in, hundred)
+    is_tall = Greater (height_in, width_100)
+    gets_lower = Less (height, height_in)
+    vertical_first_1 = And (is_tall, gets_lower)
+""",
+}
 
 # (n_in, n_out: int64 [1]) → rows: int64 [n_out], the input row each output row is a copy of
 _NEAREST_ROWS = """
@@ -884,8 +905,10 @@ def _sources() -> dict[str, str]:
     for name, kernel in _FILTER_BODIES.items():
         texts.append(f"PillowKernel_{name} (x) => (w) {{{kernel.body}}}")
         facts = {"filter": name, "radius": kernel.radius, "block": BLOCK, "block_last": BLOCK - 1, "block_3": 3 * BLOCK}
-        passes = (_TAPS, _RESAMPLE, _RESIZE_HEIGHT, _RESIZE_WIDTH, _RESIZE_TO_BEFORE_13, _RESIZE_TO_SINCE_13)
+        passes = (_TAPS, _RESAMPLE, _RESIZE_HEIGHT, _RESIZE_WIDTH, _RESIZE_TO_BEFORE_13)
         texts += [t.substitute(facts) for t in passes]
+        orders = _VERTICAL_FIRST.items()
+        texts += [_RESIZE_TO_BY_SHAPE.substitute(filter=name, order=order, vertical_first=nodes) for order, nodes in orders]
     for name, semantics in itertools.product(FILTERS, SEMANTICS):
         texts += [t.substitute(kind=_kind(name, semantics)) for t in (_RESIZE, _RESIZE_SHORTER_SIDE)]
         texts += [_RESIZE_BY.substitute(rule=rule, kind=_kind(name, semantics)) for rule in SIZE_RULES]

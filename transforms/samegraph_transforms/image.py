@@ -422,7 +422,8 @@ class Resize(_ImageStep):
     Attributes:
         size: (height, width), or one number for the shorter side, keeping the aspect ratio as torchvision does.
         filter: `nearest`, `box`, `bilinear`, `hamming`, `bicubic` or `lanczos`, as Pillow's `Image.Resampling` has them.
-        semantics: Whose order of passes; None takes that of the Pillow installed now, which is then part of the package.
+        semantics: Whose order of passes, see `functions.Semantics`; None takes that of the Pillow installed now, found out by trying, which
+            is then part of the package.
         by: How the size follows from that of the image. None: as said under `size`. `shorter` and `longer` bring that side to `size`,
             one number; `inside` brings the image into (height, width) by the smaller of the two ratios; `contain` does so in the
             arithmetic of `ImageOps.contain`, where the ratio is that of the image's sides; where that would leave no line, one is left.

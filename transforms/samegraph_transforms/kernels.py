@@ -164,6 +164,8 @@ class Proof:
 def vertical_first(semantics: Semantics, size_in: Size, size_out: Size) -> bool:
     """Whether the stated Pillow runs the vertical pass first for these (height, width) sizes."""
     lost_height, lost_width = size_in[0] - size_out[0], size_in[1] - size_out[1]
+    if semantics == "pillow>=12.2,<13":
+        return lost_height > 0 and size_in[0] > 100 * size_in[1]
     return semantics == "pillow>=13" and lost_height > 0 and lost_height > 2 * lost_width
 
 
@@ -298,7 +300,7 @@ def _edges(size_in: int, size: int, start: int, stop: int) -> tuple[float, float
 @cache
 def native_semantics() -> Semantics | None:
     """Find out whose order of passes the installed Pillow takes, by resizing noise; None when it is neither we know."""
-    # Tall to small, height down and width up, wide to small, and both sides of the turn at twice the width lost.
+    # Tall to small, height down and width up, wide to small, both sides of the turn at twice the width lost, and a line of an image.
     shapes = [
         ((90, 24), (20, 19)),
         ((61, 40), (20, 60)),
@@ -306,6 +308,7 @@ def native_semantics() -> Semantics | None:
         ((60, 40), (20, 20)),
         ((61, 40), (20, 20)),
         ((24, 20), (50, 41)),
+        ((210, 2), (20, 7)),
     ]
     for semantics in SEMANTICS:
         if all(_takes_order(semantics, size_in, size_out) for size_in, size_out in shapes):
@@ -706,6 +709,13 @@ def battery_images(node: onnx.NodeProto) -> Iterator[np.ndarray]:
     # Both sides of the place where the order of the two passes turns, for a given size and for a given shorter side.
     fixed += [(height_out + 2 * near, width_out + near), (height_out + 2 * near + 1, width_out + near)]
     fixed += [(2 * near + 40, near + 20), (2 * near + 45, near + 20), (3 * near + 64, near + 24)]
+    if node.op_type.endswith("since12_2") and np.size(np.asarray(attributes.get("size", 0))) == 2:
+        fixed += [
+            (101 * 2, 2),
+            (101 * 2 - 1, 2),
+            (max(202, 3 * near), 2),
+            (max(101, near + 1), 1),
+        ]  # around a hundred times as high as wide
     for case in range(BATTERY_CASES):
         longest = 2 * near + 40 if case % 6 == 0 else near // 2 + 40
         height, width = fixed[case] if case < len(fixed) else (int(v) for v in rng.integers(2, longest, 2))
