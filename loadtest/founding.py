@@ -32,8 +32,8 @@ from pathlib import Path  # noqa: E402
 import gevent  # noqa: E402
 from gevent.pool import Pool  # noqa: E402
 from samegraph_client import Client, Gate, RetryPolicy  # noqa: E402
-from samegraph_client.dispatch import Request  # noqa: E402
-from samegraph_client.errors import TransportFailure  # noqa: E402
+from samegraph_client.dispatch import Answer, Request  # noqa: E402
+from samegraph_client.errors import TransportFailure, Unreachable  # noqa: E402
 
 from loadtest.fleet import Replica, free_port  # noqa: E402
 from loadtest.samples import Sample, read_samples  # noqa: E402
@@ -142,11 +142,24 @@ def _each_alone(url: str, samples: Sequence[Sample], scale: float, ready_at: flo
     return counts[0], counts[1], counts[2]
 
 
+class _NotYet(GeventTransport):
+    """Nobody listens before `ready_at`."""
+
+    def __init__(self, url: str, ready_at: float) -> None:
+        super().__init__(url, FRAMES)
+        self._ready_at = ready_at
+
+    def send(self, request: Request, timeout_s: float | None) -> Answer:
+        """As the base's, once somebody listens."""
+        if time.monotonic() < self._ready_at:
+            raise Unreachable(f"no answer from {request.url}: connection refused")
+        return super().send(request, timeout_s)
+
+
 def samegraph(url: str, samples: Sequence[Sample], scale: float, ready_at: float) -> tuple[int, int, int]:
     """One gate for all frames."""
     lost = wrong = 0
-    gevent.sleep(max(0.0, ready_at - time.monotonic()))  # the gate would be refused connections meanwhile; that is not what is compared
-    transport = GeventTransport(url, FRAMES)
+    transport = _NotYet(url, ready_at)
     with Client(url, policy=RetryPolicy(deadline_s=JOB_S / scale), gate=Gate(), transport=transport) as client:
         results = client.predict_many(samples[0].model, (sample.raw for sample in samples), ordered=False, item_deadline_s=JOB_S / scale)
         for outcome in results:
@@ -193,6 +206,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=3, help="times each caller plays (default: 3)")
     parser.add_argument("--callers", nargs="+", choices=CALLERS, default=list(CALLERS))
     parser.add_argument("--json", type=Path, help="where the figures go")
+    parser.add_argument("--svg", type=Path, help="where the figure goes: the best of the repeats of each caller")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="samegraph-founding-") as directory:
         repository = Path(directory)
@@ -208,8 +222,61 @@ def main() -> int:
     if arguments.json is not None:
         document = {"scale": arguments.scale, "lower_bound_s": LOWER_BOUND_S, "results": [asdict(result) for result in results]}
         arguments.json.write_text(json.dumps(document, indent=1) + "\n")
+    if arguments.svg is not None:
+        arguments.svg.write_text(figure(results))
     ours = [result for result in results if result.caller == "samegraph"]
     return int(any(result.lost or result.wrong for result in ours))
+
+
+#: What the three callers are called in the figure, and what a simulation of the same story says: makespan in seconds, attempts a frame.
+_CALLED = {
+    "naive": ("again at once", (152, 156.9)),
+    "founders": ("backoff with full jitter", (193, 8.0)),
+    "samegraph": ("one gate, the server's limit", (152, 1.0)),
+}
+
+
+def figure(results: Sequence[Result]) -> str:
+    """Return an SVG: makespans as bars over the lower bound, with attempts a frame; the median of each caller's repeats."""
+    rows = []
+    for cold in (False, True):
+        for caller, (words, simulated) in _CALLED.items():
+            mine = sorted((r for r in results if (r.caller, r.cold) == (caller, cold)), key=lambda r: r.makespan_s)
+            if mine:
+                rows.append((words, cold, mine[len(mine) // 2], simulated))
+    longest = 1.04 * max(*(max(r.makespan_s, simulated[0]) for _, _, r, simulated in rows), LOWER_BOUND_S + COLD_S)
+    left, width, height = 200, 420, 34
+
+    def x(seconds: float) -> float:
+        return left + width * seconds / longest
+
+    parts = []
+    for place, (words, cold, result, simulated) in enumerate(rows):
+        top = 58 + place * height + (18 if cold else 0)
+        bound = LOWER_BOUND_S + (COLD_S if cold else 0.0)
+        kind = "ours" if result.caller == "samegraph" else "theirs"
+        told = f"{result.makespan_s:.0f} s, {result.attempts / FRAMES:.3g} attempts a frame"
+        told += f", {result.lost} lost" if result.lost else ""
+        parts.append(
+            f'<text x="{left - 10}" y="{top + 14}" text-anchor="end">{words}</text>'
+            f'<rect class="{kind}" x="{left}" y="{top}" width="{x(result.makespan_s) - left:.1f}" height="20" rx="2"/>'
+            f'<line class="bound" x1="{x(bound):.1f}" x2="{x(bound):.1f}" y1="{top - 3}" y2="{top + 23}"/>'
+            f'<text x="{left + width + 12}" y="{top + 14}">{told}</text>'
+        )
+        if not cold:
+            parts.append(f'<circle class="simulated" cx="{x(simulated[0]):.1f}" cy="{top + 10}" r="4"/>')
+    total = 58 + len(rows) * height + 26
+    style = (
+        "text { font: 13px system-ui, sans-serif; fill: #57606a } .head { font-weight: 600 } .ours { fill: #1f6feb } "
+        ".theirs { fill: #9aa5b1 } .bound { stroke: #b3261e; stroke-width: 2 } .simulated { fill: none; stroke: #d9730d; stroke-width: 2 }"
+    )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 880 {total}" role="img" aria-label="Makespan of 300 frames by caller">'
+        f"<style>{style}</style>"
+        '<text class="head" x="10" y="20">300 frames, 20 workers, 10 s each: time to the last answer; above warm, below from cold</text>'
+        '<text x="10" y="40">red: the least possible; circle: simulated</text>'
+        f"{''.join(parts)}</svg>\n"
+    )
 
 
 def _line(result: Result) -> str:

@@ -14,9 +14,8 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-import msgspec
 import numpy as np
 from samegraph_transforms.errors import SamegraphError
 
@@ -40,7 +39,7 @@ class Outputs:
         self.rows: list[Any] | None = None
 
 
-class Part(msgspec.Struct, frozen=True, eq=False):
+class Part(NamedTuple):
     """Consecutive rows of a work that one execution answered.
 
     Attributes:
@@ -51,7 +50,7 @@ class Part(msgspec.Struct, frozen=True, eq=False):
     """
 
     start: int
-    count: int
+    count: int  # type: ignore[assignment]  # tuples have a method of that name
     outputs: Outputs
     offset: int
 
@@ -166,9 +165,8 @@ class Work:
 
     def _finish(self) -> None:
         self.finished = True
-        if self.waiting:  # else none of them is in a queue
-            for entry in self.entries:
-                entry.leave()
+        for entry in self.entries:
+            entry.leave()
         self.entries = []
         self.on_finish(self)
 

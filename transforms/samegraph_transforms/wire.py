@@ -6,6 +6,7 @@ A golden sample is raw request bytes; it means the same everywhere because every
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -25,7 +26,8 @@ _parse = msgspec.json.Decoder().decode
 MAX_JSON_VALUES = 4_000_000
 
 
-class Decoded(msgspec.Struct, eq=False):
+@dataclass(slots=True)
+class Decoded:
     """The instances of one request.
 
     Attributes:
