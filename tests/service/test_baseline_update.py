@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from live_server import LiveServer, live_server
+from odd_packages import image_file, pack_tint
 from package_builders import draft, samples
 from samegraph_service.capture.package_commands import baseline, revalidate
 from samegraph_transforms.cli import cli
 from samegraph_transforms.draft import BaselineRows
 from samegraph_transforms.pack import pack
 from samegraph_transforms.package import read_package
-from support.odd_packages import image_file, pack_tint
 
 TRAINED: list[dict[str, Any]] = [{"size": float(i % 40) / 4, "kind": ("moss", "fern", "oak")[i % 3]} for i in range(600)]
 #: What callers send: larger plants, and a kind that training did not know.

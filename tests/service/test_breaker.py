@@ -37,7 +37,6 @@ class Scene:
                 (self.breaker.failed if i >= of - failures else self.breaker.succeeded)()
         return sent
 
-    @property
     def state(self) -> State:
         return self.breaker.state
 
@@ -46,9 +45,9 @@ def test_a_broken_arm_is_withdrawn_at_the_least_number_of_requests() -> None:
     """Whatever fails before there were 200 requests is too little to go by; the 200th decides."""
     scene = Scene()
     scene.send(199, of=199)
-    assert scene.state == "closed"
+    assert scene.state() == "closed"
     scene.send(1, of=1)
-    assert scene.state == "open"
+    assert scene.state() == "open"
     assert scene.send(0, of=50) == 0
     assert scene.breaker.withdrawn
 
@@ -58,10 +57,10 @@ def test_the_share_is_of_the_last_requests() -> None:
     scene = Scene()
     scene.send(0, of=100_000)
     scene.send(10, of=10)
-    assert scene.state == "closed"
+    assert scene.state() == "closed"
     scene.send(0, of=189)
     scene.send(1, of=1)  # the first of the ten is now the 200th last
-    assert scene.state == "open"
+    assert scene.state() == "open"
 
 
 def test_old_failures_are_forgotten() -> None:
@@ -69,7 +68,7 @@ def test_old_failures_are_forgotten() -> None:
     scene = Scene()
     for _ in range(50):
         scene.send(10, of=200)
-    assert scene.state == "closed"
+    assert scene.state() == "closed"
 
 
 def test_failures_far_below_the_limit_withdraw_nothing() -> None:
@@ -78,7 +77,7 @@ def test_failures_far_below_the_limit_withdraw_nothing() -> None:
     scene = Scene()
     for _ in range(100_000):
         (scene.breaker.failed if rng.random() < 0.01 else scene.breaker.succeeded)()
-    assert scene.state == "closed"
+    assert scene.state() == "closed"
 
 
 def test_it_is_tried_with_a_few_requests_and_restored() -> None:
@@ -89,13 +88,13 @@ def test_it_is_tried_with_a_few_requests_and_restored() -> None:
     assert not scene.start()
     scene.now += 0.1
     assert [scene.start() for _ in range(30)] == [True] * 20 + [False] * 10
-    assert scene.state == "waiting"
+    assert scene.state() == "waiting"
     assert scene.breaker.withdrawn
     for _ in range(20):
         scene.breaker.succeeded()
-    assert scene.state == "closed"
+    assert scene.state() == "closed"
     scene.send(199, of=199)
-    assert scene.state == "closed"
+    assert scene.state() == "closed"
     assert [state for _, state in scene.changes] == ["open", "trying", "waiting", "closed"]
 
 
@@ -107,7 +106,7 @@ def test_a_failed_trial_holds_twice_as_long_up_to_a_bound() -> None:
     for _ in range(6):
         scene.now += scene.breaker.hold_s
         costs.append(scene.send(20, of=20))
-        assert scene.state == "open"
+        assert scene.state() == "open"
         holds.append(scene.breaker.hold_s)
     assert holds == [60, 120, 240, 480, 600, 600, 600]
     assert costs == [2] * 6
@@ -119,7 +118,7 @@ def test_an_arm_that_breaks_soon_again_is_held_longer_and_one_that_held_is_not()
     scene.send(200, of=200)
     scene.now += 60
     scene.send(0, of=20)
-    assert scene.state == "closed"
+    assert scene.state() == "closed"
     scene.now += 59
     scene.send(200, of=200)
     assert scene.breaker.hold_s == 120
@@ -135,7 +134,7 @@ def test_an_arm_that_always_breaks_after_its_trial_changes_ever_more_seldom() ->
     scene = Scene()
     end = scene.now + 86_400
     while scene.now < end:
-        scene.send(0, of=20) if scene.state != "closed" else scene.send(200, of=200)
+        scene.send(0, of=20) if scene.state() != "closed" else scene.send(200, of=200)
         scene.now += 1
     opened = [at for at, state in scene.changes if state == "open"]
     assert len(opened) <= 4 + 86_400 / 600
@@ -162,7 +161,7 @@ def test_a_trial_waits_for_traffic() -> None:
     for _ in range(20):
         scene.now += 600
         assert scene.send(0, of=1) == 1
-    assert scene.state == "closed"
+    assert scene.state() == "closed"
 
 
 @pytest.mark.parametrize("ratio", [0.0, 1.0])
@@ -171,6 +170,6 @@ def test_the_ends_of_the_range(ratio: float) -> None:
     scene = Scene(BreakPolicy(max_error_ratio=ratio, min_requests=10, trial_requests=5))
     scene.send(0, of=9)
     scene.send(1, of=1)
-    assert scene.state == ("open" if ratio == 0 else "closed")
+    assert scene.state() == ("open" if ratio == 0 else "closed")
     scene.send(50, of=50)
     assert scene.breaker.withdrawn == (ratio == 0)

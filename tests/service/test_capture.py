@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from live_server import LiveServer, live_server
+from odd_packages import image_file, pack_greeting, pack_lists, pack_tensors, pack_tint
 from package_builders import draft, samples
 from samegraph_service.capture.options import FieldNames, check_libraries, parse_field_names, parse_ratios, read_key
 from samegraph_service.capture.reader import Batch, Capture, Choice
@@ -30,7 +31,6 @@ from samegraph_service.commands import serve
 from samegraph_transforms.errors import EnvironmentUnfit
 from samegraph_transforms.pack import pack
 from server_process import ServerProcess
-from support.odd_packages import image_file, pack_greeting, pack_lists, pack_tensors, pack_tint
 
 KEY = "a key that nobody guesses"
 
@@ -455,7 +455,7 @@ def test_old_files_and_images_go(models: Path, url: str) -> None:
 
 def test_killed_while_writing_leaves_whole_files_only(models: Path, url: str) -> None:
     """Whatever is there after kill -9 can be read."""
-    settings = {"CAPTURE__URL": url, "CAPTURE__SAMPLE_RATIO": "1", "CAPTURE__ROTATE_ROWS": "20", "CAPTURE__CPU_RATIO": "1"}
+    settings: dict[str, Any] = {"CAPTURE__URL": url, "CAPTURE__SAMPLE_RATIO": "1", "CAPTURE__ROTATE_ROWS": "20", "CAPTURE__CPU_RATIO": "1"}
     server = ServerProcess(models, LOG__ACCESS="false", **settings)
     try:
         body = json.dumps({"instances": [{"size": i, "kind": "moss"} for i in range(20)]}).encode()
@@ -581,7 +581,7 @@ def test_grpc_and_compressed_bodies_are_captured_alike(models: Path, url: str) -
     import grpc
     from samegraph_service.rpc import messages
 
-    settings = {"CAPTURE__URL": url, "CAPTURE__SAMPLE_RATIO": "1"}
+    settings: dict[str, Any] = {"CAPTURE__URL": url, "CAPTURE__SAMPLE_RATIO": "1"}
     server = ServerProcess(models, GRPC__PORT="0", LOG__ACCESS="false", **settings)
     try:
         port = next(e["port"] for e in server.events() if e["event"] == "grpc_listening")

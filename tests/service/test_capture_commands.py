@@ -17,12 +17,12 @@ from click.testing import CliRunner, Result
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from live_server import LiveServer, live_server
+from odd_packages import image_file, pack_lists, pack_tensors, pack_tint
 from package_builders import draft, samples
 from PIL import Image
 from samegraph_service.capture.commands import capture
 from samegraph_service.capture.reader import Capture, Choice, parse_time
 from samegraph_transforms.pack import pack
-from support.odd_packages import image_file, pack_lists, pack_tensors, pack_tint
 
 ROOT = Path(__file__).parents[2]
 

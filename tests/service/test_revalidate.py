@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from live_server import LiveServer, live_server
+from odd_packages import image_file, pack_lists, pack_tint
 from package_builders import ROWS, WEIGHTS, classifier, draft, samples
 from samegraph_service.capture.package_commands import revalidate
 from samegraph_transforms.draft import BaselineRows, DraftStage, GoldenSample
 from samegraph_transforms.pack import pack
-from support.odd_packages import image_file, pack_lists, pack_tint
 
 TRAINED: list[dict[str, Any]] = [{"size": float(i % 40) / 4, "kind": ("moss", "fern", "oak")[i % 3]} for i in range(600)]
 
