@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, NoReturn, Protocol
 
+import msgspec
+
 from .errors import DeadlineUnreachable, Draining, Overloaded
 from .tickets import Ticket, TicketTable
 from .turns import BACKGROUND, INTERACTIVE, NORMAL
@@ -160,19 +162,16 @@ class Forecast(Protocol):
         ...
 
 
-class Reservation:
+class Reservation(msgspec.Struct, eq=False):
     """A request's place in the server: taken on its headers, given back when it is answered."""
 
-    __slots__ = ("_arriving", "_bytes", "_gate", "_rows", "asked", "caller", "lapsed")
-
-    def __init__(self, gate: Gate, declared_bytes: int, caller: Caller, asked: Asked) -> None:
-        self._gate: Gate | None = gate
-        self._bytes = declared_bytes
-        self._rows = 0
-        self._arriving = False
-        self.lapsed = False
-        self.caller = caller
-        self.asked = asked
+    _gate: Gate | None
+    _bytes: int
+    caller: Caller
+    asked: Asked
+    _rows: int = 0
+    _arriving: bool = False
+    lapsed: bool = False
 
     def arriving(self, now: float) -> None:
         """Its body has not arrived yet: under load it keeps its place for so long only."""

@@ -14,8 +14,9 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
+import msgspec
 import numpy as np
 from samegraph_transforms.errors import SamegraphError
 
@@ -39,7 +40,7 @@ class Outputs:
         self.rows: list[Any] | None = None
 
 
-class Part(NamedTuple):
+class Part(msgspec.Struct, frozen=True, eq=False):
     """Consecutive rows of a work that one execution answered.
 
     Attributes:
@@ -50,7 +51,7 @@ class Part(NamedTuple):
     """
 
     start: int
-    count: int  # type: ignore[assignment]  # tuples have a method of that name
+    count: int
     outputs: Outputs
     offset: int
 
@@ -165,8 +166,9 @@ class Work:
 
     def _finish(self) -> None:
         self.finished = True
-        for entry in self.entries:
-            entry.leave()
+        if self.waiting:  # else none of them is in a queue
+            for entry in self.entries:
+                entry.leave()
         self.entries = []
         self.on_finish(self)
 

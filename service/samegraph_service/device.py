@@ -19,10 +19,10 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor as ThreadPool
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import groupby, islice
 from typing import Any, Protocol
 
+import msgspec
 import numpy as np
 from samegraph_transforms.errors import ExecutionError, InputError, SamegraphError
 from samegraph_transforms.ragged import ShapePlan
@@ -66,8 +66,7 @@ class Runner(Protocol):
         ...
 
 
-@dataclass(slots=True)
-class Segment:
+class Segment(msgspec.Struct, eq=False):
     """Outcome of consecutive rows of a batch: their arrays, or the error of a single row and whether it is to blame itself.
 
     `feeds` is what the rows entered the graph as, where that is known of exactly these rows.

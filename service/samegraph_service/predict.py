@@ -131,7 +131,7 @@ class Predictor:
             self._host.submit(self._decode_on_host, call, served)
         else:
             started = self._loop.time()
-            decoded = _decode(call, served)
+            decoded = _decode_for(call, served) if call.undecided is None else _decode_and_decide(call, call.undecided)
             now = self._loop.time()
             if call.trace is not None:
                 call.trace.span("decode", started, now)
@@ -297,7 +297,8 @@ class Predictor:
             call.on_done(call, Failure(failure, served.model, served.version))
             return
         served.metrics.instances += call.n - failed
-        answer = Answer(served.origin, call.request_id, parts, call.n, call.errors, call.form, call.assignment)
+        name = call.request_id
+        answer = Answer(served.origin, name, name, parts, call.n, call.errors, call.form, call.assignment)
         call.on_done(call, answer)
         if call.shadows and self._shadow is not None and not failed:
             self._shadow(call, answer)

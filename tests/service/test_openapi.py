@@ -583,7 +583,7 @@ def test_the_servers_answers_satisfy_the_schema(which: str, form: Literal["rows"
     }
     errors: dict[int, SamegraphError] = {1: InputError("bad", code="undecodable", field="image", instance=1)} if failed else {}
     origin = Origin("m", 1, "d" * 64, m.outputs)
-    answer = Answer(origin, "r-1", [Part(0, 1, Outputs([values[o.name] for o in m.outputs]), 0)], 1 + len(errors), errors, form)
+    answer = Answer(origin, "r-1", "r-1", [Part(0, 1, Outputs([values[o.name] for o in m.outputs]), 0)], 1 + len(errors), errors, form)
     body = json.loads(v1.encode(answer, v1.ending(origin)))
     assert [e.message for e in component(doc_of(m), "m.v1.PredictResponse").iter_errors(body)] == []
 

@@ -27,7 +27,7 @@ def signed(outputs: list[Output], labels: np.ndarray, n: int, errors: Any = None
     gave = Outputs([labels, np.zeros((len(labels), 2), np.float32)])
     first = n // 2
     parts = [Part(0, first, gave, 1), Part(first, n - first, gave, 1 + first)] if first else [Part(0, n, gave, 1)]
-    text = AnswerSigner(ids)(Answer(Origin("m", 3, "digest", outputs), "r", parts, n, errors or {}, assignment=assignment))
+    text = AnswerSigner(ids)(Answer(Origin("m", 3, "digest", outputs), "r", "r", parts, n, errors or {}, assignment=assignment))
     return [ids.read(f"{text}.{i}", "m") for i in range(n)]
 
 

@@ -6,7 +6,6 @@ A golden sample is raw request bytes; it means the same everywhere because every
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -26,8 +25,7 @@ _parse = msgspec.json.Decoder().decode
 MAX_JSON_VALUES = 4_000_000
 
 
-@dataclass(slots=True)
-class Decoded:
+class Decoded(msgspec.Struct, eq=False):
     """The instances of one request.
 
     Attributes:

@@ -22,6 +22,7 @@ from http import HTTPStatus
 from typing import TypeAlias
 from urllib.parse import parse_qsl
 
+import msgspec
 from samegraph_transforms.errors import InputError, SamegraphError
 from samegraph_transforms.signature import Signature
 from samegraph_transforms.wire import Decoded, decode_v1
@@ -237,7 +238,7 @@ class Advert:
 _NO_ADVERT = Advert()
 
 
-class Response:
+class Response(msgspec.Struct, eq=False):
     """One answer, ready to be written by either way in.
 
     Attributes:
@@ -249,29 +250,16 @@ class Response:
         replayed: `joined` or `stored` when another request's computation gave it, else empty.
     """
 
-    __slots__ = ("_headers", "_prediction_id", "_request_id", "_static", "advert", "answer", "body", "error", "replayed", "status")
-
-    def __init__(
-        self,
-        status: int,
-        body: bytes,
-        headers: Headers | None = None,
-        error: SamegraphError | None = None,
-        answer: Answer | None = None,
-        static: Static | None = None,
-        request_id: bytes = b"",
-        prediction_id: bytes = b"",
-    ) -> None:
-        self.status = status
-        self.body = body
-        self.error = error
-        self.answer = answer
-        self._headers = headers
-        self._static = static
-        self._request_id = request_id
-        self._prediction_id = prediction_id
-        self.advert = _NO_ADVERT
-        self.replayed = ""
+    status: int
+    body: bytes
+    _headers: Headers | None = None
+    error: SamegraphError | None = None
+    answer: Answer | None = None
+    _static: Static | None = None
+    _request_id: bytes = b""
+    _prediction_id: bytes = b""
+    advert: Advert = _NO_ADVERT
+    replayed: str = ""
 
     def add(self, pair: tuple[bytes, bytes]) -> None:
         """Add a header."""
@@ -364,7 +352,7 @@ class Front:
         self.now = loop.time  # the clock of `Head.received`: the core's, not uvloop's, which stands still within a turn
         self._loop = loop
         self._predictor = predictor
-        self._gate = gate
+        self.gate = gate
         self._routes = routes
         self._metrics = metrics
         self._access_log = access_log
@@ -385,7 +373,7 @@ class Front:
     @property
     def draining(self) -> bool:
         """Whether answers should end their connections."""
-        return self._gate.draining
+        return self.gate.draining
 
     def fresh_id(self) -> str:
         """Return an id no other request of this process, and very likely of any other, has."""
@@ -422,7 +410,7 @@ class Front:
         if caller is None:
             caller = exchange.caller = self._caller_of(head, exchange.client)
         if head.plain:
-            exchange.reservation = self._gate.reserve(head.declared, caller, exchange.served.asked)
+            exchange.reservation = self.gate.reserve(head.declared, caller, exchange.served.asked)
         else:
             self._reserve(exchange, head, caller)
         if head.has_body and not exchange.complete:
@@ -430,12 +418,12 @@ class Front:
 
     def caller_at(self, address: str) -> Caller | None:
         """Return the caller all requests of a connection come from; None when their heads have to be seen to tell."""
-        return None if self.limits.caller_header else self._gate.callers.of(address)
+        return None if self.limits.caller_header else self.gate.callers.of(address)
 
     def _caller_of(self, head: Head, address: str) -> Caller:
         """Return the caller a request comes from."""
         named = head.headers.get(self.limits.caller_header) if self.limits.caller_header else None
-        return self._gate.callers.of(address if named is None else named[:256].decode("latin-1"))
+        return self.gate.callers.of(address if named is None else named[:256].decode("latin-1"))
 
     def _reserve(self, exchange: Exchange, head: Head, caller: Caller) -> None:
         """Take a place for a request that asks for something; one whose key is known needs none."""
@@ -443,9 +431,9 @@ class Front:
         key = None if head.key is None else (caller.name, head.key)
         asked = Asked(exchange.served.lane, head.timeout_s, head.priority, key)
         if key is not None and self.repeats.get(key) is not None:
-            exchange.reservation = self._gate.hold(head.declared, caller, asked)
+            exchange.reservation = self.gate.hold(head.declared, caller, asked)
         else:
-            exchange.reservation = self._gate.reserve(head.declared, caller, asked)
+            exchange.reservation = self.gate.reserve(head.declared, caller, asked)
 
     @staticmethod
     def _leave_open(exchange: Exchange, experiment: Experiment[Served]) -> None:
@@ -568,8 +556,8 @@ class Front:
             headers = [(b"samegraph-failed-instances", b"%d" % len(answer.errors))]
         if coding is not None:
             headers = [*(headers or ()), (b"content-encoding", coding.encode()), (b"vary", b"accept-encoding")]
-        ids = answer.request_id.encode(), answer.prediction_id.encode()
-        self._deliver(exchange, Response(200, body, headers, None, answer, _static(answer), *ids))
+        request_id, prediction_id = answer.request_id.encode(), answer.prediction_id.encode()
+        self._deliver(exchange, Response(200, body, headers, None, answer, _static(answer), request_id, prediction_id))
 
     def _deliver(self, exchange: Exchange, response: Response) -> None:
         """Hand a response to its request, and to all that came under the same key."""
@@ -602,7 +590,7 @@ class Front:
 
     def _advert(self, exchange: Exchange, response: Response) -> Advert:
         """Return what an answer says about the limit; for a caller who is alone here, the line prepared for so many requests."""
-        gate, caller = self._gate, exchange.caller
+        gate, caller = self.gate, exchange.caller
         if response.error is None and caller is not None and not gate.line:
             here = gate.load.requests
             if caller.requests == here:
@@ -616,8 +604,8 @@ class Front:
 
     def _any_advert(self, caller: Caller, response: Response) -> Advert:
         if isinstance(response.error, Refused):
-            return _make_advert(self._gate.quota(caller)[0], 0, math.ceil(response.error.retry_after_s or 0.0))
-        quota = self._gate.quota(caller)
+            return _make_advert(self.gate.quota(caller)[0], 0, math.ceil(response.error.retry_after_s or 0.0))
+        quota = self.gate.quota(caller)
         advert = self._adverts.get(quota)
         if advert is None:
             if len(self._adverts) >= MAX_ADVERTS:

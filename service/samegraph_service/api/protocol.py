@@ -81,7 +81,7 @@ class PredictCycle(Exchange):
     )  # fmt: skip
     message_event = _NoEvent()
 
-    def __init__(self, connection: PredictProtocol, front: Front, head: Head, *, keep_alive: bool, expects: bool) -> None:
+    def __init__(self, connection: PredictProtocol, front: Front, head: Head, keep_alive: bool, expects: bool) -> None:
         Exchange.__init__(self, front, head, connection.client_host)
         self.caller = connection.caller
         self._connection = connection
@@ -205,7 +205,7 @@ class PredictCycle(Exchange):
         if self.disconnected or isinstance(response.error, CallerGone):
             self._front.note(self, response if isinstance(response.error, CallerGone) else self._gone())
             return
-        if self._front.draining:
+        if self._front.gate.draining:
             self.keep_alive = False
         connection.transport.write(response.http1(not self.keep_alive, self.head.method != "HEAD"))
         self._front.note(self, response)
@@ -341,7 +341,7 @@ class PredictProtocol(HttpToolsProtocol):
 
     def _serve(self, front: Front, head: Head, body: bytes) -> None:
         """Answer a request that came in one piece and whose head is known; the parser has not seen it and need not."""
-        cycle = PredictCycle(self, front, head, keep_alive=True, expects=False)
+        cycle = PredictCycle(self, front, head, True, False)  # keywords would make a dict of every request's
         self.cycle = cycle  # type: ignore[assignment]
         self._active = cycle
         cycle.start_whole(body)
@@ -424,7 +424,7 @@ class PredictProtocol(HttpToolsProtocol):
         target, path = found
         head = Head(parser.get_method().decode("ascii"), path, query, dict(self.headers), target)
         keep_alive = parser.get_http_version() != "1.0" and parser.should_keep_alive() and head.method != "CONNECT"
-        cycle = PredictCycle(self, front, head, keep_alive=keep_alive, expects=self.expect_100_continue)
+        cycle = PredictCycle(self, front, head, keep_alive, self.expect_100_continue)
         self.cycle = cycle  # type: ignore[assignment]
         if self._active is None:
             self._start_asgi_task(cycle, self.app)
