@@ -62,7 +62,7 @@ class Replica:
     def page(self) -> str:
         """Return the page as text."""
         families: dict[str, list[str]] = {}
-        for (name, labels), value in self.counts.items():
+        for (name, labels), value in dict(self.counts).items():  # at one moment: a page never shows two processes
             family = name.removesuffix("_bucket").removesuffix("_sum").removesuffix("_count") if "duration" in name else name
             families.setdefault(family, []).append(f"{name}{_written(labels)} {value!r}")
         text = [f"# TYPE {f} {'histogram' if 'duration' in f else 'counter'}\n" + "\n".join(lines) for f, lines in families.items()]
