@@ -225,8 +225,8 @@ def test_package_says_how_it_tokenizes(package: Package, capsys: pytest.CaptureF
 
 def test_manifest_without_text_keeps_its_spelling(package: Package) -> None:
     """Packages from before there were tokenizers keep their digest."""
-    assert b'"tokenizers"' in canonical_json(package.manifest)
-    assert b'"tokenizers"' not in canonical_json(package.manifest.model_copy(update={"tokenizers": []}))
+    assert "tokenizers" in json.loads(canonical_json(package.manifest))
+    assert "tokenizers" not in json.loads(canonical_json(package.manifest.model_copy(update={"tokenizers": []})))
 
 
 def test_wrong_tokens_are_not_packed(tmp_path: Path) -> None:
