@@ -46,8 +46,9 @@ def test_a_report_from_prometheus_is_the_report_from_the_pages(tmp_path: Path) -
         assert source.experiments() == [("flights", "trees")]
 
         before = replicas[1].counts.copy()
-        replicas[1].counts.clear()  # the process ends, and a new one begins under the same address
-        simulate(replicas, 40, RATES, seed=3)
+        with replicas[1].lock:
+            replicas[1].counts.clear()  # the process ends, and a new one begins under the same address
+            simulate(replicas, 40, RATES, seed=3)
         wait_until_seen(watching, replicas)
         again, raw = source.evidence("flights", "trees"), source.raw_evidence("flights", "trees")
         for key, value in before.items():

@@ -32,6 +32,8 @@ class Replica:
     metrics: Mapping[str, Mapping[str, str]] = field(default_factory=lambda: {"clicked": {"kind": "binary", "goal": "increase"}})
     current: bool = True
     counts: dict[Key, float] = field(default_factory=lambda: defaultdict(float))
+    #: Held while a page is read: who holds it changes many counts at one moment, as a real process has all its series from its start.
+    lock: threading.RLock = field(default_factory=threading.RLock)
 
     def _add(self, name: str, value: float, **labels: str) -> None:
         both = {"model": self.model, "experiment": self.experiment, "revision": self.revision, **labels}
@@ -62,7 +64,9 @@ class Replica:
     def page(self) -> str:
         """Return the page as text."""
         families: dict[str, list[str]] = {}
-        for (name, labels), value in dict(self.counts).items():  # at one moment: a page never shows two processes
+        with self.lock:
+            counts = dict(self.counts)
+        for (name, labels), value in counts.items():
             family = name.removesuffix("_bucket").removesuffix("_sum").removesuffix("_count") if "duration" in name else name
             families.setdefault(family, []).append(f"{name}{_written(labels)} {value!r}")
         text = [f"# TYPE {f} {'histogram' if 'duration' in f else 'counter'}\n" + "\n".join(lines) for f, lines in families.items()]
