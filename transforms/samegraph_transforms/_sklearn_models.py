@@ -43,7 +43,8 @@ from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor, ExtraTre
 
 from ._boosted_files import Boosted, read_boosted
 from ._sklearn_graph import Block, GraphWriter
-from ._sklearn_steps import StepContext, emit_step
+from ._sklearn_site import StepContext
+from ._sklearn_steps import emit_step
 from ._sklearn_trees import Tree, constant_tree, emit_trees, from_histogram_tree, from_sklearn_tree
 from .boosted import emit_boosted
 from .errors import UnsupportedStep

@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Final, TypeAlias
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
@@ -32,83 +32,11 @@ from sklearn.preprocessing import (
 from sklearn.utils import _safe_indexing
 
 from ._sklearn_fields import quiet
-from ._sklearn_graph import NO_NULL, Block, Column, GraphWriter
-from .errors import UnsupportedStep
+from ._sklearn_graph import NO_NULL, Block, Column
+from ._sklearn_site import Emit, Site, StepContext, clipped, matrix_of
 
 #: A value no training frame holds; encoders show with it what they do with unknown categories.
 _UNSEEN: Final = "\ue000unseen"
-
-
-@dataclass
-class StepContext:
-    """What all steps of one pipeline share while its graph is written.
-
-    Attributes:
-        writer: The graph being written.
-        sentinel: The string that stands for a missing string.
-        closed: Raw field → the only values training accepts, found from encoders that raise on unknown categories.
-    """
-
-    writer: GraphWriter
-    sentinel: str
-    closed: dict[str, list[Any]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Site:
-    """One fitted step at its place in the pipeline.
-
-    Attributes:
-        context: Shared state.
-        step: The fitted transformer.
-        at: Its path, for node names and messages.
-        data: Training rows as the step sees them.
-    """
-
-    context: StepContext
-    step: Any
-    at: str
-    data: Any
-
-    @property
-    def writer(self) -> GraphWriter:
-        """The graph being written."""
-        return self.context.writer
-
-    def node(self, op: str, *inputs: str, **attributes: Any) -> str:
-        """Write one node of this step and return its output."""
-        return self.writer.node(op, inputs, at=self.at, **attributes)
-
-    def number(self, value: Any) -> str:
-        """Write a float64 constant."""
-        return self.writer.constant(np.asarray(value, dtype=np.float64), at=self.at)
-
-    def unsupported(self, what: str) -> UnsupportedStep:
-        """Return the error that says what at this place has no exact graph."""
-        return UnsupportedStep(f"{self.at} ({type(self.step).__name__}): {what}", step=self.at)
-
-    def emit(self, step: Any, name: str, block: Block, data: Any) -> tuple[Block, Any]:
-        """Write a step inside this one."""
-        return emit_step(self.context, step, f"{self.at}.{name}", block, data)
-
-    def close(self, column: Column, values: Sequence[Any]) -> None:
-        """Record that training accepts only `values` in `column`.
-
-        Raises:
-            UnsupportedStep: The column is computed, so the rule cannot be put on a raw field.
-        """
-        if column.field is None:
-            raise self.unsupported(
-                f"handle_unknown='error' on {column.label!r}, which an earlier step computes, cannot be checked on the raw input; "
-                "use handle_unknown='ignore' or 'use_encoded_value'"
-            )
-        accepted = [*values, *column.also_accepted]
-        known = self.context.closed.get(column.field)
-        self.context.closed[column.field] = accepted if known is None else [v for v in known if v in accepted]
-
-
-#: Writes one step: (where, its input columns) → its output columns.
-Emit: TypeAlias = Callable[[Site, Block], Block]
 
 
 def emit_step(context: StepContext, step: Any, at: str, block: Block, data: Any) -> tuple[Block, Any]:
@@ -157,10 +85,15 @@ def _check_against_training(site: Site, block: Block, after: Any) -> None:
 # --- composites -------------------------------------------------------------------------------------------------------
 
 
+def _emit_inside(site: Site, step: Any, name: str, block: Block, data: Any) -> tuple[Block, Any]:
+    """Write a step inside another one."""
+    return emit_step(site.context, step, f"{site.at}.{name}", block, data)
+
+
 def _emit_pipeline(site: Site, block: Block) -> Block:
     data = site.data
     for name, part in site.step.steps:
-        block, data = site.emit(part, name, block, data)
+        block, data = _emit_inside(site, part, name, block, data)
     return block
 
 
@@ -169,7 +102,7 @@ def _emit_column_transformer(site: Site, block: Block) -> Block:
     for name, part, _ in site.step.transformers_:
         indices = list(site.step._transformer_to_input_indices[name])
         if indices and not (isinstance(part, str) and part == "drop"):
-            joined += site.emit(part, name, [block[i] for i in indices], _safe_indexing(site.data, indices, axis=1))[0]
+            joined += _emit_inside(site, part, name, [block[i] for i in indices], _safe_indexing(site.data, indices, axis=1))[0]
     return joined
 
 
@@ -179,7 +112,7 @@ def _emit_feature_union(site: Site, block: Block) -> Block:
     joined: Block = []
     for name, part in site.step.transformer_list:
         if not (isinstance(part, str) and part == "drop"):
-            joined += site.emit(part, name, block, site.data)[0]
+            joined += _emit_inside(site, part, name, block, site.data)[0]
     return joined
 
 
@@ -199,13 +132,6 @@ def _emit_identity(site: Site, block: Block) -> Block:
 # --- scalers ----------------------------------------------------------------------------------------------------------
 
 
-def _matrix(site: Site, block: Block) -> str:
-    strings = [c.label for c in block if c.is_string]
-    if strings:
-        raise site.unsupported(f"it computes on the string column {strings[0]!r}; encode that first")
-    return site.writer.matrix(block, at=site.at)
-
-
 def _divide(site: Site, tensor: str, scale: Any) -> str:
     """Divide as scalers do: dense data by the scale, sparse data times its reciprocal, which rounds differently."""
     if sparse.issparse(site.data):
@@ -214,7 +140,7 @@ def _divide(site: Site, tensor: str, scale: Any) -> str:
 
 
 def _emit_standard_scaler(site: Site, block: Block) -> Block:
-    tensor, step = _matrix(site, block), site.step
+    tensor, step = matrix_of(site, block), site.step
     if step.with_mean:
         tensor = site.node("Sub", tensor, site.number(step.mean_))
     if step.with_std:
@@ -223,7 +149,7 @@ def _emit_standard_scaler(site: Site, block: Block) -> Block:
 
 
 def _emit_robust_scaler(site: Site, block: Block) -> Block:
-    tensor, step = _matrix(site, block), site.step
+    tensor, step = matrix_of(site, block), site.step
     if step.with_centering:
         tensor = site.node("Sub", tensor, site.number(step.center_))
     if step.with_scaling:
@@ -232,21 +158,14 @@ def _emit_robust_scaler(site: Site, block: Block) -> Block:
 
 
 def _emit_max_abs_scaler(site: Site, block: Block) -> Block:
-    tensor = _divide(site, _matrix(site, block), site.step.scale_)
-    return site.writer.columns_of(_clipped(site, tensor, -1.0, 1.0) if getattr(site.step, "clip", False) else tensor, block)
+    tensor = _divide(site, matrix_of(site, block), site.step.scale_)
+    return site.writer.columns_of(clipped(site, tensor, -1.0, 1.0) if getattr(site.step, "clip", False) else tensor, block)
 
 
 def _emit_min_max_scaler(site: Site, block: Block) -> Block:
-    scaled = site.node("Mul", _matrix(site, block), site.number(site.step.scale_))
+    scaled = site.node("Mul", matrix_of(site, block), site.number(site.step.scale_))
     tensor = site.node("Add", scaled, site.number(site.step.min_))
-    return site.writer.columns_of(_clipped(site, tensor, *site.step.feature_range) if site.step.clip else tensor, block)
-
-
-def _clipped(site: Site, tensor: str, low: float, high: float) -> str:
-    """Clip by comparison: NaN compares false and so stays NaN, as numpy.clip leaves it."""
-    for op, limit in (("Less", site.number(low)), ("Greater", site.number(high))):
-        tensor = site.node("Where", site.node(op, tensor, limit), limit, tensor)
-    return tensor
+    return site.writer.columns_of(clipped(site, tensor, *site.step.feature_range) if site.step.clip else tensor, block)
 
 
 # --- imputing ---------------------------------------------------------------------------------------------------------

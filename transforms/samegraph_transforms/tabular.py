@@ -52,7 +52,8 @@ from ._sklearn_models import (
     reference_features,
     refuse_unsupported,
 )
-from ._sklearn_steps import StepContext, emit_step
+from ._sklearn_site import StepContext
+from ._sklearn_steps import emit_step
 from .draft import DraftStage, GoldenSample, PackageDraft
 from .errors import AuthoringError, UnsupportedStep
 from .manifest import DEFAULT_TOLERANCES, Batching, Provenance, RawField, Tolerance
