@@ -1,434 +1,275 @@
 #!/usr/bin/env python3
-"""Write docs/exactness.md: everything that is promised to be exact, measured against the libraries it is named after.
+"""Measure everything that is promised to be exact against the library it is named after, and write docs/exactness.md.
 
-    .venv/bin/python scripts/exactness.py                       2,000 images a step; installs Pillow 11 and 12 in environments of their own
-    .venv/bin/python scripts/exactness.py --images 100 --out -  a quick look, on the terminal
+    .venv/bin/python scripts/exactness.py                           everything; installs other versions in environments of their own
+    .venv/bin/python scripts/exactness.py --only arithmetic         one section, or several
+    .venv/bin/python scripts/exactness.py --only images --scale 0.05 --dry-run    a quick look, on the terminal
+    .venv/bin/python scripts/exactness.py --page                    join what has been measured, nothing else
 
-Golden results of the other versions are made there by tests/support/pillow_reference.py, which knows nothing of samegraph. The kernels are
-then run under each of those versions too, on what was made by all of them. Digests of the first results go to tests/support/pillow_golden,
-where the tests find them.
+A section is a module of scripts/exactness_sections: `measure(work, scale)` returns its title, what it is about, the date, the versions and
+its tables, written to docs/exactness/<section>.json. Modules whose name begins with `_` are shared. The page is those files joined, so it
+says of every section when it was measured. What the code offers and no table has is listed at the end.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
+import ast
+import importlib
 import json
-import os
-import platform
-import subprocess
+import re
 import sys
-import sysconfig
 import tempfile
-import venv
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from functools import cache
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-SUPPORT = ROOT / "tests" / "support"
-sys.path[:0] = [str(ROOT / "transforms"), str(SUPPORT)]
+if __name__ == "__main__":
+    sys.path[:1] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "support")]
 
-import numpy as np  # noqa: E402
-import onnx  # noqa: E402
-import onnxruntime  # noqa: E402
-import PIL  # noqa: E402
-from onnx import TensorProto, helper  # noqa: E402
-from onnx.reference import ReferenceEvaluator  # noqa: E402
-from pillow_reference import BOX, COLOUR, FILTERS, cases  # noqa: E402
-from samegraph_transforms.exactness import ulp_distance  # noqa: E402
-from samegraph_transforms.executor import OrtExecutor  # noqa: E402
-from samegraph_transforms.functions import SEMANTICS, Semantics, called_functions, library  # noqa: E402
-from samegraph_transforms.image import (  # noqa: E402
-    Add,
-    CenterCrop,
-    Crop,
-    Decode,
-    Divide,
-    Flip,
-    Multiply,
-    Normalize,
-    OnBackground,
-    Pad,
-    PadTo,
-    Preprocess,
-    Rescale,
-    Resize,
-    ScaleAndShift,
-    Step,
-    ToBGR,
-    ToCHW,
-    ToFloat,
-    ToL,
-    ToRGB,
-)
-from samegraph_transforms.kernels import Pixels, host_kernel  # noqa: E402
-from samegraph_transforms.opsets import IR_VERSION, opset_imports  # noqa: E402
+MODULES = ROOT / "scripts" / "exactness_sections"
+RESULTS = ROOT / "docs" / "exactness"
+PAGE = ROOT / "docs" / "exactness.md"
+TRANSFORMS = ROOT / "transforms" / "samegraph_transforms"
 
-OTHER_PILLOWS = ("11.3.0", "12.1.1", "12.3.0")
-GOLDEN = SUPPORT / "pillow_golden"
-GOLDEN_CASES = 40
-REFERENCE_CASES = 100
-KERNEL_CASES = 300
+#: Reading order; other sections follow by name.
+ORDER = ("images", "kernels", "crops", "opencv", "tensor", "arithmetic", "decoding", "importers-images", "estimators", "vectorizers")
+#: Offered, and in no table yet: the page lists what is. A test refuses anything else without a row.
+UNMEASURED = {
+    "from_boosted", "from_torchvision", "from_timm", "from_huggingface", "from_sklearn", "Pipeline", "ColumnTransformer",
+    "FeatureUnion", "FunctionTransformer", "SimpleImputer", "StandardScaler", "RobustScaler", "MaxAbsScaler", "MinMaxScaler",
+    "OneHotEncoder", "OrdinalEncoder", "LogisticRegression", "LogisticRegressionCV", "LinearRegression", "Ridge", "RidgeCV", "Lasso",
+    "LassoCV", "LassoLars", "Lars", "ElasticNet", "ElasticNetCV", "BayesianRidge", "HuberRegressor", "DecisionTreeClassifier",
+    "DecisionTreeRegressor", "ExtraTreeClassifier", "ExtraTreeRegressor", "RandomForestClassifier", "RandomForestRegressor",
+    "ExtraTreesClassifier", "ExtraTreesRegressor", "GradientBoostingClassifier", "GradientBoostingRegressor",
+    "HistGradientBoostingClassifier", "HistGradientBoostingRegressor", "XGBClassifier", "XGBRegressor", "XGBRFClassifier",
+    "XGBRFRegressor", "LGBMClassifier", "LGBMRegressor",
+}  # fmt: skip
+
+#: Heads of the columns that the summary adds up, in the words sections use.
+INPUTS = re.compile(r"(inputs|images|rows|files|texts|levels a channel|requests)( tried)?|tried")
+ELEMENTS = re.compile(r"elements( compared)?")
+DIFFERENT = re.compile(r"(elements )?different\b.*")
+ULP = re.compile(r"largest ULP\b.*")
+FLIPPED = re.compile(r"(decisions|labels) flipped")
+
+Section = Mapping[str, Any]
 
 
-# ---------------------------------------------------------------- what is compared
+# ---------------------------------------------------------------- sections
 
 
-def steps_of(name: str, size: tuple[int, int], semantics: Semantics) -> list[Any]:
-    """Return our steps for a step of pillow_reference, which resizes to `size` where it resizes."""
-    if name.startswith("resize_"):
-        return [Resize(size, name.removeprefix("resize_"), semantics)]  # type: ignore[arg-type]
-    chains: dict[str, list[Any]] = {
-        "shorter_side_and_center_crop": [Resize(64, "bilinear", semantics), CenterCrop(56)],
-        "letterbox": [Resize(BOX, "bicubic", semantics, by="contain"), PadTo(BOX, COLOUR)],
-        "fixed_crop": [Crop((-3, 5, 40, 31))],
-        "border": [Pad((1, 2, 3, 4), COLOUR)],
-        "flip_horizontal": [Flip("horizontal")],
-        "flip_vertical": [Flip("vertical")],
-        "grey": [ToL()],
-        "grey_to_rgb": [ToL(), ToRGB()],
-        "background_paste": [OnBackground(COLOUR)],
-        "background_alpha_composite": [OnBackground(COLOUR)],
+def modules() -> dict[str, str]:
+    """Return the sections that can be measured: their name → the module's."""
+    stems = sorted(path.stem for path in MODULES.glob("*.py") if not path.stem.startswith("_"))
+    return {stem.replace("_", "-"): f"scripts.exactness_sections.{stem}" for stem in stems}
+
+
+def committed() -> dict[str, Section]:
+    """Return what has been measured, by section, in reading order."""
+    found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in RESULTS.glob("*.json")}
+    return {name: found[name] for name in sorted(found, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))}
+
+
+def measure(name: str, work: Path, scale: float) -> Section:
+    """Measure one section now."""
+    section: Section = importlib.import_module(modules()[name]).measure(work, scale)
+    return section
+
+
+# ---------------------------------------------------------------- what there should be
+
+
+def registered() -> dict[str, list[str]]:
+    """Return what the code offers, by kind: the filters, importers and estimators that a table should have.
+
+    Read from the sources: the estimators' own library is not needed for it.
+    """
+    filters = [f"`resize`, {name}" for name in _strings("functions.py", "FilterName")]
+    importers = [name for path in sorted(TRANSFORMS.glob("[!_]*.py")) for name in _functions(path) if name.startswith("from_")]
+    estimators = [*_supported("_sklearn_steps.py", "_EMITTERS"), *_supported("_sklearn_models.py", "SUPPORTED")]
+    estimators += [name for name in _strings("_sklearn_models.py", "BOOSTED") if "." not in name]
+    return {"filter": filters, "importer": importers, "estimator": list(dict.fromkeys(estimators))}
+
+
+def missing(sections: Mapping[str, Section]) -> dict[str, list[str]]:
+    """Return what is registered and named in no row of any section, by kind."""
+    rows = [row for section in sections.values() for table in section["tables"] if not table.get("control") for row in table["rows"]]
+    text = "\n".join(str(cell) for row in rows for cell in row[:2])
+    return {
+        kind: [name for name in names if not re.search(rf"(?<![\w.]){re.escape(name)}(?!\w)", text)] for kind, names in registered().items()
     }
-    return chains[name]
 
 
-#: Step of pillow_reference → what it is, as training code has it.
-TITLES: dict[str, str] = {
-    **{f"resize_{name}": f"`resize`, {name}" for name in FILTERS},
-    "shorter_side_and_center_crop": "shorter side by torchvision's rule, `bilinear`, centre crop",
-    "letterbox": "letterbox, `ImageOps.pad`, `bicubic`",
-    "fixed_crop": "`crop` of a fixed box, partly outside",
-    "border": "`ImageOps.expand`",
-    "flip_horizontal": "`FLIP_LEFT_RIGHT`",
-    "flip_vertical": "`FLIP_TOP_BOTTOM`",
-    "grey": '`convert("L")`',
-    "grey_to_rgb": '`convert("L")`, then `convert("RGB")`',
-    "background_paste": "alpha on a background by `paste`",
-    "background_alpha_composite": "alpha on a background by `alpha_composite`",
-}
+def _tree(path: str | Path) -> ast.Module:
+    return ast.parse((TRANSFORMS / path).read_text(encoding="utf-8"))
 
 
-def pictures(name: str, count: int) -> Iterator[tuple[np.ndarray, tuple[int, int]]]:
-    """Yield what pillow_reference hands to a step: the array as that step takes it, and the size."""
-    for array, size in _cases(count):
-        if name in ("shorter_side_and_center_crop", "letterbox"):
-            array = array[: 8 * array.shape[1], : 8 * array.shape[0]]
-        yield (array if name.startswith("background") else np.ascontiguousarray(array[:, :, :3])), size
+def _functions(path: Path) -> list[str]:
+    return [node.name for node in _tree(path).body if isinstance(node, ast.FunctionDef)]
 
 
-@cache
-def _cases(count: int) -> list[tuple[np.ndarray, tuple[int, int]]]:
-    return list(cases(count))
+def _values(path: str) -> dict[str, ast.expr]:
+    """Return the module's constants by name, as they stand there."""
+    found: dict[str, ast.expr] = {}
+    for node in _tree(path).body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None:
+            found[node.target.id] = node.value
+        elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            found[node.targets[0].id] = node.value
+    return found
 
 
-@cache
-def graph(name: str, semantics: Semantics) -> onnx.ModelProto:
-    """Return the steps as a graph, X (and size, where the step resizes to one) → Y, with the ONNX functions it calls."""
-    nodes: list[onnx.NodeProto] = []
-    inputs = [helper.make_tensor_value_info("X", TensorProto.UINT8, ["H", "W", "C"])]
-    for place, step in enumerate(steps_of(name, (1, 1), semantics)):
-        nodes.append(step.node(f"v{place}" if place else "X", f"v{place + 1}"))
-    if name.startswith("resize_"):
-        nodes[0].op_type = nodes[0].op_type.replace("PillowResize_", "PillowResizeTo_")
-        nodes[0].input.append("size")
-        del nodes[0].attribute[:]
-        inputs.append(helper.make_tensor_value_info("size", TensorProto.INT64, [2]))
-    nodes[-1].output[0] = "Y"
-    outputs = [helper.make_tensor_value_info("Y", TensorProto.UINT8, ["h", "w", "c"])]
-    made = helper.make_graph(nodes, "exactness", inputs, outputs)
-    return helper.make_model(made, functions=library(called_functions(nodes)), opset_imports=opset_imports(), ir_version=IR_VERSION)
+def _strings(path: str, name: str) -> list[str]:
+    constants = (node.value for node in ast.walk(_values(path)[name]) if isinstance(node, ast.Constant))
+    return [value for value in constants if isinstance(value, str)]
 
 
-def run_bodies(name: str, semantics: Semantics, count: int, *, reference: bool = False) -> Iterator[np.ndarray]:
-    """Yield what the ONNX functions give for every case, by ONNX Runtime or by onnx.reference."""
-    model = graph(name, semantics)
-    run: Callable[[dict[str, np.ndarray]], Any]
-    if reference:
-        evaluator: Any = ReferenceEvaluator(model)
-        run = lambda feeds: evaluator.run(None, feeds)[0]  # noqa: E731
-    else:
-        executor = OrtExecutor(model)
-        run = lambda feeds: executor.run(feeds)[0]  # noqa: E731
-    for array, size in pictures(name, count):
-        yield run({"X": array, "size": np.array(size)} if name.startswith("resize_") else {"X": array})
-
-
-def run_kernels(name: str, semantics: Semantics, count: int) -> Iterator[np.ndarray]:
-    """Yield what the host kernels give for every case, under the Pillow that is installed here; a resize and its crop are one kernel."""
-    for array, size in pictures(name, count):
-        nodes = [step.node("a", "b") for step in steps_of(name, size, semantics)]
-        fused = host_kernel(*nodes) if len(nodes) == 2 else None
-        kernels = [fused] if fused is not None else [host_kernel(node) for node in nodes]
-        pixels = Pixels(image=Pixels(array=array).image())
-        for kernel in kernels:
-            assert kernel is not None, name
-            pixels = kernel(pixels)
-        yield pixels.array()
-
-
-@dataclass
-class Count:
-    """How far results are from a reference."""
-
-    inputs: int = 0
-    elements: int = 0
-    different: int = 0
-    ulp: int = 0
-
-    def add(self, got: np.ndarray, expected: np.ndarray) -> None:
-        """Compare one result of any shape with the reference's values."""
-        self.inputs += 1
-        self.elements += expected.size
-        got = got.reshape(-1)
-        assert got.size == expected.size, f"{got.size} elements for {expected.size}"
-        if got.dtype.kind == "f":
-            distance = ulp_distance(got, expected)
-            self.different += int(np.count_nonzero(distance))
-            self.ulp = max(self.ulp, int(distance.max()))
-        else:
-            self.different += int(np.count_nonzero(got != expected))
-
-
-def compare(results: Iterator[np.ndarray], expected: np.ndarray) -> Count:
-    """Compare results, one after the other, with a flat array that holds the reference's in the same order."""
-    count, at = Count(), 0
-    for got in results:
-        count.add(got, expected[at : at + got.size])
-        at += got.size
-    return count
-
-
-# ---------------------------------------------------------------- Pillow in environments of its own
-
-
-@dataclass(frozen=True)
-class Golden:
-    """Results that one version of Pillow gave."""
-
-    directory: Path
-    pillow: str
-    semantics: Semantics
-    python: Path
-
-    def of(self, name: str) -> np.ndarray:
-        """Return a step's results, all cases flattened one after the other."""
-        values: np.ndarray = np.load(self.directory / f"{name}.npy", mmap_mode="r")
-        return values
-
-
-def environment(version: str, work: Path) -> Path:
-    """Make an environment with that Pillow and NumPy alone and return its Python."""
-    home = work / f"pillow-{version}"
-    venv.create(home, with_pip=True)
-    python = home / "bin" / "python"
-    subprocess.run([python, "-m", "pip", "install", "--quiet", f"pillow=={version}", "numpy"], check=True)
-    return python
-
-
-def golden(python: Path, count: int, directory: Path) -> Golden:
-    """Let the Pillow behind `python` make its results."""
-    directory.mkdir()
-    subprocess.run([python, SUPPORT / "pillow_reference.py", str(count), directory], check=True)
-    about = json.loads((directory / "about.json").read_text())
-    return Golden(directory, about["pillow"], about["semantics"], python)
-
-
-def kernels_under(python: Path, directories: Sequence[Path], count: int) -> tuple[str, dict[str, Count]]:
-    """Run this program's `--kernels` under another Pillow; everything else comes from the environment of this one."""
-    program, packages = str(Path(__file__).resolve()), sysconfig.get_path("purelib")
-    code = f"import runpy, sys; sys.path.append({packages!r}); sys.argv[0] = {program!r}; runpy.run_path({program!r}, run_name='__main__')"
-    command = [str(python), "-c", code, "--kernels", str(count), *map(str, directories)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": ""})
-    pillow, counts = json.loads(done.stdout.splitlines()[-1])
-    return pillow, {trained: Count(*numbers) for trained, numbers in counts.items()}
-
-
-def count_kernels(count: int, directories: Sequence[Path]) -> tuple[str, dict[str, list[int]]]:
-    """Compare the kernels under the Pillow installed here with what others made: its version, and by theirs the numbers of a Count."""
-    found: dict[str, list[int]] = {}
-    for directory in directories:
-        about = json.loads((directory / "about.json").read_text())
-        total = Count()
-        for name in TITLES:
-            part = compare(run_kernels(name, about["semantics"], count), np.load(directory / f"{name}.npy", mmap_mode="r"))
-            total = Count(total.inputs + part.inputs, total.elements + part.elements, total.different + part.different)
-        found[about["pillow"]] = [total.inputs, total.elements, total.different]
-    return PIL.__version__, found
-
-
-def keep_golden(made: Golden, count: int) -> None:
-    """Keep digests of the first results, for the tests."""
-    digests: dict[str, list[str]] = {}
-    for name in TITLES:
-        expected, at, kept = made.of(name), 0, []
-        for got in run_bodies(name, made.semantics, min(count, GOLDEN_CASES)):
-            kept.append(hashlib.sha256(expected[at : at + got.size].tobytes()).hexdigest()[:16])
-            at += got.size
-        digests[name] = kept
-    GOLDEN.mkdir(exist_ok=True)
-    text = json.dumps({"pillow": made.pillow, "semantics": made.semantics, "digests": digests}, indent=1)
-    (GOLDEN / f"pillow-{made.pillow}.json").write_text(text + "\n")
-
-
-# ---------------------------------------------------------------- arithmetic
-
-F = np.float32
-MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-M, S = np.array(MEAN, F), np.array(STD, F)
-A, B = [0.0171, 0.0175, 0.0174], [-2.1179, -2.0357, -1.8044]
-
-ARITHMETIC: list[tuple[str, list[Step], Callable[[np.ndarray], np.ndarray]]] = [
-    ("`(x / 255 - m) / s`", [ToFloat(), Divide(255), Normalize(MEAN, STD)], lambda x: (x.astype(F) / F(255) - M) / S),
-    (
-        "`(float32(x * (1/255)) - m) / s`, product in float64",
-        [Rescale(1 / 255), Normalize(MEAN, STD)],
-        lambda x: ((x * (1 / 255)).astype(F) - M) / S,
-    ),
-    (
-        "`(x - 255 m) / (255 s)`",
-        [ToFloat(), Normalize((M * F(255)).tolist(), (S * F(255)).tolist())],
-        lambda x: (x.astype(F) - M * F(255)) / (S * F(255)),
-    ),
-    ("`(x - 127) / 128`", [ToFloat(), Normalize(127, 128)], lambda x: (x.astype(F) - F(127)) / F(128)),
-    ("`x * (1/255)`", [ToFloat(), Multiply(1 / 255)], lambda x: x.astype(F) * F(1 / 255)),
-    ("`x / 127.5 - 1`", [ToFloat(), Divide(127.5), Add(-1)], lambda x: x.astype(F) / F(127.5) - F(1)),
-    ("`x * a + b`", [ToFloat(), ScaleAndShift(A, B)], lambda x: x.astype(F) * np.array(A, F) + np.array(B, F)),
-    ("BGR, `x - m`", [ToBGR(), ToFloat(), Normalize([104, 117, 123], 1)], lambda x: x[..., ::-1].astype(F) - np.array([104, 117, 123], F)),
-]
-
-
-def count_arithmetic(steps: Sequence[Step], plain: Callable[[np.ndarray], np.ndarray]) -> Count:
-    """Compare all 256 levels in each channel, channels last and first, in ONNX Runtime, with NumPy."""
-    levels = np.stack([np.roll(np.arange(768) % 256, 85 * c) for c in range(3)], axis=1).astype(np.uint8).reshape(1, 16, 48, 3)
-    count = Count()
-    for tail in ([], [ToCHW()]):
-        expected = np.ascontiguousarray(np.moveaxis(plain(levels), -1, 1) if tail else plain(levels))
-        model = Preprocess([Decode(), ToRGB(), PadTo((16, 48)), *steps, *tail]).stages()[1].model
-        count.add(OrtExecutor(model).run({"pixels": levels})[0], expected.reshape(-1))
-    return Count(256, count.elements, count.different, count.ulp)
+def _supported(path: str, name: str) -> list[str]:
+    """Return the classes in a registry: a tuple of them, of other such tuples, or the keys of a dictionary."""
+    values = _values(path)
+    nodes = [values[name]]
+    found = []
+    while nodes:
+        node = nodes.pop(0)
+        if isinstance(node, ast.Dict):
+            nodes = [*[key for key in node.keys if key is not None], *nodes]
+        elif isinstance(node, ast.Tuple | ast.Starred):
+            nodes = [*(node.elts if isinstance(node, ast.Tuple) else [node.value]), *nodes]
+        elif isinstance(node, ast.Name):
+            nodes = [values[node.id], *nodes] if node.id in values else nodes
+            found += [] if node.id in values else [node.id]
+    return found
 
 
 # ---------------------------------------------------------------- the page
 
 
-def row(*cells: object) -> str:
-    """Write a row of a table; numbers with their thousands parted."""
-    return "| " + " | ".join(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in cells) + " |"
+def page(sections: Mapping[str, Section]) -> str:
+    """Join the sections: a summary, then each with its tables, then what is in none of them."""
+    lines = [PREAMBLE]
+    lines += _table(["section", "measured on", *SUMMED], [_summary(section) for section in sections.values()])
+    for section in sections.values():
+        lines += ["", *_written(section)]
+    lines += ["", "## What is not in these tables", ""]
+    for kind, names in missing(sections).items():
+        if names:
+            lines.append(f"- {kind.capitalize()}s without a row: {', '.join(names)}.")
+    return "\n".join(lines) + "\n" + CLOSING
 
 
-def page(count: int, work: Path) -> Iterator[str]:
-    """Yield the lines of the page while everything is measured."""
-    others = [golden(environment(version, work), count, work / f"golden-{version}") for version in OTHER_PILLOWS]
-    here = golden(Path(sys.executable), count, work / "golden-here")
-    made = [*others, here]
-    for one in made:
-        keep_golden(one, count)
-    yield PREAMBLE.format(
-        date=datetime.now(UTC).date().isoformat(),
-        python=platform.python_version(),
-        pillow=PIL.__version__,
-        numpy=np.__version__,
-        onnx=onnx.__version__,
-        ort=onnxruntime.__version__,
-        machine=f"{platform.system()} {platform.machine()}",
-        images=count,
-        reference=min(count, REFERENCE_CASES),
-    )
-    yield "## Images\n"
-    yield row(
-        "step", "reference", "images", "elements", "different, ONNX", "different, onnx.reference", "different, kernel", "decisions flipped"
-    )
-    yield row("---", "---", "--:", "--:", "--:", "--:", "--:")
-    for name, title in TITLES.items():
-        evaluated = {s: list(run_bodies(name, s, min(count, REFERENCE_CASES), reference=True)) for s in SEMANTICS}
-        bodies = {s: list(run_bodies(name, s, count)) for s in SEMANTICS}
-        kernels = {s: list(run_kernels(name, s, count)) for s in SEMANTICS}
-        for one in made:
-            expected = one.of(name)
-            body = compare(iter(bodies[one.semantics]), expected)
-            kernel = compare(iter(kernels[one.semantics]), expected)
-            independent = compare(iter(evaluated[one.semantics]), expected)
-            yield row(
-                title,
-                f"Pillow {one.pillow}",
-                body.inputs,
-                body.elements,
-                body.different,
-                independent.different,
-                kernel.different,
-            )
-    yield "\n## A server with another Pillow\n"
-    yield row("package trained under", "kernels run under", "images", "elements", "different")
-    yield row("---", "---", "--:", "--:", "--:")
-    for one in others:
-        pillow, found = kernels_under(one.python, [m.directory for m in made], min(count, KERNEL_CASES))
-        for trained, counts in found.items():
-            yield row(f"Pillow {trained}", f"Pillow {pillow}", counts.inputs, counts.elements, counts.different)
-    yield "\n## Where it must differ\n"
-    yield "The same comparison with another order of passes than the reference's, to show that a wrong one would be seen.\n"
-    yield row("step", "reference", "compared with", "elements", "different")
-    yield row("---", "---", "---", "--:", "--:")
-    for name in ("resize_bilinear", "resize_bicubic", "resize_lanczos"):
-        for one in (others[-1], here):
-            other: Semantics = "pillow<13"
-            wrong = compare(run_bodies(name, other, count), one.of(name))
-            yield row(TITLES[name], f"Pillow {one.pillow}", f"`{other}`", wrong.elements, wrong.different)
-    yield "\n## Arithmetic\n"
-    yield row("order of operations", "reference", "levels a channel", "elements", "different", "largest ULP")
-    yield row("---", "---", "--:", "--:", "--:", "--:")
-    for title, steps, plain in ARITHMETIC:
-        arithmetic = count_arithmetic(steps, plain)
-        yield row(title, f"NumPy {np.__version__}, float32", arithmetic.inputs, arithmetic.elements, arithmetic.different, arithmetic.ulp)
-    yield CLOSING
+SUMMED = ("inputs", "elements compared", "different", "largest ULP", "decisions flipped")
+
+
+def _summary(section: Section) -> list[Any]:
+    tables = [table for table in section["tables"] if not table.get("control")]
+    numbers = [list(_numbers(tables, pattern)) for pattern in (INPUTS, ELEMENTS, DIFFERENT, ULP, FLIPPED)]
+    inputs, elements, different, ulp, flipped = (list(filter(_is_number, column)) for column in numbers)
+    anchor = re.sub(r"[^\w -]", "", section["title"].lower()).replace(" ", "-")
+    totals = [sum(column) if column else None for column in (inputs, elements, different)]
+    return [
+        f"[{section['title']}](#{anchor})",
+        section["measured_on"],
+        *totals,
+        max(ulp) if ulp else None,
+        sum(flipped) if flipped else None,
+    ]
+
+
+def _numbers(tables: Sequence[Section], pattern: re.Pattern[str]) -> Iterator[Any]:
+    """Yield the cells of the columns whose head fits, of the tables that count differences."""
+    for table in tables:
+        if any(DIFFERENT.fullmatch(head) for head in table["head"]):
+            places = [place for place, head in enumerate(table["head"]) if pattern.fullmatch(head)]
+            yield from (row[place] for row in table["rows"] for place in places)
+
+
+def _is_number(cell: object) -> bool:
+    return isinstance(cell, int | float)
+
+
+def _written(section: Section) -> Iterator[str]:
+    versions = ", ".join(f"{name} {version}" for name, version in section["versions"].items())
+    yield f"## {section['title']}"
+    yield f"\n{section['about'].strip()}"
+    yield f"\nMeasured on {section['measured_on']} with {versions}."
+    for table in section["tables"]:
+        yield f"\n{table['caption']}\n" if table["caption"] else ""
+        yield from _table(table["head"], table["rows"])
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> Iterator[str]:
+    columns = list(zip(*rows, strict=True)) or [()] * len(head)
+    right = [all(cell is None or _is_number(cell) for cell in column) for column in columns]
+    yield _row(head)
+    yield _row(["--:" if numeric else "---" for numeric in right])
+    yield from map(_row, rows)
+
+
+def _row(cells: Sequence[Any]) -> str:
+    return f"| {' | '.join(map(_cell, cells))} |"
+
+
+def _cell(cell: Any) -> str:
+    """Write a cell: numbers with their thousands parted, a dash where there is none."""
+    if cell is None:
+        return "–"
+    if isinstance(cell, float):
+        return f"{cell:.3g}"
+    return f"{cell:,}" if isinstance(cell, int) else re.sub(r"(?<!\\)\|", r"\\|", str(cell)).replace("\n", " ")
 
 
 PREAMBLE = """# Exactness, measured
 
-What is promised to be exact, compared with the library it is named after. Written by `.venv/bin/python scripts/exactness.py` on {date}:
-Python {python}, Pillow {pillow}, NumPy {numpy}, onnx {onnx}, ONNX Runtime {ort}, {machine}.
+What is promised to be exact, compared with the library it is named after. Every section was measured by
+`.venv/bin/python scripts/exactness.py --only <section>`, which keeps it in `docs/exactness/<section>.json`; this page is those files
+joined.
 
-{images:,} images a step, made by integer arithmetic (`tests/support/pillow_reference.py`): noise, black and white noise, gradients and
-flat patches, sides from 1 to 256 pixels, a third of them so tall that the order of Pillow's two passes decides. There are three
-such orders: up to 12.1, 12.2 to 12.3, and since 13. The reference is plain Pillow, the older versions in environments of their own, in a
-program that knows nothing of samegraph. *ONNX* is the function in the package, run by ONNX Runtime; *onnx.reference* the same function in
-an evaluator that shares no code with it, on the first {reference} images; *kernel* is what a server runs in its place here. All of these
-steps are in whole numbers: one level more or less in one pixel would count. There is no ULP to them, and no decision is made in them.
+*Inputs* are images, rows, files or texts, counted once for each reference they were compared with. *Different* counts elements that are not
+equal to the reference's bit by bit; in whole numbers one level is one. *Largest ULP* is the largest distance of two floats, in numbers that
+lie between them. *Decisions flipped* are labels that are not the reference's. A dash: there is no such thing in that section.
 """
 
-CLOSING = """
-## What is not in these tables
-
-- Decoding: what a JPEG becomes is the decoder's own affair. The installed Pillow decodes on both sides, its codecs are in the manifest, and
-  golden samples prove it for every package.
-- OpenCV's resizes and antialiased resizes of tensors: there are no steps for them yet.
-- Machines other than x86-64, and Pillow builds other than those on the package index.
+CLOSING = """- Machines other than x86-64, and builds of the libraries other than those on the package index.
 """
 
 
-def main() -> None:
-    """Write the page, or do what the child process of it does."""
-    if sys.argv[1:2] == ["--kernels"]:
-        print(json.dumps(count_kernels(int(sys.argv[2]), [Path(p) for p in sys.argv[3:]])))
-        return
+def main() -> int:
+    """Measure what is asked for and write the page; return the exit code."""
+    options = _options()
+    RESULTS.mkdir(exist_ok=True)
+    names = [] if options.page else options.only or list(modules())
+    if unknown := [name for name in names if name not in modules()]:
+        print(f"no section {', '.join(unknown)}; there are: {', '.join(modules())}", file=sys.stderr)
+        return 2
+    with tempfile.TemporaryDirectory() as scratch:
+        work = options.work or Path(scratch)
+        work.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            print(f"measuring {name}", file=sys.stderr, flush=True)
+            section = measure(name, work.resolve(), options.scale)
+            if options.dry_run:
+                print("\n".join(_written(section)))
+            else:
+                (RESULTS / f"{name}.json").write_text(json.dumps(section, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    if not options.dry_run:
+        PAGE.write_text(page(committed()), encoding="utf-8")
+    for kind, absent in missing(committed()).items():
+        if absent:
+            print(f"{kind}s without a row: {', '.join(absent)}", file=sys.stderr)
+    return 0
+
+
+def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=2_000, help="images a step (default: %(default)s)")
-    parser.add_argument(
-        "--out", default=str(ROOT / "docs" / "exactness.md"), help="file to write, - for the terminal (default: docs/exactness.md)"
-    )
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as work:
-        lines = []
-        for line in page(options.images, Path(work)):
-            lines.append(line)
-            print(line, file=sys.stdout if options.out == "-" else sys.stderr, flush=True)
-    if options.out != "-":
-        Path(options.out).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    parser.add_argument("--only", nargs="+", metavar="SECTION", help="measure these sections only")
+    parser.add_argument("--page", action="store_true", help="measure nothing, join what there is")
+    parser.add_argument("--scale", type=float, default=1.0, help="part of the full count of inputs (default: 1)")
+    parser.add_argument("--work", type=Path, help="directory for environments and results of other versions, to be kept and used again")
+    parser.add_argument("--dry-run", action="store_true", help="print the sections, write nothing")
+    return parser.parse_args()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,6 +1,6 @@
 """Images made by Pillow 11, 12 and 13 in environments of their own: our functions and kernels give them back, whatever is installed here.
 
-The digests were written by scripts/exactness.py, which makes more images and compares them element by element.
+The digests were written by `scripts/exactness.py --only images`, which makes more images and compares them element by element.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pillow_reference import REFERENCES, order_of_passes
 from samegraph_transforms.functions import SEMANTICS
 from samegraph_transforms.kernels import native_semantics
 
-from scripts.exactness import GOLDEN, GOLDEN_CASES, TITLES, run_bodies, run_kernels
+from scripts.exactness_sections._pillow import GOLDEN, GOLDEN_CASES, TITLES, run_bodies, run_kernels
 
 FILES = sorted(GOLDEN.glob("pillow-*.json"))
 
