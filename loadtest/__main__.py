@@ -10,6 +10,7 @@ monkey.patch_all()
 
 import argparse  # noqa: E402
 import contextlib  # noqa: E402
+import dataclasses  # noqa: E402
 import json  # noqa: E402
 import shutil  # noqa: E402
 import subprocess  # noqa: E402
@@ -250,6 +251,7 @@ def main() -> int:
     arguments = _parser().parse_args()
     scenario = SCENARIOS[arguments.scenario]
     arguments.model = arguments.model or scenario.model
+    scenario = dataclasses.replace(scenario, settings={**scenario.settings, **dict(arguments.settings)})
     try:
         with _repository(arguments, scenario) as repository:
             samples = _samples(arguments, repository)
@@ -379,11 +381,27 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rate", type=float, help="items a second of open arrivals")
     parser.add_argument("--duration", dest="duration_s", type=float, help="seconds of open arrivals")
     parser.add_argument("--deadline", dest="deadline_s", type=float, help="seconds an item may take")
+    parser.add_argument(
+        "--set",
+        dest="settings",
+        type=_setting,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a setting of the servers it starts, without SAMEGRAPH_ (LIMITS__MAX_REQUESTS=64); may be repeated",
+    )
     parser.add_argument("--seed", type=int, help="of arrivals and units")
     stamp = time.strftime("%Y%m%d-%H%M%S")
     parser.add_argument("--report", type=Path, default=ROOT / ".cache" / "loadtest" / f"{stamp}.html", help="where the page goes")
     parser.add_argument("--json", type=Path, help="where the figures go as JSON")
     return parser
+
+
+def _setting(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise argparse.ArgumentTypeError("must be NAME=VALUE")
+    return name.upper().removeprefix("SAMEGRAPH_"), value
 
 
 def _positive(text: str) -> int:

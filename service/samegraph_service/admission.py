@@ -27,7 +27,7 @@ MAX_HINT_S = 60.0
 SLACK = 0.25
 #: Share of all bounds that is kept for the interactive class.
 KEPT = 0.1
-#: Largest share of the places that is kept for refused callers whose moment has come.
+#: Largest share of the places that is kept for refused callers whose moment has come; before it, all that came free for them are.
 HELD = 0.5
 #: Seconds a request whose body has not arrived keeps its place while others are refused.
 BODY_PLACE_S = 1.0
@@ -149,8 +149,8 @@ class Forecast(Protocol):
         """Return when the row with `ahead` rows of its lane before it starts."""
         ...
 
-    def free_s(self, lane: Any, rows: int) -> float:
-        """Return when `rows` more rows than now are answered."""
+    def free_s(self, lane: Any, rows: int, accepted: int, back_s: float) -> float:
+        """Return when the place with `rows` others before it is free, if `accepted` rows are here and freed places are taken `back_s` later."""
         ...
 
     def rate_per_s(self, lane: Any) -> float | None:
@@ -414,7 +414,8 @@ class Gate:
     def _all_promised(self, now: float) -> bool:
         """Whether the places that are free are for those who were refused before and may come for them any moment."""
         free = self._normal.max_requests - self.load.requests
-        return free <= min(self.tickets.held(now), int(self.limits.max_requests * HELD))
+        held = self.tickets.held(now)
+        return free <= held and (free <= int(self.limits.max_requests * HELD) or free <= self.tickets.expected(now))
 
     def _take_back_places(self, now: float) -> None:
         """When places are scarce, those whose bodies do not arrive have to wait for theirs without one."""
@@ -542,7 +543,11 @@ class Gate:
         rows_each = self.load.rows / self.load.requests if self.load.rows > self.load.requests > 0 else 1.0
         batch_s: float = lane.pace()[1]
         self.tickets.grace_s = max(0.1, batch_s)
-        return self._forecast.free_s(lane, int(position * rows_each)) + SLACK * batch_s
+        here = self.load.requests
+        free = self._normal.max_requests - here  # those that were promised will be taken any moment
+        accepted = here + max(0, min(free, self.tickets.held(self._clock())))
+        slack_s = SLACK * batch_s
+        return self._forecast.free_s(lane, int(position * rows_each), int(accepted * rows_each), slack_s) + slack_s
 
     def _why(self, reason: str) -> str:
         limits = self.limits

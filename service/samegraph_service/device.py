@@ -33,6 +33,7 @@ from .cost import BucketCost, CostModel, ShapedCost, wave_s
 from .errors import DeadlineExceeded, ExecutionFailed, PoisonInstance
 from .logs import get_logger
 from .poison import REMEMBERED_S, Quarantine
+from .releases import Releases
 from .turns import NORMAL, Turns
 
 log = get_logger("samegraph.device")
@@ -41,6 +42,8 @@ log = get_logger("samegraph.device")
 REMOVE_AGAIN_S = 0.5
 #: Seconds by which a lane where interactive rows wait may get ahead of the others: they go first, and cannot starve anybody.
 URGENT_AHEAD_S = 1.0
+#: So many full batches of every run slot are as good as a queue without end.
+PLENTY = 4
 #: Lines of different shapes whose work is predicted one by one.
 LINES_LOOKED_AT = 64
 
@@ -215,8 +218,12 @@ class Lane:
     def pace(self) -> tuple[int, float]:
         """Return the rows of a batch under load, and the seconds one takes, the preparing of its rows included."""
         size = self.cost.efficient_size(self.policy.max_batch_size)
-        seconds = self.cost.predict_s(size)
-        return size, seconds + self.around_s + size * self.item_s if seconds else 0.0
+        return size, self.seconds(size)
+
+    def seconds(self, rows: int) -> float:
+        """Return the predicted seconds of an execution, the preparing of its rows included; 0 before anything was observed."""
+        seconds = self.cost.predict_s(rows)
+        return seconds + self.around_s + rows * self.item_s if seconds else 0.0
 
     def pending_s(self) -> float:
         """Return the predicted seconds of work of everything that waits."""
@@ -288,6 +295,8 @@ class Device:
         self._delay: Timer | None = None
         # Executions on a thread → when they started, when they are predicted to be over, and their rows.
         self._started: dict[int, tuple[float, float, int]] = {}
+        self._turns = 0  # executions that started or ended
+        self._releases: tuple[tuple[Lane, int, float, int], float, Releases] | None = None  # for what, until when, and the times
         self._pool = pool or ThreadPoolExecutor(slots, thread_name_prefix="samegraph-run")
 
     @property
@@ -333,20 +342,36 @@ class Device:
         others_s = sum(min(other.pending_s(), own_s) for other in self._lanes if other is not lane and other.waits)
         return wave_s(self.ends_s(), batches, batch_s) + others_s / self.slots
 
-    def free_s(self, lane: Lane, rows: int) -> float:
-        """Return in how many seconds `rows` more rows than now are predicted to be answered, if `lane` goes on being busy."""
+    def free_s(self, lane: Lane, rows: int, accepted: int, back_s: float) -> float:
+        """Return in how many seconds the place of a row is free that has `rows` others come free before it.
+
+        Args:
+            lane: Where those who wait for places will run, while what is busy goes on being busy.
+            rows: Places that come free before.
+            accepted: Rows that are accepted, or will be any moment: those who run and those who wait.
+            back_s: Seconds from a place being free to its next row being there.
+        """
         size, batch_s = lane.pace()
-        if batch_s > 0:
-            busy = [other.pace() for other in self._lanes if other is lane or other.waits or other.running]
-            size = max(1, round(batch_s * sum(n / s for n, s in busy if s > 0) / len(busy)))
+        if batch_s <= 0:
+            return 0.0
         now = self._loop.time()
-        running = [(max(0.0, end - now), n) for _, end, n in self._started.values()]
-        running = sorted(running + [(batch_s, size)] * (self.slots - len(running)))
-        for end_s, n in running:  # not all of them are full
-            if rows < n:
-                return end_s
-            rows -= n
-        return wave_s([end_s for end_s, _ in running], rows // size, batch_s) + batch_s
+        accepted = min(accepted, PLENTY * self.slots * size)
+        asked = lane, accepted, back_s, self._turns
+        if self._releases is None or self._releases[0] != asked or self._releases[1] <= now:
+            ends = [(end, n) for _, end, n in self._started.values()]
+            until = min((end for end, _ in ends), default=now)
+            self._releases = asked, until, self._played(lane, ends, accepted, back_s)
+        return max(0.0, self._releases[2].at(rows) - now)
+
+    def _played(self, lane: Lane, ends: list[tuple[float, int]], accepted: int, back_s: float) -> Releases:
+        """Return what is to come, as if executions of all lanes that are busy were like this one's at their common pace."""
+        size, batch_s = lane.pace()
+        busy = [other.pace() for other in self._lanes if other is lane or other.waits or other.running]
+        shared = max(1, round(batch_s * sum(n / s for n, s in busy if s > 0) / len(busy)))
+        waiting = max(0, accepted - sum(n for _, n in ends))
+        return Releases(
+            ends, self.slots - len(ends), waiting, shared, lambda n: lane.seconds(max(1, n * size // shared)), back_s, self._loop.time()
+        )
 
     def rate_per_s(self, lane: Lane) -> float | None:
         """Return the rows a second of a lane that has the device to itself; None before anything was measured."""
@@ -506,6 +531,7 @@ class Device:
             self._finish(lane, batch, queued, segments, seconds)
             return True
         self._idle -= 1
+        self._turns += 1
         self._started[id(batch)] = now, now + lane.cost_of(batch[0]).predict_s(len(items)) + lane.around_s, len(items)
         self._pool.submit(self._run_in_thread, lane, batch, queued, items)
         return False
@@ -541,6 +567,7 @@ class Device:
 
     def _finish_threaded(self, lane: Lane, batch: list[Entry], queued: list[float], segments: list[Segment], seconds: float) -> None:
         self._idle += 1
+        self._turns += 1
         started = self._started.pop(id(batch))[0]
         around_s = max(0.0, self._loop.time() - started - seconds)
         lane.around_s += 0.1 * (around_s - lane.around_s)

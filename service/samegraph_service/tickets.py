@@ -214,6 +214,15 @@ class TicketTable:
             holding.popleft()
         return len(holding)
 
+    def expected(self, now: float) -> int:
+        """Return how many places came free, last of all, for callers whose moment is still to come."""
+        expected = 0
+        for _, ticket in reversed(self._holding):
+            if ticket.told <= now:
+                break
+            expected += not ticket.void
+        return expected
+
     def _came_back(self, ticket: Ticket, now: float, *, admitted: bool) -> None:
         if now < ticket.told - EARLY_S:
             self.seen.early += 1

@@ -53,6 +53,26 @@ def test_three_hundred_callers_who_obey_get_in_when_they_were_told(runtime: Pack
     assert len(bench.gate.tickets) == 0
 
 
+@pytest.mark.parametrize("slots", [1, 2])
+@pytest.mark.parametrize("places", [32, 48, 64, 96, 128])
+@pytest.mark.parametrize("spread_s", [0.0, 0.3], ids=["at once", "over a batch and a half"])
+def test_hints_hold_however_little_room_there_is(runtime: PackageRuntime, slots: int, places: int, spread_s: float) -> None:
+    """With room for one batch a slot too: hints know that what a batch frees has to come back, and nobody else takes it meanwhile."""
+    rng = random.Random(11)
+    bench = Bench(runtime, limits=Limits(places * slots, 100_000, 1 << 30), slots=slots, noise=lambda: rng.uniform(0.95, 1.05))
+    jobs = [
+        Job(bench, f"caller {i}", f"key {i}", obeys=lambda hint_s: hint_s * rng.uniform(1, 1.02) + rng.uniform(0, 0.003))
+        for i in range(300)
+    ]
+    for i, job in enumerate(jobs):
+        bench.loop.call_at(bench.loop.now + i * spread_s / len(jobs), job.start)
+    bench.loop.play(bench.loop.now + 60)
+    assert all(job.done is not None for job in jobs)
+    seen = bench.gate.tickets.seen
+    assert seen.hits >= 0.95 * (seen.hits + seen.misses), seen
+    assert sum(job.attempts for job in jobs) <= 2.0 * len(jobs)
+
+
 class Arrivals:
     """Callers that arrive at random, at ten times what the server gets through, each with five seconds for its job."""
 
