@@ -10,7 +10,6 @@ monkey.patch_all()
 
 import argparse  # noqa: E402
 import contextlib  # noqa: E402
-import dataclasses  # noqa: E402
 import json  # noqa: E402
 import shutil  # noqa: E402
 import subprocess  # noqa: E402
@@ -19,7 +18,7 @@ import tempfile  # noqa: E402
 import time  # noqa: E402
 import urllib.request  # noqa: E402
 from collections.abc import Callable, Iterator, Mapping, Sequence  # noqa: E402
-from dataclasses import dataclass, field  # noqa: E402
+from dataclasses import dataclass, field, replace  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import gevent  # noqa: E402
@@ -251,7 +250,7 @@ def main() -> int:
     arguments = _parser().parse_args()
     scenario = SCENARIOS[arguments.scenario]
     arguments.model = arguments.model or scenario.model
-    scenario = dataclasses.replace(scenario, settings={**scenario.settings, **dict(arguments.settings)})
+    scenario = replace(scenario, settings={**scenario.settings, **dict(arguments.settings)})
     try:
         with _repository(arguments, scenario) as repository:
             samples = _samples(arguments, repository)

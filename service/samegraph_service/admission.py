@@ -150,7 +150,7 @@ class Forecast(Protocol):
         ...
 
     def free_s(self, lane: Any, rows: int, accepted: int, back_s: float) -> float:
-        """Return when the place with `rows` others before it is free, if `accepted` rows are here and freed places are taken `back_s` later."""
+        """Return when the place with `rows` others before it is free, `accepted` rows being here and freed places taken `back_s` later."""
         ...
 
     def rate_per_s(self, lane: Any) -> float | None:
