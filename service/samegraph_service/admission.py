@@ -29,6 +29,8 @@ SLACK = 0.25
 KEPT = 0.1
 #: Largest share of the places that is kept for refused callers whose moment has come; before it, all that came free for them are.
 HELD = 0.5
+#: Tickets one caller may hold at least, if the table has room: a video's worth and more, however few places there are.
+LEAST_TICKETS = 1024
 #: Seconds a request whose body has not arrived keeps its place while others are refused.
 BODY_PLACE_S = 1.0
 
@@ -326,7 +328,7 @@ class Gate:
         self.limits = limits
         self.load = Load()
         self.callers = Callers(max_callers)
-        self.tickets = TicketTable(max_tickets, max(64, min(max_tickets, 4 * limits.max_requests)), on_hint_error)
+        self.tickets = TicketTable(max_tickets, max(LEAST_TICKETS, min(max_tickets, 4 * limits.max_requests)), on_hint_error)
         self.line = False
         self.draining = False
         self.on_idle: Callable[[], None] | None = None

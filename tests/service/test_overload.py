@@ -55,8 +55,10 @@ def test_three_hundred_callers_who_obey_get_in_when_they_were_told(runtime: Pack
 
 @pytest.mark.parametrize("slots", [1, 2])
 @pytest.mark.parametrize("places", [32, 48, 64, 96, 128])
-@pytest.mark.parametrize("spread_s", [0.0, 0.3], ids=["at once", "over a batch and a half"])
-def test_hints_hold_however_little_room_there_is(runtime: PackageRuntime, slots: int, places: int, spread_s: float) -> None:
+@pytest.mark.parametrize(
+    ("callers", "spread_s"), [(300, 0.0), (300, 0.3), (1, 0.0)], ids=["at once", "over a batch and a half", "all one's"]
+)
+def test_hints_hold_however_little_room_there_is(runtime: PackageRuntime, slots: int, places: int, callers: int, spread_s: float) -> None:
     """With room for one batch a slot too: hints know that what a batch frees has to come back, and nobody else takes it meanwhile."""
     rng = random.Random(11)
     bench = Bench(runtime, limits=Limits(places * slots, 100_000, 1 << 30), slots=slots, noise=lambda: rng.uniform(0.95, 1.05))
