@@ -245,8 +245,25 @@ class Reference:
                 together[name] = None
         return {name: name in together for name in self.facts}
 
-    def magnitude_limit(self, names: Sequence[str]) -> float | None:
+    def refused_limits(self, limits: Mapping[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
+        """Keep of the ends of each column's range those beyond which the training code does not answer; the others become infinite."""
+        typical = self.typical()
+        kept = {}
+        for name, (least, high) in limits.items():
+            # At the very end an answer may still be too large: a negative power of the smallest number.
+            inner = (least + 10.0**-k for k in (300, 200, 100, 50, 20, 10, 7, 5, 3))
+            low = least if math.isinf(least) else next((v for v in (least, *inner) if self.accepts([{**typical, name: v}])), least)
+            below, above = (math.nextafter(low, -math.inf), -1e9), (math.nextafter(high, math.inf), 1e9)
+            refused = [not all(self.accepts([{**typical, name: v}]) for v in beyond if math.isfinite(v)) for beyond in (below, above)]
+            kept[name] = (low if refused[0] else -math.inf, high if refused[1] else math.inf)
+        return kept
+
+    def magnitude_limit(self, names: Sequence[str], within: Mapping[str, tuple[float, float]] | None = None) -> float | None:
         """Find the largest magnitude at which the training code still answers, all of `names` at once.
+
+        Args:
+            names: Columns of numbers.
+            within: Ranges of some of them that are known already; no value outside is tried.
 
         Returns:
             None when it takes every float64, else a power of ten with a thousandfold margin. Trees that read float32, for
@@ -255,11 +272,14 @@ class Reference:
         if not names:
             return None
         typical = self.typical()
+        open_ends = (-math.inf, math.inf)
         for magnitude in _MAGNITUDES:
             signs = (1.0, -1.0)
-            patterns = [
-                {**typical, **{n: s * magnitude * (-1) ** (i * flip) for i, n in enumerate(names)}} for s in signs for flip in (0, 1)
-            ]
+            patterns = []
+            for s, flip in ((s, flip) for s in signs for flip in (0, 1)):
+                values = {n: s * magnitude * (-1) ** (i * flip) for i, n in enumerate(names)}
+                ends = {n: (within or {}).get(n, open_ends) for n in names}
+                patterns.append({**typical, **{n: min(max(v, ends[n][0]), ends[n][1]) for n, v in values.items()}})
             if all(self.accepts([p]) for p in patterns):
                 return None if magnitude == _MAGNITUDES[0] else magnitude / 1000
         raise AuthoringError(
@@ -398,7 +418,14 @@ def validated(model: type[_Model], data: Any, where: str) -> _Model:
         raise AuthoringError(f"{where}: {problems}") from error
 
 
-def raw_field(plan: FieldPlan, *, closed: Sequence[Scalar] | None, limit: float | None, override: Mapping[str, Any]) -> RawField:
+def raw_field(
+    plan: FieldPlan,
+    *,
+    closed: Sequence[Scalar] | None,
+    limit: float | None,
+    override: Mapping[str, Any],
+    within: tuple[float, float] = (-math.inf, math.inf),
+) -> RawField:
     """Describe one raw field, with the author's overrides on top of what was inferred.
 
     Args:
@@ -406,6 +433,7 @@ def raw_field(plan: FieldPlan, *, closed: Sequence[Scalar] | None, limit: float 
         closed: The only values the training code accepts, or None when the set is open.
         limit: Largest magnitude the training code accepts, or None.
         override: The author's wishes.
+        within: Least and largest number the training code accepts beside that.
 
     Raises:
         AuthoringError: An override widens what the training code accepts, or breaks the schema.
@@ -413,6 +441,10 @@ def raw_field(plan: FieldPlan, *, closed: Sequence[Scalar] | None, limit: float 
     facts = plan.facts
     if closed is not None or (plan.kind == "integer" and limit is not None and limit >= MAX_EXACT_INTEGER):
         limit = None  # a closed set needs none, and integers end at 2^53 anyway
+    ends = [max(within[0], -math.inf if limit is None else -limit), min(within[1], math.inf if limit is None else limit)]
+    if plan.kind == "integer":
+        ends = [round_end(e) if math.isfinite(e) else e for round_end, e in zip((math.ceil, math.floor), ends, strict=True)]
+    low, high = (e if math.isfinite(e) and closed is None else None for e in ends)
     both = plan.kind == "boolean" and closed is not None and len(closed) == 2
     inferred: dict[str, Any] = {
         "name": facts.name,
@@ -421,8 +453,8 @@ def raw_field(plan: FieldPlan, *, closed: Sequence[Scalar] | None, limit: float 
         "missing": plan.missing,
         "allowed": None if closed is None or both else [plain(v, plan.kind) for v in closed],
         "known": list(facts.values) if plan.kind == "string" and closed is None and facts.values is not None else None,
-        "minimum": None if limit is None else -limit,
-        "maximum": limit,
+        "minimum": low,
+        "maximum": high,
         "example": plain(facts.example, plan.kind),
     }
     wishes = {k: v for k, v in override.items() if k not in ("kind", "missing")}
@@ -459,5 +491,12 @@ def _refuse_wider(field: RawField, inferred: Mapping[str, Any]) -> None:
         high is not None and (field.maximum is None or field.maximum > high)
     ):
         raise AuthoringError(
-            f"override of {field.name!r}: the training code fails beyond ±{high:g}; minimum and maximum can only be narrower"
+            f"override of {field.name!r}: the training code fails beyond {_range_words(low, high)}; minimum and maximum can only be "
+            "narrower"
         )
+
+
+def _range_words(low: float | None, high: float | None) -> str:
+    if low is not None and high is not None:
+        return f"±{high:g}" if low == -high else f"{low:g} to {high:g}"
+    return f"{low if high is None else high:g}"

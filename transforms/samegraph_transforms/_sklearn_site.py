@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -20,11 +21,13 @@ class StepContext:
         writer: The graph being written.
         sentinel: The string that stands for a missing string.
         closed: Raw field → the only values training accepts, found from encoders that raise on unknown categories.
+        limits: Raw field → least and largest value for which every step has a finite answer.
     """
 
     writer: GraphWriter
     sentinel: str
     closed: dict[str, list[Any]] = field(default_factory=dict)
+    limits: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,20 @@ class Site:
         accepted = [*values, *column.also_accepted]
         known = self.context.closed.get(column.field)
         self.context.closed[column.field] = accepted if known is None else [v for v in known if v in accepted]
+
+    def limit(self, column: Column, *, low: float = -math.inf, high: float = math.inf) -> None:
+        """Record that the step has a finite answer only from `low` to `high`.
+
+        Raises:
+            UnsupportedStep: The column is computed, so the rule cannot be put on a raw field.
+        """
+        if column.field is None:
+            raise self.unsupported(
+                f"it needs values from {low:g} to {high:g} in {column.label!r}, which an earlier step computes, so that cannot be checked "
+                "on the raw input; put it first"
+            )
+        least, most = self.context.limits.get(column.field, (-math.inf, math.inf))
+        self.context.limits[column.field] = max(low, least), min(high, most)
 
 
 #: Writes one step: (where, its input columns) → its output columns.

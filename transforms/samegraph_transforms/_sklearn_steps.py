@@ -18,21 +18,22 @@ import pandas as pd
 from scipy import sparse
 from sklearn.compose import ColumnTransformer
 from sklearn.feature_selection import SelectorMixin
-from sklearn.impute import SimpleImputer
+from sklearn.impute import MissingIndicator, SimpleImputer
 from sklearn.pipeline import FeatureUnion, Pipeline
 from sklearn.preprocessing import (
-    FunctionTransformer,
     MaxAbsScaler,
     MinMaxScaler,
     OneHotEncoder,
     OrdinalEncoder,
     RobustScaler,
     StandardScaler,
+    TargetEncoder,
 )
 from sklearn.utils import _safe_indexing
 
 from ._sklearn_fields import quiet
 from ._sklearn_graph import NO_NULL, Block, Column
+from ._sklearn_numbers import NUMBER_EMITTERS
 from ._sklearn_site import Emit, Site, StepContext, clipped, matrix_of
 
 #: A value no training frame holds; encoders show with it what they do with unknown categories.
@@ -102,31 +103,29 @@ def _emit_column_transformer(site: Site, block: Block) -> Block:
     for name, part, _ in site.step.transformers_:
         indices = list(site.step._transformer_to_input_indices[name])
         if indices and not (isinstance(part, str) and part == "drop"):
-            joined += _emit_inside(site, part, name, [block[i] for i in indices], _safe_indexing(site.data, indices, axis=1))[0]
+            made = _emit_inside(site, part, name, [block[i] for i in indices], _safe_indexing(site.data, indices, axis=1))[0]
+            joined += _weighted(site, name, made)
     return joined
 
 
+def _weighted(site: Site, name: str, block: Block) -> Block:
+    """Multiply what one part of a composite gave with its weight, if it has one."""
+    weight = (site.step.transformer_weights or {}).get(name)
+    if weight is None or not block:
+        return block
+    return site.writer.columns_of(site.node("Mul", matrix_of(site, block), site.number(weight)), block)
+
+
 def _emit_feature_union(site: Site, block: Block) -> Block:
-    if site.step.transformer_weights:
-        raise site.unsupported("transformer_weights are not supported; scale in a step of its own")
     joined: Block = []
     for name, part in site.step.transformer_list:
         if not (isinstance(part, str) and part == "drop"):
-            joined += _emit_inside(site, part, name, block, site.data)[0]
+            joined += _weighted(site, name, _emit_inside(site, part, name, block, site.data)[0])
     return joined
 
 
 def _emit_selector(site: Site, block: Block) -> Block:
     return [block[i] for i in site.step.get_support(indices=True)]
-
-
-def _emit_identity(site: Site, block: Block) -> Block:
-    if site.step.func is not None:
-        raise site.unsupported(
-            f"it calls Python code ({getattr(site.step.func, '__name__', site.step.func)}), which a graph cannot hold; only the identity "
-            "(func=None) is supported: compute this column before training and send it as a raw field"
-        )
-    return block
 
 
 # --- scalers ----------------------------------------------------------------------------------------------------------
@@ -273,6 +272,17 @@ def _impute_string(site: Site, column: Column, fill: Any) -> _Imputed:
     return _Imputed(_imputed_column(site.step, column, filled, 0, 1), (mask, 0, 1))
 
 
+def _emit_missing_indicator(site: Site, block: Block) -> Block:
+    matrix, marker = matrix_of(site, block), site.step.missing_values
+    if _is_null(marker):
+        mask = site.node("IsNaN", matrix)
+    elif isinstance(marker, numbers.Real):
+        mask = site.node("Equal", matrix, site.number(float(marker)))
+    else:
+        raise site.unsupported(f"missing_values={marker!r} on number columns")
+    return [Column(f"{block[j].label} is missing", mask, int(j), len(block), "bool") for j in site.step.features_]
+
+
 # --- encoders ---------------------------------------------------------------------------------------------------------
 
 
@@ -384,11 +394,31 @@ def _ordinal_lookup(site: Site, j: int, column: Column) -> _Lookup:
     return _lookup(site, j, column, lambda out: [float(v) for v in out[:, j]])
 
 
+def _emit_target(site: Site, block: Block) -> Block:
+    """Each category becomes a row of a table: its mean target, or one for each class; the last row is for all others."""
+    joined: Block = []
+    width = len(site.step.encodings_) // len(block)
+    for j, column in enumerate(block):
+        categories = [c for c in site.step.categories_[j] if not _is_null(c)]
+        known = categories if column.null is NO_NULL else [*categories, column.null]
+        keys = [_key(site, column, category) for category in known]
+        table = _probe(site, j, [*known, _UNSEEN if column.is_string else _other_number(categories)])[:, j * width : (j + 1) * width]
+        places = _emit_lookup(site, column, _Lookup(keys, [float(i) for i in range(len(keys))], float(len(keys))), "int64")
+        axis = site.writer.constant(np.array([1], dtype=np.int64), at=site.at)
+        row = site.node("Gather", site.number(table), site.node("Squeeze", places, axis), axis=0)
+        joined += [Column(column.label, row, i, width, "float64") for i in range(width)]
+    return joined
+
+
+def _other_number(categories: Sequence[Any]) -> float:
+    """Return a number that is no category."""
+    return float(max(map(float, categories), default=0.0)) + 1.5
+
+
 _EMITTERS: Final[dict[type, Emit]] = {
     Pipeline: _emit_pipeline,
     ColumnTransformer: _emit_column_transformer,
     FeatureUnion: _emit_feature_union,
-    FunctionTransformer: _emit_identity,
     SimpleImputer: _emit_imputer,
     StandardScaler: _emit_standard_scaler,
     RobustScaler: _emit_robust_scaler,
@@ -396,4 +426,7 @@ _EMITTERS: Final[dict[type, Emit]] = {
     MinMaxScaler: _emit_min_max_scaler,
     OneHotEncoder: _emit_one_hot,
     OrdinalEncoder: _emit_ordinal,
+    TargetEncoder: _emit_target,
+    MissingIndicator: _emit_missing_indicator,
+    **NUMBER_EMITTERS,
 }

@@ -12,8 +12,8 @@ Facts this module relies on, each held by a test:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -155,7 +155,43 @@ def _membership(left: Sequence[int], n_categories: int) -> tuple[list[int], bool
     return (rest, True, 0.0) if rest else ([], False, np.inf)
 
 
-def emit_trees(writer: GraphWriter, tensor: str, targets: Sequence[Sequence[Tree]], *, at: str, single: bool = False) -> str:
+def search_tree(edges: NDArray[np.float64]) -> Tree:
+    """Return the tree that finds a value's place among sorted `edges` by halving: what it adds is a count of edges.
+
+    With the test `x < edge` it counts the edges <= x (`numpy.searchsorted(edges, x, side="right")`), with `x <= edge` those < x
+    (`side="left"`). NaN counts them all, as in NumPy.
+    """
+    different = np.unique(edges)
+    counts = np.concatenate([[0], np.searchsorted(edges, different, side="right")])
+    nodes: list[tuple[int, int, float, float]] = []
+
+    def grow(low: int, high: int) -> int:
+        place = len(nodes)
+        if low == high:
+            nodes.append((-1, -1, 0.0, float(counts[low])))
+            return place
+        middle = (low + high) // 2
+        nodes.append((0, 0, 0.0, 0.0))
+        true, false = grow(low, middle), grow(middle + 1, high)
+        nodes[place] = (true, false, float(different[middle]), 0.0)
+        return place
+
+    grow(0, len(different))
+    true, false, threshold, value = (np.array(part) for part in zip(*nodes, strict=True))
+    return Tree(
+        true.astype(np.int64), false.astype(np.int64), np.zeros(len(nodes), np.int64), threshold, np.zeros(len(nodes), np.bool_), value
+    )
+
+
+def emit_places(writer: GraphWriter, tensor: str, edges: Sequence[NDArray[np.float64]], *, at: str, side: Literal["left", "right"]) -> str:
+    """Write the place of each column's value among its sorted `edges`, as `numpy.searchsorted` gives it: float64 [n, len(edges)]."""
+    trees = [[replace(search_tree(e), feature=np.full(max(1, 2 * len(np.unique(e)) + 1), j))] for j, e in enumerate(edges)]
+    return emit_trees(writer, tensor, trees, at=at, below=side == "right")
+
+
+def emit_trees(
+    writer: GraphWriter, tensor: str, targets: Sequence[Sequence[Tree]], *, at: str, single: bool = False, below: bool = False
+) -> str:
     """Write the sum of trees per target.
 
     Args:
@@ -164,13 +200,14 @@ def emit_trees(writer: GraphWriter, tensor: str, targets: Sequence[Sequence[Tree
         targets: For each target the trees that add to it, in order.
         at: Pipeline path.
         single: Compare and add in float32, and test `x < threshold`, as XGBoost does.
+        below: Test `x < threshold` also in float64.
 
     Returns:
         float64 [n, len(targets)]; float32 when `single`.
     """
     dtype = np.float32 if single else np.float64
     trees = [(t, tree) for t, of_target in enumerate(targets) for tree in of_target]
-    parts = [_entries(t, tree, _LT if single else _LEQ) for t, tree in trees]
+    parts = [_entries(t, tree, _LT if single or below else _LEQ) for t, tree in trees]
     node_starts = np.cumsum([0] + [len(p["feature"]) for p in parts])
     leaf_starts = np.cumsum([0] + [len(p["weight"]) for p in parts])
 

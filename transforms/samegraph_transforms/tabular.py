@@ -172,9 +172,16 @@ class _Author:
         closed = self.context.closed
         open_numbers = [n for n, p in self.plans.items() if p.kind in ("number", "integer") and n not in closed]
         floats = [n for n in open_numbers if self.reference.facts[n].kind == "number"]
-        limit = self.reference.magnitude_limit(floats)
+        within = self.reference.refused_limits({n: ends for n, ends in self.context.limits.items() if n in open_numbers})
+        limit = self.reference.magnitude_limit(floats, within)
         return [
-            raw_field(plan, closed=closed.get(name), limit=limit if name in floats else None, override=self.overrides.get(name, {}))
+            raw_field(
+                plan,
+                closed=closed.get(name),
+                limit=limit if name in floats else None,
+                override=self.overrides.get(name, {}),
+                within=within.get(name, (-math.inf, math.inf)),
+            )
             for name, plan in self.plans.items()
         ]
 
