@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""The server in operation: start, memory, idling, a reload under load, and what watching it costs.
+"""The server in operation: start, memory, idling, a reload under load, and what a scrape costs.
 
-    .venv/bin/python benchmarks/operation.py            five and a half minutes on two cores; writes results/<date>-<class>-operation.*
+    .venv/bin/python benchmarks/operation.py            four minutes on two cores; writes results/<date>-<class>-operation.*
     .venv/bin/python benchmarks/operation.py --quick    one short round of everything, written nowhere
 
 All with the three example models loaded. Windows with and without what is looked at follow each other, in an order that turns; ratios are
-taken within a round and shown as the median with a 95 % bootstrap interval. Load is one JSON row to `flights` 2, open arrivals at half
-of what the server can do, or 64 clients in a closed loop where CPU per request is asked for.
+taken within a round and shown as the median with a 95 % bootstrap interval. Load is one JSON row to `flights` 2, open arrivals at an
+eighth of what the server does in a closed loop of 64 clients: alone, a request takes four or five times the CPU that it takes among
+64, so an eighth keeps the event loop about half busy, and half would overload it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,8 @@ MODELS = ("flights", "imagenet", "penguins")
 RELOADED = "imagenet"
 TOKEN = "operation-benchmark-token"  # noqa: S105 - of a server that lives for minutes on this machine only
 CLIENTS = 64
+#: Open arrivals, as a share of what a closed loop of so many clients does.
+ARRIVALS = 1 / 8
 MIB = 1 << 20
 
 
@@ -90,7 +93,6 @@ class Figures:
         capacity_per_s: Requests per second in the closed loop.
         p99_ms: Kind of window → p99 without and with a reload, a pair per round.
         reload_s: How long the reloads took that happened in the windows.
-        cpu_ms: How the server is watched → CPU milliseconds per request, one per round.
         scrape: Milliseconds of CPU, bytes and series of one scrape.
         others_ratio: Share of CPU time that other programs used meanwhile.
         stolen_ratio: Share of it that the hypervisor gave to others.
@@ -104,7 +106,6 @@ class Figures:
     capacity_per_s: float = 0.0
     p99_ms: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     reload_s: list[float] = field(default_factory=list)
-    cpu_ms: dict[str, list[float]] = field(default_factory=dict)
     scrape: dict[str, float] = field(default_factory=dict)
     others_ratio: float = 0.0
     stolen_ratio: float = 0.0
@@ -312,7 +313,7 @@ def measure_reloads(figures: Figures, server: Serving, files: list[Path], plan: 
     """Compare p99 of `flights` in windows with a reload of another model and without."""
     figures.capacity_per_s = load(server.running, FLIGHTS, files, CLIENTS, plan.load_s).per_s
     reloads = Reloads(server)
-    rate = figures.capacity_per_s / 2
+    rate = figures.capacity_per_s * ARRIVALS
 
     def p99(seconds: float, *, reloading: bool, lead_s: float) -> float:
         reloads.stage()
@@ -371,27 +372,6 @@ def scrape(server: Serving) -> bytes:
     return server.ask("GET", "/metrics", {"accept": "application/openmetrics-text; version=1.0.0"})
 
 
-WATCHED = {
-    "nothing": (["--no-access-log"], {"DRIFT__ENABLED": "false"}),
-    "metrics and access log": ([], {"DRIFT__ENABLED": "false"}),
-    "metrics, access log and drift": ([], {}),
-}
-
-
-def measure_watching(figures: Figures, files: list[Path], plan: Plan) -> None:
-    """Compare the CPU per request of servers that are watched in different ways; all live side by side, one is loaded at a time."""
-    with ExitStack() as stack:
-        servers = {name: stack.enter_context(serving(*options, **settings)) for name, (options, settings) in WATCHED.items()}
-        for server in servers.values():
-            load(server.running, FLIGHTS, files, CLIENTS, plan.load_s / 2)
-        for number in range(plan.rounds):
-            for name in _turned(list(servers), number):
-                with contextlib.nullcontext() if name == "nothing" else Scraper(servers[name]):
-                    measured = load(servers[name].running, FLIGHTS, files, CLIENTS, plan.load_s)
-                figures.cpu_ms.setdefault(name, []).append(measured.cpu_ms)
-            print("  CPU per request: " + ", ".join(f"{n} {c[-1]:.4f} ms" for n, c in figures.cpu_ms.items()), flush=True)
-
-
 def measure_scrapes(figures: Figures, server: Serving, times: int = 100) -> None:
     """Find out what one scrape costs an idle server, the way through HTTP included."""
     text = scrape(server)
@@ -444,7 +424,6 @@ def promises(figures: Figures) -> list[Promise]:
     def ratio(value: float) -> str:
         return f"{value:.3f} ×"
 
-    nothing = figures.cpu_ms["nothing"]
     found = [
         Promise("start, beside loading and proving", 1.5, median_interval([s["imports"] + s["setup"] for s in figures.start_s]), seconds),
         Promise(
@@ -458,13 +437,6 @@ def promises(figures: Figures) -> list[Promise]:
     found += [
         Promise(f"p99 of `flights`: {kind} of `{RELOADED}`, against none", 1.1, median_interval([b / a for a, b in pairs]), ratio)
         for kind, pairs in figures.p99_ms.items()
-    ]
-    found += [
-        Promise(
-            f"CPU per request: {name}, against nothing", 1.03, median_interval([a / b for a, b in zip(cpu, nothing, strict=True)]), ratio
-        )
-        for name, cpu in figures.cpu_ms.items()
-        if name != "nothing"
     ]
     return found
 
@@ -487,14 +459,11 @@ def page(figures: Figures) -> str:
         "every core."
     )
     reloads = (
-        f"Open arrivals at half of {figures.capacity_per_s:,.0f} requests/s. A reload took {reload_s:.2f} s (median of "
-        f"{len(figures.reload_s)}): another version of `{RELOADED}` is read, proven and warmed up."
+        f"{figures.capacity_per_s * ARRIVALS:,.0f} arrivals a second, an eighth of what a closed loop does. A reload took {reload_s:.2f} s "
+        f"(median of {len(figures.reload_s)}): another version of `{RELOADED}` is read, proven and warmed up."
     )
     one = f"{scraped['cpu_ms']:.1f} ms of CPU for {scraped['series']:.0f} series ({scraped['bytes'] / 1000:.0f} kB)"
-    watching = (
-        f"Server CPU per request, closed loop of {CLIENTS} clients. Metrics are scraped every second, the access log goes to a file. "
-        f"One scrape takes {one}, HTTP included."
-    )
+    watching = f"One scrape takes {one}, HTTP included. What else watching costs: `watching.py`."
     sections = [
         "# The server in operation",
         conditions,
@@ -514,9 +483,8 @@ def page(figures: Figures) -> str:
                 for kind, pairs in figures.p99_ms.items()
             ],
         ),
-        "## Watching",
+        "## A scrape",
         watching,
-        _table("on | CPU ms per request", [(name, _median(cpu, 4)) for name, cpu in figures.cpu_ms.items()]),
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -552,8 +520,6 @@ def measure(plan: Plan) -> Figures:
             measure_scrapes(figures, server)
             measure_reloads(figures, server, files, plan)
             figures.memory_mib["after the load and the reloads"] = server.resident_mib()
-        print("watching", flush=True)
-        measure_watching(figures, files, plan)
     after = Times.now()
     figures.others_ratio, figures.stolen_ratio = after.others_ratio_since(before), after.stolen_ratio_since(before)
     return figures
@@ -561,7 +527,7 @@ def measure(plan: Plan) -> Figures:
 
 def main() -> int:
     """Measure, show and write; return the exit code."""
-    parser = argparse.ArgumentParser(description="Measure the server in operation: start, memory, idling, reloads, watching.")
+    parser = argparse.ArgumentParser(description="Measure the server in operation: start, memory, idling, scrapes, reloads.")
     parser.add_argument("--quick", action="store_true", help="one short round of everything, written nowhere")
     quick = parser.parse_args().quick
     figures = measure(QUICK if quick else Plan())

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.load import load, open_load
 from benchmarks.machine import Times, describe, machine_class
-from benchmarks.operation import CLIENTS, RESULTS, Scraper, Serving, scrape, serving
+from benchmarks.operation import ARRIVALS, CLIENTS, RESULTS, Scraper, Serving, scrape, serving
 from benchmarks.ratios import median_interval, verdict
 from benchmarks.workloads import FLIGHTS
 
@@ -136,7 +136,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="one short round, written nowhere")
     parser.add_argument("--rounds", type=int, default=9, help="rounds (default: 9)")
     parser.add_argument("--window", type=float, default=2.5, help="seconds of a window (default: 2.5)")
-    parser.add_argument("--load", type=float, default=0.5, help="share of the closed loop's requests (default: 0.5)")
+    parser.add_argument("--load", type=float, default=ARRIVALS, help="share of the closed loop's requests (default: 0.5)")
     options = parser.parse_args()
     rounds, window_s = (1, 1.2) if options.quick else (options.rounds, options.window)
     figures = measure(rounds, window_s, options.load)

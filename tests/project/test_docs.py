@@ -237,3 +237,9 @@ def test_pages_named_in_code_exist() -> None:
     named = {page for path in sources for page in re.findall(r"docs/[a-z0-9_.-]+\.(?:md|json)", path.read_text(encoding="utf-8"))}
     assert len(named) > 3
     assert sorted(page for page in named if not (ROOT / page).is_file()) == []
+
+
+def test_no_merge_is_left_half_done() -> None:
+    """No page has the marks of two versions that somebody meant to choose between."""
+    marks = ("<" * 7 + " ", ">" * 7 + " ")
+    assert [page.name for page in pages() if any(line.startswith(marks) for line in page.read_text().splitlines())] == []

@@ -55,6 +55,7 @@ SQUARES = Family("samegraph_input_value_offset_squared", "counter", "Sum of squa
 EXPECTED = Family("samegraph_output_expected", "counter", "Rows answered right and wrong by what the class probabilities say.")
 ERRORS = Family("samegraph_input_errors", "counter", "Requests and instances that broke the signature, by the field at fault.")
 DROPPED = Family("samegraph_drift_dropped_rows", "counter", "Answered rows that were not counted.")
+WAITING = Family("samegraph_drift_waiting_rows", "gauge", "Answered rows that wait to be counted.")
 INPUT_BASELINE = Family("samegraph_baseline_bin_rows", "gauge", "Rows of the baseline by bin; the same on every replica.")
 OUTPUT_BASELINE = Family("samegraph_baseline_output_bin_rows", "gauge", "Answers to the rows of the baseline by bin.")
 SAMPLED = Family("samegraph_drift_sampled_ratio", "gauge", "Counted rows as a share of the answered ones, in the last minute.")
@@ -182,7 +183,9 @@ class _Page:
             return self._floats[family].write(totals.floats)
         if family in self._constant:
             return self._constant[family]
-        own = {VALUES: self._values, ERRORS: self._errors, DROPPED: self._dropped, SAMPLED: self._sampled}.get(family)
+        own = {VALUES: self._values, ERRORS: self._errors, DROPPED: self._dropped, WAITING: self._waiting, SAMPLED: self._sampled}.get(
+            family
+        )
         return self._window_lines(family) if own is None else own(totals)
 
     def _values(self, totals: Totals) -> str:
@@ -195,6 +198,9 @@ class _Page:
     def _dropped(self, _: Totals) -> str:
         dropped = self.version.tap.dropped
         return "".join([f"{DROPPED.sample}{labels(**self._own, reason=reason)} {dropped[reason]}\n" for reason in DROP_REASONS])
+
+    def _waiting(self, _: Totals) -> str:
+        return f"{WAITING.sample}{labels(**self._own)} {self.version.tap.waiting()[0]}\n"
 
     def _sampled(self, _: Totals) -> str:
         readings = self.version.readings
@@ -247,11 +253,11 @@ def series_of(slot: Slot, windows: int) -> int:
 def fixed_series(version: VersionDrift) -> int:
     """Return how many series a version has besides those of its variables."""
     cells = sum(len(expected.cells) for expected in version.counter.layout.expected)
-    return 5 + len(DROP_REASONS) + cells + len(usual_errors(version))
+    return 6 + len(DROP_REASONS) + cells + len(usual_errors(version))
 
 
 _FAMILIES = (
-    ROWS, INPUT_BINS, OUTPUT_BINS, VALUES, OFFSETS, SQUARES, EXPECTED, ERRORS, DROPPED, SAMPLED, INPUT_BASELINE, OUTPUT_BASELINE,
+    ROWS, INPUT_BINS, OUTPUT_BINS, VALUES, OFFSETS, SQUARES, EXPECTED, ERRORS, DROPPED, WAITING, SAMPLED, INPUT_BASELINE, OUTPUT_BASELINE,
     Z, LEAST_PSI, MIN_ROWS, *_STATISTICS, STATE,
 )  # fmt: skip
 
