@@ -35,7 +35,7 @@ def bare_manifest(name: str, version: int, model: onnx.ModelProto, files: Mappin
     inputs = [i for i in model.graph.input if i.name not in fixed]
     outputs = list(_inferred(model).graph.output)
     values = [_Value(i, f"{name}/{version}: input") for i in inputs] + [_Value(o, f"{name}/{version}: output") for o in outputs]
-    names = _safe_names([v.name for v in values[: len(inputs)]]), _safe_names([v.name for v in values[len(inputs) :]])
+    names = safe_names([v.name for v in values[: len(inputs)]]), safe_names([v.name for v in values[len(inputs) :]])
     if not inputs:
         raise PackageError(f"{name}/{version}: the graph takes no inputs")
     single = any(v.batch == 1 for v in values[: len(inputs)])
@@ -100,7 +100,7 @@ class _Value:
             raise PackageError(f"{what} fixes the batch at {self.batch}; export the model with a dynamic first dimension")
 
 
-def _safe_names(names: Sequence[str]) -> list[str]:
+def safe_names(names: Sequence[str]) -> list[str]:
     """Return request names for graph names: characters that a JSON key or URL may not hold become `_`, kept unique."""
     result: list[str] = []
     for name in names:

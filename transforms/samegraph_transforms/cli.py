@@ -1,4 +1,4 @@
-"""The `samegraph` command: pack, inspect, verify, predict, and whatever other distributions plug in (`serve` comes with the service).
+"""The `samegraph` command: pack, import, inspect, verify, predict, and what other distributions plug in (`serve` comes with the service).
 
 A plug-in is an entry point of the group `samegraph.commands` that names a click command.
 """
@@ -184,6 +184,134 @@ def _drafts(source: Path) -> Iterable[tuple[PackageDraft, Sequence[GoldenSample]
     from .pack import packages_of, read_draft
 
     return [read_draft(source)] if source.is_dir() else packages_of(source)
+
+
+# --- import ----------------------------------------------------------------------------------------------------------
+
+
+@cli.group("import")
+def import_() -> None:
+    """Make packages of models that other tools exported, proven by rows with the training code's answers."""
+
+
+def _named_columns(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, list[str]]:
+    """Read INPUT=a,b,c options."""
+    del ctx, parameter
+    found = {}
+    for value in values:
+        name, equals, rest = value.partition("=")
+        if not equals or not name or not rest:
+            raise click.BadParameter(f"{value!r} is not of the form INPUT=name,name,…")
+        found[name] = [part.strip() for part in rest.split(",")]
+    return found
+
+
+def _shape(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, list[int | None]]:
+    """Read INPUT=3,any,any options."""
+    try:
+        return {
+            name: [None if part == "any" else int(part) for part in parts] for name, parts in _named_columns(ctx, parameter, values).items()
+        }
+    except ValueError as error:
+        raise click.BadParameter("a shape is whole numbers and `any`, as in image=any,any,3") from error
+
+
+@import_.command(
+    "onnx",
+    short_help="Import an ONNX file that contains its preprocessing.",
+    epilog=_examples("""
+Examples:
+  samegraph import onnx pipeline.onnx --name churn --rows golden.jsonl
+  samegraph import onnx pipeline.onnx --name churn --rows golden.jsonl --columns X=age,income --split-at variable
+  samegraph import onnx net.onnx --name net --rows golden.jsonl --shape image=any,any,3 --check
+
+A line of the rows: {"instance": {"age": 31, "town": "Ulm"}, "outputs": {"label": "yes", "probability": [0.2, 0.8]}}
+holds a raw instance and what the training code (not the ONNX file) answered; `values` beside `outputs` may hold what
+training had at the split. Images are {"b64": ...}.
+
+Exit codes: 0 packed (or already there, unchanged), 1 refused: not exact, or an operator that cannot run exactly, 2 wrong usage.
+"""),
+)
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--name", required=True, help="The model's name.")
+@click.option("--version", type=click.IntRange(1), default=1, show_default=True, help="Its version.")
+@click.option(
+    "--rows",
+    "golden",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    required=True,
+    help="JSON Lines: instances with the training code's answers.",
+)
+@click.option(
+    "--columns", multiple=True, callback=_named_columns, metavar="INPUT=a,b", help="Names of the columns of an input [n, k]: k fields."
+)
+@click.option(
+    "--shape", "shapes", multiple=True, callback=_shape, metavar="INPUT=any,3", help="Shape of an instance, in place of the file's."
+)
+@click.option("--split-at", metavar="VALUE", help="Value where preprocessing ends: a stage of its own.")
+@click.option(
+    "--atol",
+    type=click.FloatRange(0),
+    default=0.0,
+    help="How far floats may be from training's, absolute, beside the usual 4 ULP: state it before you look.",
+)
+@click.option("--unbatched", is_flag=True, help="The graph takes one instance, without a batch dimension.")
+@click.option(
+    "--into",
+    "repository",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("models"),
+    show_default=True,
+    help="The model repository.",
+)
+@click.option("--check", is_flag=True, help="Prove, but write nothing.")
+@click.option("--quiet", "-q", is_flag=True, help="Say nothing but warnings and the result.")
+def import_onnx(
+    file: Path,
+    name: str,
+    version: int,
+    golden: Path,
+    split_at: str | None,
+    atol: float,
+    unbatched: bool,
+    repository: Path,
+    check: bool,
+    quiet: bool,
+    **how: Any,
+) -> None:
+    """Import FILE, which takes raw columns, text, or decoded images and does the preprocessing itself.
+
+    The signature is read from the graph. Every row runs through the server's own code and is compared with what training answered; a
+    file that differs by more than promised is refused, by name of the first node.
+    """
+    from .manifest import DEFAULT_TOLERANCES
+    from .onnx_import import from_onnx, golden_rows, golden_samples
+
+    rows, outputs, values = golden_rows(golden)
+    usual = DEFAULT_TOLERANCES["cpu.same"]
+    how["tolerances"] = DEFAULT_TOLERANCES | {"cpu.same": usual.model_copy(update={"atol": atol})}
+    draft = from_onnx(file, name=name, version=version, rows=rows, split_at=split_at, batched=False if unbatched else None, **how)
+    made = {name for stage in draft.stages for name in (stage.outputs or {}).values()}
+    for unchecked in sorted(set(values) - made):
+        _stderr().print(f"{unchecked} is no value of a stage, so it is not compared; --split-at {unchecked} makes it one", soft_wrap=True)
+    kept = {name: array for name, array in values.items() if name in made}
+    _pack_imported(draft, golden_samples(draft, rows, outputs, values=kept), repository, check=check, quiet=quiet)
+
+
+def _pack_imported(draft: PackageDraft, samples: Sequence[GoldenSample], repository: Path, *, check: bool, quiet: bool) -> None:
+    """Prove a draft and write it; warnings are said even when the rest is not."""
+    from .pack import pack as pack_one
+    from .pack import warnings_of
+
+    err = _stderr()
+    if quiet:
+        for warning in warnings_of(draft):
+            err.print(Text(f"warning: {warning}", "yellow"), soft_wrap=True)
+    say: Callable[[str], None] = (lambda _: None) if quiet else (lambda line: err.print(Text(line, "dim"), soft_wrap=True))
+    with _target(repository, check=check) as target:
+        package = pack_one(draft, samples, target, progress=say)
+        where = "proven (nothing was written)" if check else str(package.path)
+        click.echo(f"{package}  {package.digest}  {where}")
 
 
 # --- inspect ---------------------------------------------------------------------------------------------------------

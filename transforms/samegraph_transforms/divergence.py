@@ -331,6 +331,7 @@ class _Detective:
             name: np.asarray(array)[instance : instance + 1] for name, array in {**sample.values, **sample.outputs}.items()
         }  # one row each
         self.right: set[str] = set()
+        self.cleared: set[str] = set()  # casts without which the row comes out the same
 
     def first(self) -> Divergence | None:
         """Return the node behind the first value of this row that is wrong, run alone."""
@@ -482,6 +483,8 @@ class _Detective:
                 if compare(wrong.expected, target.astype(wrong.expected.dtype), self.tolerance).passed:
                     reference = f"the training code's {wrong.tensor!r}"
                     return self._report(one, suspect.node, wrong.comparison, kind, reference, what, fields, proven=True, wrong=wrong)
+                if kind == "dtype" and np.array_equal(target.astype(wrong.got.dtype), wrong.got):
+                    self.cleared.add(label(suspect.node))
         return None
 
     def _repairs(self, one: StageTrace, suspect: _Suspect) -> Iterator[tuple[str, Kind, dict[str, np.ndarray]]]:
@@ -566,11 +569,13 @@ class _Detective:
         )
 
     def _innocent(self, suspect: _Suspect) -> bool:
-        """Whether a node hands this row's element on unchanged, or is the decoder that training used."""
+        """Whether a node hands this row's element on unchanged, changes it to no effect, or is the decoder that training used."""
         one = self.stages[suspect.at]
         if suspect.node.op_type == "ImageDecoder":
             decoder = next((d for d in self.manifest.decoders if d.node == suspect.node.name), None)
             return decoder is not None and decoder.library_version == PIL.__version__
+        if label(suspect.node) in self.cleared:
+            return True
         return hands_through(suspect.node, suspect.place, one.values, one.constants)
 
     # -- the report

@@ -23,7 +23,7 @@ from .baseline_view import sparkline, words
 from .errors import BaselineInvalid, SamegraphError
 from .fingerprint import deviations, environment, proven_environment
 from .itemplan import Step
-from .manifest import Decoder, Manifest, Output, Ragged, RawField, Stage, Tokenizer
+from .manifest import Decoder, Importer, Manifest, Output, Ragged, RawField, Stage, Tokenizer
 from .pack import describe_tolerance
 from .package import Package, graph_names, parse_model
 from .runtime import PackageRuntime
@@ -530,11 +530,20 @@ def provenance_rows(manifest: Manifest) -> list[tuple[str, str]]:
         ("proven on", facts.machine),
         ("data", facts.data),
         ("license", facts.license),
+        ("importer", importer_words(facts.importer)),
         ("notes", facts.notes),
         ("here", f"Python {platform.python_version()}, {platform.machine()}"),
         ("differs here", "; ".join(f"{d.what}: proven with {d.proven}, here {d.here}" for d in deviations(manifest, environment()))),
     ]
     return [(label, value) for label, value in rows if value]
+
+
+def importer_words(importer: Importer | None) -> str:
+    """Return which importer made a package and whether it is proven, with its warnings."""
+    if importer is None:
+        return ""
+    state = f"proven against {importer.reference}" if importer.proven else f"UNPROVEN: {importer.reference or 'compared with nothing'}"
+    return ". ".join([f"{importer.name}, {state}", *importer.warnings])
 
 
 def _brackets(shape: Sequence[int | None]) -> str:

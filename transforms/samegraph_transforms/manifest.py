@@ -323,6 +323,15 @@ class Measured(_Model):
     flips: int = Field(default=0, ge=0, description="Labels that differ where the reference's margin is below the promised bound.")
 
 
+class Importer(_Model):
+    """What read the package from a file or object of another library, and what shows that it reads it rightly."""
+
+    name: str = Field(description="The importer: a module of samegraph_transforms.")
+    proven: bool = Field(description="Whether it was compared with the library it reads from.")
+    reference: str = Field(default="", description="What it was compared with; if it was not, why not.")
+    warnings: list[str] = Field(default_factory=list, description="What it found in the file that its author should know.")
+
+
 class Provenance(_Model):
     """Where the package came from. Holds no time stamp, so that the same training gives the same digest."""
 
@@ -338,6 +347,12 @@ class Provenance(_Model):
     data: str = Field(default="", description="The training data, in a sentence: source, rows, period, licence.")
     license: str = Field(default="", description="Licence of the model.")
     notes: str = Field(default="", description="Anything else worth knowing.")
+    importer: Importer | None = Field(
+        default=None,
+        # Left out of manifest.json when there is none, so that other packages keep their digest.
+        exclude_if=lambda importer: importer is None,
+        description="What read it from a file or object of another library. Left out for packages made otherwise.",
+    )
 
 
 class Manifest(_Model):

@@ -38,7 +38,7 @@ def merge_stages(stages: Sequence[tuple[Stage, onnx.ModelProto]], wanted: Sequen
         _refuse_external_data(model)
         _collect_functions(functions, model)
         prefix = f"s{i}/"
-        graph = compose.add_prefix(model, prefix=prefix).graph
+        graph = compose.add_prefix(model, prefix=prefix, rename_functions=False).graph
         for value in graph.input:
             name = stage.inputs[value.name.removeprefix(prefix)]
             if name not in known and name not in inputs:

@@ -8,6 +8,8 @@ AI_ONNX = 21
 #: ai.onnx.ml: 5 brought TreeEnsemble, the first tree operator that takes double.
 AI_ONNX_ML = 5
 IR_VERSION = 10
+#: ai.onnx of a file that is imported: it keeps its own, and ONNX Runtime promises to run 7 and newer.
+OLDEST_AI_ONNX = 7
 #: Domain of our model-local functions and host nodes.
 DOMAIN = "samegraph"
 DOMAIN_VERSION = 1

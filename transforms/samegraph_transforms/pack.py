@@ -81,6 +81,8 @@ def pack(draft: PackageDraft, samples: Sequence[GoldenSample], repository: Path 
     say = progress or (lambda _: None)
     directory = version_path(repository, draft.name, draft.version)
     _check_samples(draft, samples, say)
+    for warning in warnings_of(draft):
+        say(f"{draft.name}/{draft.version}: warning: {warning}")
     with PackageWriter(directory) as writer:
         manifest = _with_circumstances(write_files(draft, samples, writer))
         say(f"{draft.name}/{draft.version}: {len(samples)} golden samples, batches of {_listed(default_batch_sizes(manifest))}")
@@ -94,6 +96,15 @@ def pack(draft: PackageDraft, samples: Sequence[GoldenSample], repository: Path 
         package = writer.commit(manifest.model_copy(update={"measured": measured}))
     say(f"{draft.name}/{draft.version}: exact; written to {package.path} (digest {package.digest[:12]})")
     return package
+
+
+def warnings_of(draft: PackageDraft) -> list[str]:
+    """Return what the draft's importer has to say: that it is unproven, and what it found in the file."""
+    importer = draft.provenance.importer
+    if importer is None:
+        return []
+    unproven = f"the importer {importer.name} is unproven: {importer.reference or 'nothing was compared with the library it reads from'}"
+    return [*([] if importer.proven else [f"{unproven}. The golden samples are all that speaks for this package"]), *importer.warnings]
 
 
 def _check_samples(draft: PackageDraft, samples: Sequence[GoldenSample], say: Progress) -> None:
