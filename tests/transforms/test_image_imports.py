@@ -105,7 +105,7 @@ RESIZE = transform(V1, "Resize", size=[8, 8], interpolation="bilinear", max_size
     ("transforms", "step"),
     [
         pytest.param([transform(V1, "RandomHorizontalFlip", p=0.5)], "RandomHorizontalFlip", id="random"),
-        pytest.param([transform(V2, "ToImage"), RESIZE], "Resize", id="resize of a tensor"),
+        pytest.param([transform(V2, "ToImage"), RESIZE], "Resize", id="version 1's resize of a tensor"),
         pytest.param([transform(V1, "Resize", size=8, interpolation="bilinear", max_size=12)], "Resize", id="longest side"),
         pytest.param([transform(V1, "CenterCrop", size=[8, 8])], "CenterCrop", id="crop that may pad"),
         pytest.param([RESIZE, transform(V2, "ToImage"), transform(V2, "ToDtype", dtype="torch.float16", scale=True)], "ToDtype", id="half"),
@@ -128,7 +128,7 @@ def test_transforms_must_end_in_a_float_tensor() -> None:
 @pytest.mark.parametrize(
     ("config", "step"),
     [
-        pytest.param({"image_processor_type": "ViTImageProcessorFast"}, "resize", id="fast"),
+        pytest.param({"image_processor_type": "ViTImageProcessorFast", "resample": 9}, "resample", id="unknown filter of a fast one"),
         pytest.param({"image_processor_type": "DetrImageProcessor"}, "size", id="another shape for every image"),
         pytest.param({"image_processor_type": "SamImageProcessor"}, "image_processor_type", id="unknown kind"),
         pytest.param({"image_processor_type": "ViTImageProcessor", "resample": 9}, "resample", id="unknown filter"),
@@ -145,11 +145,13 @@ def test_slow_and_fast_processors_are_told_apart() -> None:
     config = {"image_processor_type": "ViTImageProcessor"}
     with pytest.raises(AuthoringError, match="does not tell whether"):
         from_huggingface(config)
-    with pytest.raises(UnsupportedStep, match="of fast processors"):
-        from_huggingface(config, processor="fast")
+    fast = from_huggingface({"image_processor_type": "ViTImageProcessorFast"})
+    assert "TorchResize" in repr(fast)
+    assert repr(fast) == repr(from_huggingface(config, processor="fast"))
     old = from_huggingface({"feature_extractor_type": "ViTFeatureExtractor"})  # there was no fast one then
     pillow = from_huggingface({"image_processor_type": "ViTImageProcessorPil"})
-    assert repr(old) == repr(pillow) == repr(from_huggingface(config, processor="slow"))
+    asked = from_huggingface({"image_processor_type": "ViTImageProcessorFast"}, processor="slow")  # use_fast=False
+    assert repr(old) == repr(pillow) == repr(asked) == repr(from_huggingface(config, processor="slow"))
     with pytest.raises(AuthoringError, match=r"not a preprocessor_config\.json"):
         from_huggingface(b"[1]")
 

@@ -39,6 +39,8 @@ The functions, by what they are for (`{filter}` is one of `FILTERS`; `{order}` i
     ToL                                       [H,W,1|2|3|4] → [H,W,1]  (19595 R + 38470 G + 7471 B + 32768) >> 16
     OnBackground                              [H,W,1|2|3|4] → [H,W,3]  attribute colour = [r, g, b], seen through the alpha
 
+The functions of `torch_functions` are here too.
+
 `{rule}` says how the size follows from that of the image; with R the rounding (`int` cuts, `round` is half to even, `ceil` goes up), k the
 attribute multiple, and never less than k:
 
@@ -66,6 +68,7 @@ from onnx import parser
 
 from .errors import AuthoringError
 from .opsets import AI_ONNX, DOMAIN, DOMAIN_VERSION
+from .torch_functions import torch_sources
 
 #: Which Pillow's choice of the first pass: horizontal (`pillow<13`, which is right up to 12.1); the same, except for images more than a
 #: hundred times as high as wide that get lower (`pillow>=12.2,<13`); or by cost (`pillow>=13`).
@@ -912,6 +915,7 @@ def _sources() -> dict[str, str]:
     for name, semantics in itertools.product(FILTERS, SEMANTICS):
         texts += [t.substitute(kind=_kind(name, semantics)) for t in (_RESIZE, _RESIZE_SHORTER_SIDE)]
         texts += [_RESIZE_BY.substitute(rule=rule, kind=_kind(name, semantics)) for rule in SIZE_RULES]
+    texts += torch_sources({name: kernel.radius for name, kernel in _FILTER_BODIES.items()}, BLOCK)
     return {text.split(maxsplit=1)[0]: _without_comments(text) for text in texts}
 
 

@@ -937,4 +937,5 @@ _NODE_NAMES: Final = {
     "OnBackground": "on_background",
     "PadTo": "pad_to",
     "ScaleAndShift": "scale_and_shift",
+    "TorchResize": "torch_resize",
 }

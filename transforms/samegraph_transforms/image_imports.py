@@ -5,7 +5,8 @@
     preprocess = from_huggingface(Path("preprocessor_config.json").read_bytes(), processor="slow")
 
 None of the three libraries is imported: objects are read by the names of their classes and attributes. The image they get in training is
-a Pillow image in RGB, `Image.open(file).convert("RGB")`; the imported pipeline makes one. What has no exact step is refused by name.
+a Pillow image in RGB, `Image.open(file).convert("RGB")`, or a uint8 tensor made of one; the imported pipeline makes it. What has no exact
+step is refused by name.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -21,6 +22,8 @@ import numpy as np
 from .errors import AuthoringError, UnsupportedStep
 from .functions import FilterName, Semantics
 from .image import CenterCrop, Decode, Divide, Multiply, Normalize, Preprocess, Rescale, Resize, Step, ToCHW, ToFloat, ToRGB
+from .torch_functions import TORCH_FILTERS
+from .torch_resize import TorchResize
 
 __all__ = ["from_huggingface", "from_timm", "from_torchvision"]
 
@@ -37,7 +40,7 @@ class _Pipeline:
         semantics: Of resizes; None for those of the Pillow installed now.
         steps: The steps.
         shorter: The shorter side is at least this long.
-        tensor: Whether the image has become a tensor.
+        tensor: Whether the image has become a tensor: resizes are PyTorch's then.
         floating: Whether its values are floats.
     """
 
@@ -55,9 +58,8 @@ class _Pipeline:
     def resize(self, step: str, size: Sequence[int], name: str) -> None:
         """Add a resize to (height, width), or of the shorter side to the one number of `size`."""
         if self.tensor:
-            raise self.refuse(
-                step, "works on a tensor here, which rounds otherwise than Pillow and has no exact step; put it before the tensor"
-            )
+            self._resize_tensor(step, size, name)
+            return
         known = {"nearest-exact": "nearest"}.get(name, name)
         if known not in _PILLOW_FILTERS:
             raise self.refuse(step, f"has interpolation {name!r}; exact are {', '.join(_PILLOW_FILTERS)}")
@@ -66,11 +68,21 @@ class _Pipeline:
         self.steps.append(Resize(wanted, known, semantics=self.semantics))
         self.shorter = min(sides)
 
+    def _resize_tensor(self, step: str, size: Sequence[int], name: str) -> None:
+        """Add the same for a tensor: what PyTorch's `interpolate(antialias=True)` makes of uint8."""
+        if self.floating:
+            raise self.refuse(step, "works on a float tensor here and has no exact step; put it before the conversion to float")
+        if name not in TORCH_FILTERS:
+            raise self.refuse(step, f"has interpolation {name!r} on a tensor; exact are {', '.join(TORCH_FILTERS)}")
+        sides = [int(s) for s in size]
+        self.steps.append(TorchResize(sides[0] if len(sides) == 1 else (sides[0], sides[1]), name))
+        self.shorter = min(sides)
+
     def center_crop(self, step: str, size: Sequence[int], rounding: Literal["half_even", "floor"]) -> None:
         """Add a crop of (height, width) that never leaves the image."""
         height, width = (int(s) for s in (size if len(size) == 2 else (size[0], size[0])))
-        if self.tensor:
-            raise self.refuse(step, "works on a tensor here; put it before the tensor")
+        if self.floating:
+            raise self.refuse(step, "works on a float tensor here; put it before the conversion to float")
         if max(height, width) > self.shorter:
             raise self.refuse(
                 step, f"of {height} × {width} may be larger than the image, where libraries pad by rules of their own; resize first"
@@ -95,18 +107,26 @@ def _numbers(value: Any) -> float | list[float]:
 # --- torchvision ------------------------------------------------------------------------------------------------------
 
 
-def from_torchvision(transforms: Any, *, semantics: Semantics | None = None) -> Preprocess:
+def from_torchvision(
+    transforms: Any,
+    *,
+    given: Literal["image", "tensor"] = "image",
+    semantics: Semantics | None = None,
+) -> Preprocess:
     """Read transforms of torchvision: a `Compose` of v1 or v2, a list, or what `weights.transforms()` gives for classification.
 
     Args:
-        transforms: The object, as it is applied to a Pillow image in RGB.
+        transforms: The object, as it is applied to a picture in RGB.
+        given: What it was applied to: a Pillow `image`, or a uint8 `tensor` with that image's pixels. Both resize, to other pixels.
         semantics: Which Pillow training ran, `pillow<13` or `pillow>=13`; None for the one installed now.
 
     Raises:
         UnsupportedStep: A transform has no exact step, or is random; `.step` is its class.
         AuthoringError: The transforms do not end in a float tensor of one shape.
     """
-    pipeline = _Pipeline("torchvision", semantics)
+    pipeline = _Pipeline("torchvision", semantics, tensor=given == "tensor")
+    if pipeline.tensor and not _is_v2(transforms):
+        _refuse_version_1(pipeline, transforms)
     if type(transforms).__name__ == "ImageClassification":
         pipeline.resize("ImageClassification.resize", transforms.resize_size, _interpolation(transforms))
         pipeline.center_crop("ImageClassification.center_crop", transforms.crop_size, "half_even")
@@ -141,6 +161,10 @@ def _torchvision_resize(pipeline: _Pipeline, transform: Any) -> None:
         raise pipeline.refuse("Resize", f"has max_size={transform.max_size}, which has no exact step")
     if transform.size is None:
         raise pipeline.refuse("Resize", "has no size")
+    if pipeline.tensor:
+        _refuse_version_1(pipeline, transform)
+        if not getattr(transform, "antialias", True):
+            raise pipeline.refuse("Resize", "has antialias=False on a tensor, which has no exact step")
     pipeline.resize("Resize", _sizes(transform.size), _interpolation(transform))
 
 
@@ -150,6 +174,14 @@ def _torchvision_crop(pipeline: _Pipeline, transform: Any) -> None:
 
 def _is_v2(transform: Any) -> bool:
     return ".v2" in type(transform).__module__
+
+
+def _refuse_version_1(pipeline: _Pipeline, transform: Any) -> None:
+    name = type(transform).__name__
+    if name in ("Resize", "ImageClassification") and not _is_v2(transform):
+        raise pipeline.refuse(
+            name, "of version 1 resizes tensors in float32 and has no exact step; give it a Pillow image, or use version 2"
+        )
 
 
 def _to_tensor(pipeline: _Pipeline, _: Any) -> None:
@@ -289,7 +321,7 @@ def from_huggingface(
     Args:
         config: The file's content, or `image_processor.to_dict()`.
         processor: Which of the two programs training ran: `slow` (Pillow and NumPy; `use_fast=False`, the `…Pil` classes of version 5) or
-            `fast` (torchvision tensors). They give other pixels, and the file alone does not always tell.
+            `fast` (torchvision tensors, on a CPU with AVX2 or AVX-512). They give other pixels, and the file alone does not always tell.
         semantics: Which Pillow training ran, `pillow<13` or `pillow>=13`; None for the one installed now.
 
     Raises:
@@ -302,27 +334,51 @@ def from_huggingface(
     pipeline = _Pipeline(stated or "Hugging Face", semantics)
     if kind not in _PROCESSORS:
         raise pipeline.refuse("image_processor_type", f"{stated!r} has no importer; there is one for {', '.join(_PROCESSORS)}")
-    if stated.endswith("Fast") or processor == "fast":
-        raise pipeline.refuse(
-            "resize",
-            "of fast processors works on tensors (torchvision) and rounds otherwise than Pillow; it has no exact step. Train with "
-            "use_fast=False",
-        )
+    if processor is None and stated.endswith("Fast"):
+        processor = "fast"
     if processor is None and not stated.endswith(("Pil", "FeatureExtractor")):
         raise AuthoringError(
             f"{stated}: the file does not tell whether training ran the slow (Pillow) or the fast (torchvision) processor, and they "
             "give other pixels; say processor='slow' or 'fast' (type(image_processor).__name__ ends with Fast for the latter)"
         )
     known = _PROCESSORS[kind]
+    pipeline.tensor = processor == "fast"
+    if pipeline.tensor:  # null stands for the class's own value there, and one number for a shorter side in one class more
+        facts = {key: value for key, value in facts.items() if value is not None}
+        known = replace(known, square=False) if kind == "Siglip" else known
     if kind == "ConvNext":
         _convnext(pipeline, facts, known)
     else:
         _resized(pipeline, facts, known)
+    if pipeline.tensor:
+        if known.crop is None and kind != "Detr" and facts.get("do_center_crop"):
+            pipeline.center_crop("center_crop", _size(pipeline, "crop_size", facts.get("crop_size"), square=True), "floor")
+        _fast_arithmetic(pipeline, facts, known)
+        return pipeline.finish()
     rescale = bool(facts.get("do_rescale", True))
     pipeline.steps.append(Rescale(float(facts.get("rescale_factor", 1 / 255))) if rescale else ToFloat())
     if facts.get("do_normalize", True):
         pipeline.normalize(facts.get("image_mean") or known.mean, facts.get("image_std") or known.std)
     return pipeline.finish()
+
+
+def _fast_arithmetic(pipeline: _Pipeline, facts: Mapping[str, Any], known: _Processor) -> None:
+    """Add what fast processors do to the values: rescaling goes into mean and std, which are float32 by then."""
+    if facts.get("pad_size") and facts.get("do_pad", True):
+        raise pipeline.refuse("pad_size", "has no exact step")
+    rescale, factor = bool(facts.get("do_rescale", True)), float(facts.get("rescale_factor", 1 / 255))
+    pipeline.steps.append(ToFloat())
+    if facts.get("do_normalize", True):
+        by = np.float32(1 / factor if rescale else 1)
+        mean, std = (
+            np.asarray(facts.get(key) or usual, dtype=np.float32) * by
+            for key, usual in (("image_mean", known.mean), ("image_std", known.std))
+        )
+        pipeline.normalize(mean, std)
+    elif rescale:
+        pipeline.steps.append(Multiply(factor))
+    else:
+        raise pipeline.refuse("do_rescale", "and do_normalize are both off: the tensor would be of uint8, and float32 is exact here")
 
 
 def _parsed(content: bytes | str) -> Mapping[str, Any]:
@@ -373,4 +429,4 @@ def _convnext(pipeline: _Pipeline, facts: Mapping[str, Any], known: _Processor) 
         pipeline.resize("resize", [side, side], used)
         return
     pipeline.resize("resize", [int(side / float(facts.get("crop_pct") or 224 / 256))], used)
-    pipeline.center_crop("center_crop", [side, side], "floor")
+    pipeline.center_crop("center_crop", [side, side], "half_even" if pipeline.tensor else "floor")  # torchvision's, or NumPy's

@@ -536,7 +536,7 @@ def _value_types(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
     graph = shape_inference.infer_shapes(model).graph
     known = {v.name: _open_shape(v) for v in (*graph.value_info, *graph.input, *graph.output) if v.type.tensor_type.elem_type}
     for node in model.graph.node:
-        if _is_decoder(node) or host_kernel(node) is not None:
+        if _is_decoder(node) or host_kernel(node) is not None or resized_size(node) is not None:
             known[node.output[0]] = helper.make_tensor_value_info(node.output[0], onnx.TensorProto.UINT8, _open_dims(node.output[0], 3))
         elif _is_tokenizer(node):
             for output in node.output:

@@ -55,6 +55,7 @@ from .functions import (
     resize_function,
 )
 from .opsets import DOMAIN, IR_VERSION, opset_imports
+from .torch_functions import TORCH_FILTERS, torch_resize_function
 
 #: Raised whenever the cases or their comparison change, so that old verdicts are not taken for new ones.
 BATTERY_VERSION: Final = 2
@@ -626,9 +627,25 @@ def resized_size(node: onnx.NodeProto) -> Callable[[Size], Size] | None:
     """Return how a resize node makes its size out of the image's, None for any other node."""
     try:
         resizing = _resizing(node)
+        return _torch_size(node) if resizing is None else resizing.size
     except (KeyError, TypeError, ValueError):
         return None
-    return None if resizing is None else resizing.size
+
+
+def _torch_size(node: onnx.NodeProto) -> Callable[[Size], Size] | None:
+    """Do the same for a resize as PyTorch's, which has no kernel: no native code of it is here to stand in."""
+    if node.domain != DOMAIN or node.op_type not in _TORCH_FUNCTIONS:
+        return None
+    attributes = _attributes(node)
+    if _TORCH_FUNCTIONS[node.op_type]:
+        shorter = int(np.asarray(attributes["size"]))
+        return lambda size_in: shorter_side_size(size_in, shorter)
+    size = _size(attributes)
+    return lambda _: size
+
+
+#: Whether the attribute `size` is the shorter side.
+_TORCH_FUNCTIONS: Final = {torch_resize_function(f, shorter_side=shorter): shorter for f in TORCH_FILTERS for shorter in (False, True)}
 
 
 def crop_fraction(node: onnx.NodeProto) -> float | None:
