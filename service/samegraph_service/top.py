@@ -233,6 +233,16 @@ class Screen:
                 buckets[bound] = buckets.get(bound, 0.0) + value
         return [found[key] for key in sorted(found, key=lambda key: (key[0], int(key[1]) if key[1].isdecimal() else 0))]
 
+    def failures(self) -> dict[str, dict[str, float]]:
+        """Return model → class of status → failed requests a second: they are counted without a version."""
+        failed: dict[str, dict[str, float]] = {}
+        for replica in self.replicas:
+            for labels, value in replica.increases("samegraph_requests_total"):
+                if value and not labels["version"]:
+                    rates, kind = failed.setdefault(labels["model"], {}), f"{labels['status'][:1]}xx"
+                    rates[kind] = rates.get(kind, 0.0) + value / replica.seconds
+        return dict(sorted(failed.items()))
+
     def rate(self, increase: Callable[[Replica], float]) -> float:
         """Return something a second over all replicas."""
         return sum(increase(replica) / replica.seconds for replica in self.replicas if replica.seconds > 0)
@@ -280,6 +290,7 @@ class Screen:
             "replicas": [_replica_document(replica) for replica in self.replicas],
             "requests_per_second": self.rate(lambda r: r.total("samegraph_requests_total")),
             "refused_per_second": self.by_label("samegraph_refused_total", "reason"),
+            "failed_per_second": self.failures(),
             "errors_per_second": self.by_label("samegraph_errors_total", "code"),
             "hints": {"returns_per_second": hints.returns, "hit_ratio": hints.hit_ratio, "mean_error_seconds": hints.mean_error},
             "tickets": {"waiting": hints.waiting, "per_second": hints.tickets},
@@ -385,6 +396,22 @@ class Screen:
                 Text(_curve(self._curves.get((sight.model, sight.version), ())), "cyan"),
             )
             rows.append(cells)
+        for model, failed in self.failures().items():
+            bad = failed.get("5xx", 0.0)
+            red = Text(_number(bad), "red" if bad else "")
+            rows.append(
+                (
+                    model,
+                    Text("failed", "yellow"),
+                    _number(sum(failed.values())),
+                    *["–"] * 2,
+                    red,
+                    *["–"] * 3,
+                    _number(failed.get("4xx", 0.0)),
+                    "–",
+                    "",
+                )
+            )
         _fill(table, headings, rows, width - 2, 3)
         return table
 

@@ -114,6 +114,8 @@ def test_rates_are_of_the_interval_and_add_up() -> None:
     document = screen.document()
     assert document["requests_per_second"] == pytest.approx((200 + 6) / 2 + 50)
     assert document["refused_per_second"] == {"rows": 3, "draining": 0}
+    assert document["failed_per_second"] == {"m": {"4xx": pytest.approx(3)}}
+    assert any("failed" in line and line.split()[:3] == ["m", "failed", "3"] for line in drawn(screen).splitlines())
     [version] = screen.versions()
     assert version.requests == {"2xx": 250}
     assert version.states == {"ready": 2}
