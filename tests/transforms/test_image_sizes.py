@@ -22,24 +22,27 @@ from pillow_images import encoded, pillow_images
 from samegraph_transforms.decode import DEFAULT_MODES
 from samegraph_transforms.errors import AuthoringError, InputError
 from samegraph_transforms.executor import OrtExecutor
-from samegraph_transforms.functions import FILTERS, ROUNDINGS, SIZE_RULES, library, resize_by_function
+from samegraph_transforms.functions import FILTERS, PAD_MODES, ROUNDINGS, SIZE_RULES, library, resize_by_function
 from samegraph_transforms.image import (
     Add,
     CenterCrop,
     Crop,
     Decode,
     Divide,
+    FiveCrop,
     Flip,
     Multiply,
     Normalize,
     OnBackground,
     Pad,
     PadTo,
+    PadWith,
     Preprocess,
     Rescale,
     Resize,
     ScaleAndShift,
     Step,
+    TenCrop,
     ToBGR,
     ToCHW,
     ToFloat,
@@ -90,12 +93,21 @@ def _expected_size(rule: str, height: int, width: int, size: Sequence[int], k: i
     if rule == "contain":  # ImageOps.contain never changes pixels before it calls resize with this size
         contained = ImageOps.contain(Image.new("L", (width, height)), (size[1], size[0]), Image.Resampling.NEAREST)
         return max(contained.height, 1), max(contained.width, 1)
+    if rule == "capped":  # torchvision's _compute_resized_output_size
+        new_short, new_long = size[0], int(size[0] * max(height, width) / min(height, width))
+        if new_long > size[1]:
+            new_short, new_long = int(size[1] * new_short / new_long), size[1]
+        return tuple(max(1, v) for v in ((new_short, new_long) if height <= width else (new_long, new_short)))  # type: ignore[return-value]
     by, _, rounding = rule.partition("_")
     whole: Any = {"int": math.floor, "round": round, "ceil": math.ceil}[rounding]
     short, long = min(height, width), max(height, width)
     if by == "inside":
         r = min(size[0] / height, size[1] / width)
         sides = (height * r, width * r)
+    elif by in ("within", "cover"):  # timm's ResizeKeepRatio
+        ratios = (height / size[0], width / size[1])
+        ratio = max(ratios) * 1.0 + min(ratios) * 0.0 if by == "within" else max(ratios) * 0.0 + min(ratios) * 1.0
+        sides = (height * 1.0 / ratio, width * 1.0 / ratio)
     else:
         r_to = short if by == "shorter" else long
         sides = (size[0] * height / r_to, size[0] * width / r_to)
@@ -114,8 +126,9 @@ def test_every_rule_makes_the_size_python_makes(rule: str, evaluator: type) -> N
     rng = np.random.default_rng(21)
     for _ in range(IMAGES * 3):
         height, width, box_height, box_width = (int(v) for v in np.exp(rng.uniform(0, 6, 4)))
-        k = 1 if rule == "contain" else int(rng.choice([1, 1, 2, 14, 32]))
-        size = [box_height, box_width] if rule.startswith(("inside", "contain")) else [box_height]
+        k = 1 if rule in ("contain", "capped") else int(rng.choice([1, 1, 2, 14, 32]))
+        size = [box_height, box_width] if rule.startswith(("inside", "within", "cover", "contain")) else [box_height]
+        size = [box_height, box_height + box_width] if rule == "capped" else size
         expected = _expected_size(rule, height, width, size, k)
         feeds = {"size_in": np.array([height, width]), "size": np.array(size), "k": np.array([k])}
         (got,) = session.run(feeds) if evaluator is OrtExecutor else session.run(None, feeds)
@@ -123,12 +136,12 @@ def test_every_rule_makes_the_size_python_makes(rule: str, evaluator: type) -> N
 
 
 @pytest.mark.parametrize("filter_", FILTERS)
-@pytest.mark.parametrize("rule", ["shorter_round", "longer_int", "inside_ceil", "contain"])
+@pytest.mark.parametrize("rule", ["shorter_round", "longer_int", "inside_ceil", "within_round", "contain", "capped"])
 def test_resizing_by_a_rule_has_pillows_bits(rule: str, filter_: Any) -> None:
     """Size rule and resize in one function: the pixels of Pillow's resize to that size."""
     semantics = native_semantics()
     assert semantics is not None
-    size, k = ([40, 56], 1) if rule in ("contain", "inside_ceil") else ([37], 4)
+    size, k = ([40, 56], 1) if rule in ("contain", "inside_ceil", "within_round", "capped") else ([37], 4)
     session = OrtExecutor(call_model(resize_by_function(rule, filter_, semantics), size=size, multiple=[k]))
     for array in _pictures(5, IMAGES // 3):
         if max(array.shape[:2]) > 30 * min(array.shape[:2]):
@@ -167,6 +180,8 @@ LETTERED = [
     *[PadTo((41, 37), 200, rounding=rounding) for rounding in ROUNDINGS],
     PadTo((60, 20), place="top_left"),
     PadTo(33, 9, place="bottom_right"),
+    *[CenterCrop((41, 37), colour=200, rounding=rounding) for rounding in ROUNDINGS],
+    *[PadWith((0, 40, 95, 1), mode) for mode in PAD_MODES],
     Flip("horizontal"),
     Flip("vertical"),
     ToL(),
@@ -231,7 +246,14 @@ def test_grey_weighs_every_colour_as_pillow_does() -> None:
     np.testing.assert_array_equal(_run(OrtExecutor(_model_of(ToL())), colours), expected)
 
 
-KERNELS = [*LETTERED, PadTo(20, (1, 2, 3)), *[Resize((24, 31), "lanczos", by=by) for by in ("inside", "contain")]]
+KERNELS = [
+    *LETTERED,
+    FiveCrop((9, 40)),
+    TenCrop(33),
+    TenCrop(24, vertical_flip=True),
+    PadTo(20, (1, 2, 3)),
+    *[Resize((24, 31), "lanczos", by=by) for by in ("inside", "contain")],
+]
 KERNELS += [Resize(30, "hamming", "pillow<13", by="longer", rounding="ceil", multiple_of=7), Resize(28, "nearest", rounding="round")]
 
 
@@ -433,6 +455,17 @@ def test_orders_of_arithmetic_are_different_functions() -> None:
         (lambda: Resize(8, "box", multiple_of=0), "from 1 to 4,096"),
         (lambda: Resize((8, 8), "box", rounding="ceil"), "no say"),
         (lambda: Resize((8, 8), "box", by="contain", multiple_of=8), "no say"),
+        (lambda: Resize(8, "box", by="within"), r"takes \(height, width\)"),
+        (lambda: Resize(8, "box", max_size=8), "above the shorter side"),
+        (lambda: Resize((8, 8), "box", max_size=9), "one number"),
+        (lambda: Resize(8, "box", rounding="ceil", max_size=9), "one number"),
+        (lambda: CenterCrop(fraction=0.5, colour=9), "no say"),
+        (lambda: PadWith(1, "wrap"), "edge, reflect, symmetric"),  # type: ignore[arg-type]
+        (lambda: PadWith((1, 2), "edge"), "from 0 to 65,535"),  # type: ignore[arg-type]
+        (lambda: FiveCrop(0), "from 1 to 65,535"),
+        (lambda: Preprocess([Decode(), ToRGB(), FiveCrop(9), CenterCrop(5)]), "after them at most one of FiveCrop"),
+        (lambda: Preprocess([Decode(), ToRGB(), FiveCrop(9), TenCrop(5)]), "after them at most one of FiveCrop"),
+        (lambda: Preprocess([Decode(), ToRGB(), Resize((8, 20), "box"), TenCrop(9)]), "9 × 9 are larger than the image"),
         (lambda: Crop((5, 5, 5, 9)), "right > left"),
         (lambda: Crop((0, 0, 70_000, 9)), "65,535"),
         (lambda: Crop((1, 2, 3)), r"\(left, top, right, bottom\)"),  # type: ignore[arg-type]

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from .baseline import Baseline, Expected, FieldBaseline, Monitored, OutputBaseline, Variable, signature_digest
 from .baseline_bins import Values, boolean_variable, categorical_variable, numeric_variable
 from .baseline_extract import InputColumns, OutputColumns, Statistic, expected_cells, field_statistics, output_statistics, positive_class
+from .baseline_images import CROPS
 from .draft import BaselineRows
 from .errors import AuthoringError, ExecutionError, InputError
 from .manifest import Manifest, Output, RawField
@@ -95,6 +96,8 @@ class Pixels:
 def pixel_values(package: Package) -> dict[str, Pixels]:
     """Return, per image field, the item-stage value that holds its decoded and resized pixels, uint8 [H, W, C] or [C, H, W].
 
+    It may also be the five or ten crops of an image, [K, H, W, C], of which the statistics look at the centre.
+
     A field has none when its item stage gives other arrays, or when the array depends on several images.
     """
     stage = package.manifest.stage("preprocess.item")
@@ -106,9 +109,11 @@ def pixel_values(package: Package) -> dict[str, Pixels]:
     for info in graph.output:
         fed = {stage.inputs.get(name, name) for name in _sources(graph, info.name)} & images
         tensor = info.type.tensor_type
-        if len(fed) != 1 or tensor.elem_type != onnx.TensorProto.UINT8 or len(tensor.shape.dim) != 3:
+        dims = [d.dim_value for d in tensor.shape.dim]
+        dims = dims[1:] if len(dims) == 4 and dims[0] in CROPS else dims
+        if len(fed) != 1 or tensor.elem_type != onnx.TensorProto.UINT8 or len(dims) != 3:
             continue
-        found.setdefault(fed.pop(), Pixels(stage.outputs.get(info.name, info.name), _size([d.dim_value for d in tensor.shape.dim])))
+        found.setdefault(fed.pop(), Pixels(stage.outputs.get(info.name, info.name), _size(dims)))
     return found
 
 

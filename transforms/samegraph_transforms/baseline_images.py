@@ -16,6 +16,9 @@ from .decode import exif_orientation, open_header
 
 #: Pixel statistics look at every s-th pixel of each axis, s = max(1, short side // PIXEL_GRID): at 112 × 112 or a little more.
 PIXEL_GRID: Final = 112
+#: How many crops of one image an item stage may give, [K, H, W, C]; the fifth is the centre.
+CROPS: Final = (5, 10)
+_CENTRE: Final = 4
 #: A pixel is black when no channel is above, and saturated when no channel is below.
 BLACK: Final = 5
 SATURATED: Final = 250
@@ -121,7 +124,8 @@ def pixel_facts(pixels: np.ndarray | None) -> dict[str, float | None]:
     """Return statistics of the pixels a model sees, looking at every s-th of each axis (see `PIXEL_GRID`).
 
     Args:
-        pixels: uint8 [H, W, C] or [C, H, W] with C = 1, 3 or 4 (the fourth is not looked at); None is missing.
+        pixels: uint8 [H, W, C] or [C, H, W] with C = 1, 3 or 4 (the fourth is not looked at); of five or ten crops, [K, H, W, C], the
+            centre is looked at; None is missing.
 
     Returns:
         With Y = (77 R + 150 G + 29 B) / 256 (the one channel, if there is one), shares from 0 to 1, levels from 0 to 255:
@@ -156,7 +160,9 @@ def pixel_facts(pixels: np.ndarray | None) -> dict[str, float | None]:
 
 
 def _channels(pixels: np.ndarray | None) -> list[np.ndarray]:
-    """Return the colour planes, views of shape [H, W]; none when the array is no image."""
+    """Return the colour planes, views of shape [H, W], of the centre where there are crops; none when the array is no image."""
+    if pixels is not None and pixels.ndim == 4 and pixels.shape[0] in CROPS:
+        pixels = pixels[_CENTRE]
     if pixels is None or pixels.dtype != np.uint8 or pixels.ndim != 3 or not pixels.size:
         return []
     if pixels.shape[2] in (1, 3, 4):

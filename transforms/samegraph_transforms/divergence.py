@@ -514,16 +514,16 @@ class _Detective:
         """Yield what the stage would make of pixels that are right with the normalisations that networks are trained with."""
         pixels = [one.values[name] for name, value in one.stage.inputs.items() if value in self.right]
         made = [name for name in one.stage.outputs if one.values[name].dtype == np.float32]
-        if len(pixels) != 1 or len(made) != 1 or pixels[0].dtype != np.uint8 or pixels[0].ndim != 4:
+        if len(pixels) != 1 or len(made) != 1 or pixels[0].dtype != np.uint8 or pixels[0].ndim not in (4, 5):
             return
         got = one.values[made[0]]
-        chw = got.shape == tuple(np.array(pixels[0].shape)[[0, 3, 1, 2]]) and got.shape != pixels[0].shape
+        chw = got.shape == np.moveaxis(pixels[0], -1, -3).shape and got.shape != pixels[0].shape
         if not chw and got.shape != pixels[0].shape:
             return
         for words, mean, std in NORMALISATIONS:
             values = (pixels[0].astype(np.float32) - np.float32(mean)) / np.float32(std)
             why = f"with {words} instead of what this node begins the values are training's"
-            yield why, "arithmetic", {made[0]: np.ascontiguousarray(values.transpose(0, 3, 1, 2) if chw else values)}
+            yield why, "arithmetic", {made[0]: np.ascontiguousarray(np.moveaxis(values, -1, -3) if chw else values)}
 
     def _forward(self, at: int, changed: Mapping[str, np.ndarray], wrong: _Wrong) -> np.ndarray | None:
         """Return the wrong value as it would be if some earlier values were others."""
@@ -738,9 +738,15 @@ def _is_missing(value: object) -> bool:
 
 
 def picture(tensor: str, sample: str, expected: np.ndarray, got: np.ndarray) -> Picture | None:
-    """Return two values as images when they are ones: uint8 [1, h, w, 3], or floats [1, 3, h, w] stretched over one range."""
-    if expected.shape != got.shape or expected.ndim != 4:
+    """Return two values as images when they are ones: uint8 [1, h, w, 3], or floats [1, 3, h, w] stretched over one range.
+
+    Of several crops, [1, k, …], it is the first that differs.
+    """
+    if expected.shape != got.shape or expected.ndim not in (4, 5):
         return None
+    if expected.ndim == 5:
+        crop = next((k for k in range(expected.shape[1]) if not np.array_equal(expected[:, k], got[:, k], equal_nan=True)), None)
+        return None if crop is None else picture(f"{tensor}[{crop}]", sample, expected[:, crop], got[:, crop])
     if expected.dtype == np.uint8 and expected.shape[3] == 3:
         return Picture(tensor, sample, expected[0], got[0])
     if expected.dtype.kind == "f" and expected.shape[1] == 3 and expected.size and np.isfinite(expected).all() and np.isfinite(got).all():

@@ -31,8 +31,13 @@ The functions, by what they are for (`{filter}` is one of `FILTERS`; `{order}` i
     PillowResizeBy_{rule}_{order}             [H,W,C] → [h,w,C]      attributes size and multiple; see below
     CenterCrop_{rounding}                     [H,W,C] → [h,w,C]      attribute size = [h, w]; zeros where the image is smaller
     CenterCropFraction_{rounding}             [H,W,C] → [s,s,C]      attribute fraction: s = int(fraction × min(H, W))
+    CenterCropOn_{rounding}                   [H,W,C] → [h,w,C]      attributes size = [h, w], colour; the colour where the image is smaller
+    FiveCrop                                  [H,W,C] → [5,h,w,C]    attribute size = [h, w]: top left and right, bottom left and right,
+                                                                     centre (half_even); an image smaller than that fails
+    TenCropHorizontal, TenCropVertical        [H,W,C] → [10,h,w,C]   the five, then the five of the flipped image
     CropBox                                   [H,W,C] → [h,w,C]      attributes offset = [top, left], size = [h, w]; zeros outside
     PadBy                                     [H,W,C] → [h,w,C]      attributes amounts = [top, left, bottom, right], colour
+    PadEdge, PadReflect, PadSymmetric         [H,W,C] → [h,w,C]      attribute amounts; what `numpy.pad` puts there in the mode of that name
     PadTo_{place}                             [H,W,C] → [h,w,C]      attributes size = [h, w], colour; a larger image is cut
     FlipHorizontal, FlipVertical              [H,W,C] → [H,W,C]
     ToRGB                                     [H,W,1|2|3|4] → [H,W,3]
@@ -47,6 +52,10 @@ attribute multiple, and never less than k:
     shorter_{R}    both sides k × R(size × side / shorter side / k)
     longer_{R}     both sides k × R(size × side / longer side / k)
     inside_{R}     both sides k × R(side × min(h / H, w / W) / k), size = [h, w]
+    within_{R}     both sides k × R(side / max(H / h, W / w) / k), size = [h, w]; the last bit of the quotient can differ from `inside`
+    cover_{R}      both sides k × R(side / min(H / h, W / w) / k), size = [h, w]
+    capped         torchvision's `Resize(shorter, max_size=longest)`, size = [shorter, longest]: int(shorter × side / shorter side), and
+                   where that makes a side longer than `longest`, int(longest × side / longer side) of these
     contain        `PIL.ImageOps.contain`: round(h / w × W) or round(w / h × H), size = [h, w]
 
 `{place}` is `top_left`, `bottom_right` or `center_{rounding}`; the last with (missing / 2) rows or columns in front, rounded as stated.
@@ -82,8 +91,12 @@ Place = Literal["center", "top_left", "bottom_right"]
 
 SIZE_ROUNDINGS: Final[tuple[SizeRounding, ...]] = get_args(SizeRounding)
 PLACES: Final[tuple[Place, ...]] = get_args(Place)
+_ROUNDED_RULES: Final = ("shorter", "longer", "inside", "within", "cover")
 #: How the size of a resized image follows from that of the image; see the module's docstring.
-SIZE_RULES: Final = (*(f"{rule}_{rounding}" for rule in ("shorter", "longer", "inside") for rounding in SIZE_ROUNDINGS), "contain")
+SIZE_RULES: Final = (*(f"{rule}_{rounding}" for rule in _ROUNDED_RULES for rounding in SIZE_ROUNDINGS), "contain", "capped")
+#: What a border without a colour shows, by `numpy.pad`'s names.
+PadMode = Literal["edge", "reflect", "symmetric"]
+PAD_MODES: Final[tuple[PadMode, ...]] = get_args(PadMode)
 
 ROUNDINGS: Final[tuple[Rounding, ...]] = get_args(Rounding)
 SEMANTICS: Final[tuple[Semantics, ...]] = get_args(Semantics)
@@ -512,6 +525,14 @@ _SIZE_RATIO = Template("""
     exact = Div (product_double, reference_double)
 """)
 
+_SIZE_DIVIDED = Template("""
+    sides_in = Cast <to = 11> (size_in)
+    box = Cast <to = 11> (size)
+    ratios = Div (sides_in, box)
+    scale = $reduce <keepdims = 1> (ratios)
+    exact = Div (sides_in, scale)
+""")
+
 _SIZE_EXACT: Final = {
     "shorter": _SIZE_RATIO.substitute(reduce="ReduceMin"),
     "longer": _SIZE_RATIO.substitute(reduce="ReduceMax"),
@@ -522,6 +543,8 @@ _SIZE_EXACT: Final = {
     scale = ReduceMin <keepdims = 1> (ratios)
     exact = Mul (sides_in, scale)
 """,
+    "within": _SIZE_DIVIDED.substitute(reduce="ReduceMax"),
+    "cover": _SIZE_DIVIDED.substitute(reduce="ReduceMin"),
 }
 
 _SIZE_ROUNDED: Final[dict[SizeRounding, str]] = {
@@ -551,6 +574,28 @@ SizeBy_contain (size_in, size, multiple) => (height_width) {
     one = Constant <value = double {1}> ()
     at_least_one = Max (sides, one)
     height_width = Cast <to = 7> (at_least_one)
+}
+"""
+
+_SIZE_CAPPED = """
+SizeBy_capped (size_in, size, multiple) => (height_width) {
+    shorter, longest = Split <axis = 0, num_outputs = 2> (size)
+    short = ReduceMin <keepdims = 1> (size_in)
+    product = Mul (size_in, shorter)
+    product_double = Cast <to = 11> (product)
+    short_double = Cast <to = 11> (short)
+    quotient = Div (product_double, short_double)
+    free = Cast <to = 7> (quotient)
+    long = ReduceMax <keepdims = 1> (free)
+    capped_product = Mul (free, longest)
+    capped_double = Cast <to = 11> (capped_product)
+    long_double = Cast <to = 11> (long)
+    capped_quotient = Div (capped_double, long_double)
+    capped = Cast <to = 7> (capped_quotient)
+    too_long = Greater (long, longest)
+    sides = Where (too_long, capped, free)
+    one = Constant <value = int64[1] {1}> ()
+    height_width = Max (sides, one)
 }
 """
 
@@ -626,6 +671,60 @@ PadTo_$place <size, colour> (X) => (Y) {
     $before
     offset = Sub (zero, before)
     Y = samegraph.Cut (X, offset, height_width, fill)
+}
+""")
+
+# (n_in, before, n_out: int64 [1]) → rows: int64 [n_out], the input row each output row is a copy of
+_PAD_ROWS = Template("""
+PadRows$mode (n_in, before, n_out) => (rows) {
+    zero = Constant <value = int64 {0}> ()
+    one = Constant <value = int64 {1}> ()
+    two = Constant <value = int64 {2}> ()
+    scalar = Constant <value = int64[0] {}> ()
+    n = Reshape (n_out, scalar)
+    output = Range (zero, n, one)
+    position = Sub (output, before)
+    last = Sub (n_in, one)
+$rows
+}
+""")
+
+#: A reflection goes to and fro as often as the border is wide; a line that has no neighbour is repeated, as numpy.pad does.
+_PAD_ROWS_BODIES: Final[dict[PadMode, str]] = {
+    "edge": """
+    not_after = Min (position, last)
+    rows = Max (not_after, zero)
+""",
+    "reflect": """
+    there_and_back = Mul (last, two)
+    period = Max (there_and_back, one)
+    there = Mod (position, period)
+    back = Sub (there_and_back, there)
+    rows = Min (there, back)
+""",
+    "symmetric": """
+    period = Mul (n_in, two)
+    there = Mod (position, period)
+    period_last = Sub (period, one)
+    back = Sub (period_last, there)
+    rows = Min (there, back)
+""",
+}
+
+_PAD_MODE = Template("""
+Pad$mode <amounts> (X) => (Y) {
+    pads = Constant <value_ints: ints = @amounts> ()
+    before, after = Split <axis = 0, num_outputs = 2> (pads)
+    size_in = Shape <start = 0, end = 2> (X)
+    both = Add (before, after)
+    size = Add (size_in, both)
+    height_in, width_in = Split <axis = 0, num_outputs = 2> (size_in)
+    top, left = Split <axis = 0, num_outputs = 2> (before)
+    height, width = Split <axis = 0, num_outputs = 2> (size)
+    rows = samegraph.PadRows$mode (height_in, top, height)
+    columns = samegraph.PadRows$mode (width_in, left, width)
+    lines = Gather <axis = 0> (X, rows)
+    Y = Gather <axis = 1> (lines, columns)
 }
 """)
 
@@ -764,6 +863,64 @@ CenterCrop_$rounding <size> (X) => (Y) {
 }
 """)
 
+_CENTER_CROP_ON = Template("""
+CenterCropOn_$rounding <size, colour> (X) => (Y) {
+    crop_size = Constant <value_ints: ints = @size> ()
+    levels = Constant <value_ints: ints = @colour> ()
+    fill = Cast <to = 2> (levels)
+    size_in = Shape <start = 0, end = 2> (X)
+    margin = Sub (size_in, crop_size)
+    offset = samegraph.CenterOffset_$rounding (margin)
+    Y = samegraph.Cut (X, offset, crop_size, fill)
+}
+""")
+
+# X: uint8 [H, W, C], size: int64 [2] → uint8 [5, *size, C]. A cut never leaves the image: of a smaller one the pieces do not fit together.
+_FIVE_CROPS = """
+FiveCropsOf (X, size) => (Y) {
+    top_left = Constant <value = int64[2] {0, 0}> ()
+    height_width = Constant <value = int64[2] {0, 1}> ()
+    nothing = Constant <value = int64[1] {0}> ()
+    size_in = Shape <start = 0, end = 2> (X)
+    bottom_right = Sub (size_in, size)
+    bottom, right = Split <axis = 0, num_outputs = 2> (bottom_right)
+    top_right = Concat <axis = 0> (nothing, right)
+    bottom_left = Concat <axis = 0> (bottom, nothing)
+    center = samegraph.CenterOffset_half_even (bottom_right)
+    stop_1 = Add (top_left, size)
+    stop_2 = Add (top_right, size)
+    stop_3 = Add (bottom_left, size)
+    stop_5 = Add (center, size)
+    crop_1 = Slice (X, top_left, stop_1, height_width)
+    crop_2 = Slice (X, top_right, stop_2, height_width)
+    crop_3 = Slice (X, bottom_left, stop_3, height_width)
+    crop_4 = Slice (X, bottom_right, size_in, height_width)
+    crop_5 = Slice (X, center, stop_5, height_width)
+    lines = Concat <axis = 0> (crop_1, crop_2, crop_3, crop_4, crop_5)
+    five = Constant <value = int64[1] {5}> ()
+    channels = Shape <start = 2, end = 3> (X)
+    shape = Concat <axis = 0> (five, size, channels)
+    Y = Reshape (lines, shape)
+}
+"""
+
+_FIVE_CROP = """
+FiveCrop <size> (X) => (Y) {
+    crop_size = Constant <value_ints: ints = @size> ()
+    Y = samegraph.FiveCropsOf (X, crop_size)
+}
+"""
+
+_TEN_CROP = Template("""
+TenCrop$direction <size> (X) => (Y) {
+    crop_size = Constant <value_ints: ints = @size> ()
+    five = samegraph.FiveCropsOf (X, crop_size)
+    flipped = samegraph.Flip$direction (X)
+    five_flipped = samegraph.FiveCropsOf (flipped, crop_size)
+    Y = Concat <axis = 0> (five, five_flipped)
+}
+""")
+
 _CENTER_CROP_FRACTION = Template("""
 CenterCropFraction_$rounding <fraction> (X) => (Y) {
     part = Constant <value: tensor = @fraction> ()
@@ -834,6 +991,11 @@ def pad_to_function(place: Place, rounding: Rounding) -> str:
     return f"PadTo_center_{rounding}" if place == "center" else f"PadTo_{place}"
 
 
+def pad_mode_function(mode: PadMode) -> str:
+    """Name the function that puts a border around an image which continues it as `numpy.pad` does in that mode."""
+    return f"Pad{mode.capitalize()}"
+
+
 def resize_to_function(filter: FilterName, semantics: Semantics) -> str:  # noqa: A002 - Pillow's word
     """Name the function that resizes to a size given as an input (int64 [2] = height, width)."""
     return resize_function(filter, semantics).replace("PillowResize_", "PillowResizeTo_")
@@ -895,8 +1057,12 @@ def _collect(name: str, found: dict[str, onnx.FunctionProto]) -> None:
 @cache
 def _sources() -> dict[str, str]:
     """Return the text of every function by name."""
-    texts = [_CROP, _TO_RGB, _NEAREST_ROWS, _NEAREST_TO, _CUT, _CROP_BOX, _PAD_BY, _TO_L, _ON_BACKGROUND, _SIZE_CONTAIN]
-    texts += [_FLIP.substitute(direction=direction, axis=axis) for direction, axis in (("Horizontal", 1), ("Vertical", 0))]
+    texts = [_CROP, _TO_RGB, _NEAREST_ROWS, _NEAREST_TO, _CUT, _CROP_BOX, _PAD_BY, _TO_L, _ON_BACKGROUND, _SIZE_CONTAIN, _SIZE_CAPPED]
+    texts += [_FIVE_CROPS, _FIVE_CROP]
+    for direction, axis in (("Horizontal", 1), ("Vertical", 0)):
+        texts += [_FLIP.substitute(direction=direction, axis=axis), _TEN_CROP.substitute(direction=direction)]
+    for mode, rows in _PAD_ROWS_BODIES.items():
+        texts += [_PAD_ROWS.substitute(mode=mode.capitalize(), rows=rows), _PAD_MODE.substitute(mode=mode.capitalize())]
     befores = {"top_left": "before = Identity (zero)", "bottom_right": "before = Identity (missing)"}
     befores |= {f"center_{rounding}": f"before = samegraph.CenterOffset_{rounding} (missing)" for rounding in ROUNDINGS}
     texts += [_PAD_TO.substitute(place=place, before=before) for place, before in befores.items()]
@@ -904,7 +1070,7 @@ def _sources() -> dict[str, str]:
         texts.append(_SIZE_BY.substitute(rule=f"{by}_{size_rounding}", exact=exact, rounded=rounded))
     for rounding, body in _ROUNDING_BODIES.items():
         texts.append(f"CenterOffset_{rounding} (margin) => (offset) {{{body}}}")
-        texts += [t.substitute(rounding=rounding) for t in (_CENTER_CROP, _CENTER_CROP_FRACTION)]
+        texts += [t.substitute(rounding=rounding) for t in (_CENTER_CROP, _CENTER_CROP_ON, _CENTER_CROP_FRACTION)]
     for name, kernel in _FILTER_BODIES.items():
         texts.append(f"PillowKernel_{name} (x) => (w) {{{kernel.body}}}")
         facts = {"filter": name, "radius": kernel.radius, "block": BLOCK, "block_last": BLOCK - 1, "block_3": 3 * BLOCK}

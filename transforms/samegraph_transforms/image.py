@@ -35,17 +35,20 @@ from .draft import DraftStage
 from .errors import AuthoringError, InputError
 from .functions import (
     FILTERS,
+    PAD_MODES,
     PLACES,
     ROUNDINGS,
     SEMANTICS,
     SIZE_ROUNDINGS,
     FilterName,
+    PadMode,
     Place,
     Rounding,
     Semantics,
     SizeRounding,
     called_functions,
     library,
+    pad_mode_function,
     pad_to_function,
     resize_by_function,
     resize_function,
@@ -54,6 +57,8 @@ from .kernels import (
     EMPTY_IMAGE,
     canvas_window,
     center_offset,
+    check_crops,
+    five_windows,
     fraction_size,
     native_semantics,
     resize_image,
@@ -70,7 +75,7 @@ DEFAULT_MAX_BYTES: Final = 32 * 2**20
 _DECODE_NODE: Final = "decode"
 
 FlipAxis = Literal["horizontal", "vertical"]
-SizeBy = Literal["shorter", "longer", "inside", "contain"]
+SizeBy = Literal["shorter", "longer", "inside", "within", "cover", "contain"]
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,7 @@ class _Form:
     square: bool = False
     dtype: str = "uint8"
     layout: str = "HWC"
+    crops: int | None = None
 
     @property
     def shape(self) -> list[int]:
@@ -91,7 +97,13 @@ class _Form:
         assert self.width is not None
         assert self.channels is not None
         hwc = [self.height, self.width, self.channels]
-        return hwc if self.layout == "HWC" else [hwc[2], hwc[0], hwc[1]]
+        image = hwc if self.layout == "HWC" else [hwc[2], hwc[0], hwc[1]]
+        return image if self.crops is None else [self.crops, *image]
+
+    @property
+    def rank(self) -> int:
+        """Axes of a batch."""
+        return 4 if self.crops is None else 5
 
 
 class Step:
@@ -107,6 +119,34 @@ class _ImageStep(Step):
 
     @abstractmethod
     def apply(self, image: Image.Image) -> Image.Image:
+        """Do the step with Pillow."""
+
+    @abstractmethod
+    def node(self, source: str, target: str) -> onnx.NodeProto:
+        """Return the node that does the step."""
+
+
+class _CropsStep(Step):
+    """The step that makes several images of one; in the graph, one node from uint8 [H, W, C] to uint8 [K, h, w, C]."""
+
+    size: int | tuple[int, int]
+
+    @property
+    @abstractmethod
+    def count(self) -> int:
+        """How many there are, K."""
+
+    def after(self, form: _Form) -> _Form:
+        """See `Step.after`."""
+        height, width = _pair(self.size)
+        if form.height is not None and form.width is not None and (form.height < height or form.width < width):
+            raise AuthoringError(
+                f"{type(self).__name__}: crops of {height} × {width} are larger than the image, which is {form.height} × {form.width} here"
+            )
+        return replace(form, height=height, width=width, square=height == width, crops=self.count)
+
+    @abstractmethod
+    def apply(self, image: Image.Image) -> list[Image.Image]:
         """Do the step with Pillow."""
 
     @abstractmethod
@@ -265,31 +305,23 @@ class Pad(_ImageStep):
 
     def __post_init__(self) -> None:
         _check_colour("Pad", self.colour)
-        if len(self._sides()) != 4 or not all(0 <= side <= 65_535 for side in self._sides()):
-            raise AuthoringError(f"Pad: the border is one width or (left, top, right, bottom), each from 0 to 65,535; got {self.border}")
-
-    def _sides(self) -> Sequence[int]:
-        return (self.border,) * 4 if isinstance(self.border, int) else self.border
+        _check_border("Pad", self.border)
 
     def after(self, form: _Form) -> _Form:
         """See `Step.after`."""
         _check_levels("Pad", self.colour, form)
-        left, top, right, bottom = self._sides()
-        height = None if form.height is None else form.height + top + bottom
-        width = None if form.width is None else form.width + left + right
-        square = height == width if height is not None else form.square and left + right == top + bottom
-        return replace(form, height=height, width=width, square=square)
+        return _bordered(form, self.border)
 
     def apply(self, image: Image.Image) -> Image.Image:
         """See `_ImageStep.apply`."""
-        left, top, right, bottom = self._sides()
+        left, top, right, bottom = _sides(self.border)
         canvas = Image.new(image.mode, (left + image.width + right, top + image.height + bottom), _fill(self.colour, image))
         canvas.paste(image, (left, top))
         return canvas
 
     def node(self, source: str, target: str) -> onnx.NodeProto:
         """See `_ImageStep.node`."""
-        left, top, right, bottom = self._sides()
+        left, top, right, bottom = _sides(self.border)
         colour = _levels(self.colour)
         return helper.make_node("PadBy", [source], [target], domain=DOMAIN, amounts=[top, left, bottom, right], colour=colour)
 
@@ -367,18 +399,114 @@ class Flip(_ImageStep):
 
 
 @dataclass(frozen=True)
+class PadWith(_ImageStep):
+    """Put a border around the image that continues it: `numpy.pad(image, …, mode)`, as torchvision's `Pad(…, padding_mode=mode)`.
+
+    Attributes:
+        border: One width for all four sides, or (left, top, right, bottom), in pixels.
+        mode: `edge` repeats the outermost line, `reflect` mirrors the image at it, `symmetric` behind it, as often as the border is wide.
+    """
+
+    border: int | tuple[int, int, int, int]
+    mode: PadMode
+
+    def __post_init__(self) -> None:
+        _check_border("PadWith", self.border)
+        _check_choice("PadWith", "mode", self.mode, PAD_MODES)
+
+    def after(self, form: _Form) -> _Form:
+        """See `Step.after`."""
+        return _bordered(form, self.border)
+
+    def apply(self, image: Image.Image) -> Image.Image:
+        """See `_ImageStep.apply`."""
+        left, top, right, bottom = _sides(self.border)
+        array = np.asarray(image)
+        around = ((top, bottom), (left, right), (0, 0))
+        return Image.fromarray(np.pad(array, around[: array.ndim], self.mode))
+
+    def node(self, source: str, target: str) -> onnx.NodeProto:
+        """See `_ImageStep.node`."""
+        left, top, right, bottom = _sides(self.border)
+        return helper.make_node(pad_mode_function(self.mode), [source], [target], domain=DOMAIN, amounts=[top, left, bottom, right])
+
+
+@dataclass(frozen=True)
+class FiveCrop(_CropsStep):
+    """Cut out the four corners and the centre, as torchvision's `FiveCrop`: every image becomes five, [5, H, W, C].
+
+    They are in torchvision's order: top left, top right, bottom left, bottom right, centre. It comes after all other steps on the image;
+    steps on the array go on with all five. `folding.fold` makes the model take them and answer once.
+
+    Attributes:
+        size: Side, or (height, width); a smaller image is refused.
+    """
+
+    size: int | tuple[int, int]
+
+    def __post_init__(self) -> None:
+        _check_size("FiveCrop", _pair(self.size))
+
+    @property
+    def count(self) -> int:
+        """See `_CropsStep.count`."""
+        return 5
+
+    def apply(self, image: Image.Image) -> list[Image.Image]:
+        """See `_CropsStep.apply`."""
+        return _five_crops(image, _pair(self.size))
+
+    def node(self, source: str, target: str) -> onnx.NodeProto:
+        """See `_CropsStep.node`."""
+        return helper.make_node("FiveCrop", [source], [target], domain=DOMAIN, size=list(_pair(self.size)))
+
+
+@dataclass(frozen=True)
+class TenCrop(_CropsStep):
+    """Do what `FiveCrop` does, then the same with the flipped image, as torchvision's `TenCrop`: [10, H, W, C].
+
+    Attributes:
+        size: Side, or (height, width); a smaller image is refused.
+        vertical_flip: Whether top and bottom are swapped instead of left and right.
+    """
+
+    size: int | tuple[int, int]
+    vertical_flip: bool = False
+
+    def __post_init__(self) -> None:
+        _check_size("TenCrop", _pair(self.size))
+
+    @property
+    def count(self) -> int:
+        """See `_CropsStep.count`."""
+        return 10
+
+    def apply(self, image: Image.Image) -> list[Image.Image]:
+        """See `_CropsStep.apply`."""
+        flipped = Flip("vertical" if self.vertical_flip else "horizontal").apply(image)
+        return _five_crops(image, _pair(self.size)) + _five_crops(flipped, _pair(self.size))
+
+    def node(self, source: str, target: str) -> onnx.NodeProto:
+        """See `_CropsStep.node`."""
+        name = "TenCropVertical" if self.vertical_flip else "TenCropHorizontal"
+        return helper.make_node(name, [source], [target], domain=DOMAIN, size=list(_pair(self.size)))
+
+
+@dataclass(frozen=True)
 class CenterCrop(_ImageStep):
     """Cut out the middle.
 
     Attributes:
-        size: Side, or (height, width); where the image is smaller, it is surrounded with zeros.
+        size: Side, or (height, width); where the image is smaller, it is surrounded with `colour`.
         fraction: Instead of `size`: a square of side int(fraction × the shorter side). EfficientNet-Lite: 224 / (224 + 32).
         rounding: What happens to an odd margin: `half_even` (torchvision), `floor` (margin // 2) or `ceil` ((margin + 1) // 2).
+        colour: One level for all channels, or one for each; what surrounds an image that is smaller than `size`.
     """
 
     size: int | tuple[int, int] | None = None
     fraction: float | None = None
     rounding: Rounding = "half_even"
+    colour: int | Sequence[int] = 0
 
     def __post_init__(self) -> None:
         if (self.size is None) == (self.fraction is None):
@@ -388,9 +516,18 @@ class CenterCrop(_ImageStep):
         if self.fraction is not None and not 0 < self.fraction <= 1:
             raise AuthoringError(f"CenterCrop: fraction must be above 0 and at most 1; got {self.fraction}")
         _check_choice("CenterCrop", "rounding", self.rounding, ROUNDINGS)
+        _check_colour("CenterCrop", self.colour)
+        if self.fraction is not None and self._coloured:
+            raise AuthoringError("CenterCrop: a fraction never leaves the image, so that a colour has no say; leave it out")
+
+    @property
+    def _coloured(self) -> bool:
+        return any(_levels(self.colour))
 
     def after(self, form: _Form) -> _Form:
         """See `Step.after`."""
+        if self._coloured:
+            _check_levels("CenterCrop", self.colour, form)
         if self.size is not None:
             height, width = _pair(self.size)
             return replace(form, height=height, width=width, square=height == width)
@@ -405,10 +542,17 @@ class CenterCrop(_ImageStep):
         size_in = (image.height, image.width)
         height, width = _pair(self.size) if self.size is not None else fraction_size(size_in, float(self.fraction or 0))
         top, left = center_offset(size_in[0] - height, self.rounding), center_offset(size_in[1] - width, self.rounding)
-        return image.crop((left, top, left + width, top + height))
+        if not self._coloured:
+            return image.crop((left, top, left + width, top + height))
+        canvas = Image.new(image.mode, (width, height), _fill(self.colour, image))
+        canvas.paste(image, (-left, -top))
+        return canvas
 
     def node(self, source: str, target: str) -> onnx.NodeProto:
         """See `_ImageStep.node`."""
+        if self.size is not None and self._coloured:
+            name, size = f"CenterCropOn_{self.rounding}", list(_pair(self.size))
+            return helper.make_node(name, [source], [target], domain=DOMAIN, size=size, colour=_levels(self.colour))
         if self.size is not None:
             return helper.make_node(f"CenterCrop_{self.rounding}", [source], [target], domain=DOMAIN, size=list(_pair(self.size)))
         fraction = numpy_helper.from_array(np.array([self.fraction], dtype=np.float64))
@@ -425,10 +569,14 @@ class Resize(_ImageStep):
         semantics: Whose order of passes, see `functions.Semantics`; None takes that of the Pillow installed now, found out by trying, which
             is then part of the package.
         by: How the size follows from that of the image. None: as said under `size`. `shorter` and `longer` bring that side to `size`,
-            one number; `inside` brings the image into (height, width) by the smaller of the two ratios; `contain` does so in the
-            arithmetic of `ImageOps.contain`, where the ratio is that of the image's sides; where that would leave no line, one is left.
+            one number; `inside` brings the image into (height, width) by the smaller of the two ratios; `within` does so by dividing by
+            the larger of the inverse ratios, as timm's `ResizeKeepRatio(longest=1)`, and `cover` by the smaller, so that the image covers
+            (height, width); `contain` is the arithmetic of `ImageOps.contain`, where the ratio is that of the image's sides. Where a rule
+            would leave no line, one is left.
         rounding: What makes a side a whole number: `int` (cut), `round` (half to even) or `ceil`. `contain` rounds as Pillow does.
         multiple_of: Both sides become a multiple of this number, rounded as `rounding` says, at least one.
+        max_size: For the shorter side, by torchvision's rule: where the longer one would exceed this, it becomes this, and the shorter
+            follows from the two.
     """
 
     size: int | tuple[int, int]
@@ -437,6 +585,7 @@ class Resize(_ImageStep):
     by: SizeBy | None = None
     rounding: SizeRounding = "int"
     multiple_of: int = 1
+    max_size: int | None = None
 
     def __post_init__(self) -> None:
         _check_size("Resize", _pair(self.size))
@@ -458,18 +607,28 @@ class Resize(_ImageStep):
             raise AuthoringError(f"Resize: multiple_of must be from 1 to 4,096; got {self.multiple_of}")
         if self.by in ("shorter", "longer") and not isinstance(self.size, int):
             raise AuthoringError(f"Resize: by={self.by!r} takes one number, the {self.by} side; got {self.size}")
-        if self.by in ("inside", "contain") and isinstance(self.size, int):
+        if self.by not in (None, "shorter", "longer") and isinstance(self.size, int):
             raise AuthoringError(f"Resize: by={self.by!r} takes (height, width), the box to stay inside; got {self.size}")
+        if self.max_size is not None:
+            self._check_max_size(self.max_size)
         keeps_ratio = self.by is not None or isinstance(self.size, int)
         if (not keeps_ratio or self.by == "contain") and (self.rounding != "int" or self.multiple_of != 1):
             raise AuthoringError(
                 "Resize: rounding and multiple_of have no say where the size is exact or ImageOps.contain's; leave them out"
             )
 
+    def _check_max_size(self, most: int) -> None:
+        if not isinstance(self.size, int) or self.by not in (None, "shorter") or self.rounding != "int" or self.multiple_of != 1:
+            raise AuthoringError("Resize: max_size goes with one number for the shorter side, cut to an integer, as torchvision has it")
+        if not self.size < most <= 65_535:
+            raise AuthoringError(f"Resize: max_size must be above the shorter side, {self.size}, and at most 65,535; got {most}")
+
     @property
     def _rule(self) -> str | None:
         """The rule of `functions.SIZE_RULES`; None for an exact size and for the shorter side cut to an integer."""
         by = self.by or ("shorter" if isinstance(self.size, int) else None)
+        if self.max_size is not None:
+            return "capped"
         if by is None or (by == "shorter" and self.rounding == "int" and self.multiple_of == 1):
             return None
         return by if by == "contain" else f"{by}_{self.rounding}"
@@ -482,7 +641,8 @@ class Resize(_ImageStep):
 
     @property
     def _wanted(self) -> list[int]:
-        return [self.size] if isinstance(self.size, int) else list(self.size)
+        sides = [self.size] if isinstance(self.size, int) else list(self.size)
+        return sides if self.max_size is None else [*sides, self.max_size]
 
     @property
     def stated_semantics(self) -> Semantics:
@@ -693,7 +853,7 @@ class ToBGR(_ArrayStep):
         order = numpy_helper.from_array(np.array([2, 1, 0], dtype=np.int64), name=f"{target}_constant")
         return [
             helper.make_node("Constant", [], [order.name], value=order),
-            helper.make_node("Gather", [source, order.name], [target], axis=3 if form.layout == "HWC" else 1),
+            helper.make_node("Gather", [source, order.name], [target], axis=form.rank - (1 if form.layout == "HWC" else 3)),
         ]
 
 
@@ -713,15 +873,16 @@ class ToCHW(_ArrayStep):
 
     def nodes(self, source: str, target: str, form: _Form) -> list[onnx.NodeProto]:
         """See `_ArrayStep.nodes`."""
-        return [helper.make_node("Transpose", [source], [target], perm=[0, 3, 1, 2])]
+        leading = list(range(form.rank - 3))
+        return [helper.make_node("Transpose", [source], [target], perm=[*leading, form.rank - 1, form.rank - 3, form.rank - 2])]
 
 
 class Preprocess:
     """An image pipeline: callable for training, two ONNX stages for serving, the same bits.
 
     Attributes:
-        steps: The steps in order: `Decode`, then steps on the image, then steps on the array.
-        pixels: Name of the value between the stages, uint8 [H, W, C].
+        steps: The steps in order: `Decode`, then steps on the image, then `FiveCrop` or `TenCrop` if at all, then steps on the array.
+        pixels: Name of the value between the stages, uint8 [H, W, C], or [K, H, W, C] with crops.
         output: Name of the result, which the model reads; `pixels` itself when no array step is given.
 
     Raises:
@@ -734,15 +895,17 @@ class Preprocess:
         self.steps = tuple(steps)
         self._decode = steps[0]
         self._image_steps = [s for s in steps if isinstance(s, _ImageStep)]
+        self._crops = [s for s in steps if isinstance(s, _CropsStep)]
         self._array_steps = [s for s in steps if isinstance(s, _ArrayStep)]
-        if [self._decode, *self._image_steps, *self._array_steps] != list(steps):
+        if [self._decode, *self._image_steps, *self._crops, *self._array_steps] != list(steps) or len(self._crops) > 1:
             raise AuthoringError(
-                "Preprocess: Decode comes first and once, then steps on the image (ToRGB, CenterCrop, Resize), then steps on the array"
+                "Preprocess: Decode comes first and once, then steps on the image (ToRGB, CenterCrop, Resize), after them at most one of "
+                "FiveCrop and TenCrop, then steps on the array"
             )
-        _follow(self._image_steps, self._array_steps)  # as written, for what it refuses
+        _follow([*self._image_steps, *self._crops], self._array_steps)  # as written, for what it refuses
         # Constants per channel meet whole planes then, with the same result: 0.1 ms instead of 1.2 for 224 × 224.
         self._array_steps.sort(key=lambda step: not isinstance(step, ToCHW))
-        self._forms = _follow(self._image_steps, self._array_steps)
+        self._forms = _follow([*self._image_steps, *self._crops], self._array_steps)
         self._decoder = self._decode.decoder()
         self.pixels = pixels
         self.output = output if self._array_steps else pixels
@@ -755,6 +918,11 @@ class Preprocess:
         """Shape of the result for one image."""
         return self._forms[-1].shape
 
+    @property
+    def crops(self) -> int | None:
+        """How many crops every image becomes, the first axis of the result; None without `FiveCrop` and `TenCrop`."""
+        return self._forms[-1].crops
+
     def __call__(self, image: bytes | Image.Image) -> np.ndarray:
         """Return what training feeds the model for one image.
 
@@ -762,7 +930,7 @@ class Preprocess:
             image: The encoded file, or a Pillow image.
 
         Returns:
-            The array after the last step, float32 [C, H, W] for a pipeline that ends with ToCHW.
+            The array after the last step, float32 [C, H, W] for a pipeline that ends with ToCHW, [K, C, H, W] with crops.
 
         Raises:
             InputError: The image cannot be decoded or is not accepted.
@@ -775,10 +943,12 @@ class Preprocess:
         return {self.pixels: pixels, self.output: self.batch(pixels)}
 
     def item(self, image: bytes | Image.Image) -> np.ndarray:
-        """Do the item stage with Pillow: uint8 [H, W, C]."""
+        """Do the item stage with Pillow: uint8 [H, W, C], or [K, H, W, C] with crops."""
         loaded = self._load(image)
         for step in self._image_steps:
             loaded = step.apply(loaded)
+        for crops in self._crops:
+            return np.stack([to_array(crop) for crop in crops.apply(loaded)])
         return np.ascontiguousarray(to_array(loaded))
 
     def batch(self, pixels: np.ndarray) -> np.ndarray:
@@ -823,8 +993,9 @@ class Preprocess:
 
     def _item_model(self, name: str) -> onnx.ModelProto:
         nodes = [helper.make_node("ImageDecoder", [name], ["decoded"], name=_DECODE_NODE, pixel_format="RGB")]
-        for i, step in enumerate(self._image_steps):
-            last = i == len(self._image_steps) - 1
+        steps: list[_ImageStep | _CropsStep] = [*self._image_steps, *self._crops]
+        for i, step in enumerate(steps):
+            last = i == len(steps) - 1
             node = step.node(nodes[-1].output[0], self.pixels if last else f"{_snake(step)}_{i}")
             node.name = f"{_snake(step)}_{i}"
             nodes.append(node)
@@ -850,7 +1021,7 @@ class Preprocess:
 _TENSOR_TYPES: Final = {"uint8": TensorProto.UINT8, "float32": TensorProto.FLOAT}
 
 
-def _follow(image_steps: Sequence[_ImageStep], array_steps: Sequence[_ArrayStep]) -> list[_Form]:
+def _follow(image_steps: Sequence[Step], array_steps: Sequence[_ArrayStep]) -> list[_Form]:
     """Return what is known between the stages and after every array step."""
     form = _Form()
     for step in image_steps:
@@ -858,7 +1029,7 @@ def _follow(image_steps: Sequence[_ImageStep], array_steps: Sequence[_ArrayStep]
     if form.height is None or form.width is None or form.channels is None:
         raise AuthoringError(
             "the shape after the image steps depends on the image, and batches need one shape; use ToRGB() or ToL(), and end with "
-            "Resize((height, width), …), CenterCrop(size) or PadTo(size)"
+            "Resize((height, width), …), CenterCrop(size), PadTo(size), FiveCrop(size) or TenCrop(size)"
         )
     forms = [form]
     for array_step in array_steps:
@@ -900,6 +1071,30 @@ def _fill(colour: int | Sequence[int], image: Image.Image) -> int | tuple[int, .
     return levels[0] if bands == 1 else levels
 
 
+def _sides(border: int | tuple[int, int, int, int]) -> Sequence[int]:
+    """Return left, top, right and bottom of a border."""
+    return (border,) * 4 if isinstance(border, int) else border
+
+
+def _check_border(step: str, border: int | tuple[int, int, int, int]) -> None:
+    sides = _sides(border)
+    if len(sides) != 4 or not all(0 <= side <= 65_535 for side in sides):
+        raise AuthoringError(f"{step}: the border is one width or (left, top, right, bottom), each from 0 to 65,535; got {border}")
+
+
+def _bordered(form: _Form, border: int | tuple[int, int, int, int]) -> _Form:
+    left, top, right, bottom = _sides(border)
+    height = None if form.height is None else form.height + top + bottom
+    width = None if form.width is None else form.width + left + right
+    square = height == width if height is not None else form.square and left + right == top + bottom
+    return replace(form, height=height, width=width, square=square)
+
+
+def _five_crops(image: Image.Image, size: tuple[int, int]) -> list[Image.Image]:
+    check_crops(size, (image.height, image.width))
+    return [image.crop((left, top, right, bottom)) for top, left, bottom, right in five_windows((image.height, image.width), size)]
+
+
 def _check_colour(step: str, colour: int | Sequence[int]) -> None:
     levels = _levels(colour)
     if not levels or not all(0 <= level <= 255 for level in levels):
@@ -936,6 +1131,9 @@ _NODE_NAMES: Final = {
     "CenterCrop": "center_crop",
     "OnBackground": "on_background",
     "PadTo": "pad_to",
+    "PadWith": "pad_with",
+    "FiveCrop": "five_crop",
+    "TenCrop": "ten_crop",
     "ScaleAndShift": "scale_and_shift",
     "TorchResize": "torch_resize",
 }

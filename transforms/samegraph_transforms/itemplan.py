@@ -36,11 +36,14 @@ from .kernels import (
     MakeExecutor,
     Pixels,
     Proof,
+    check_crops,
     check_size,
     crop_fraction,
+    crops_of,
     host_kernel,
     prove,
     resized_size,
+    size_after,
 )
 from .manifest import BINARY_KINDS, Decoder, Manifest, RawField, Stage
 from .opsets import DOMAIN, IR_VERSION
@@ -468,30 +471,38 @@ def _is_host_node(node: onnx.NodeProto) -> bool:
 
 #: An input of an ONNX step, and what its (height, width) must pass before the step runs.
 _Guard = tuple[str, Callable[[Sequence[int]], None]]
-
-
-_SAME_SIZE: Final = ("ToRGB", "ToL", "OnBackground", "FlipHorizontal", "FlipVertical")
+_Sizes = Callable[[tuple[int, int]], tuple[int, int]]
 
 
 def _guards(nodes: Sequence[onnx.NodeProto]) -> list[_Guard]:
     """Find the inputs of an ONNX step whose size decides whether it can run; kernels check the same by themselves.
 
     A crop of a one-pixel image can leave nothing, which makes the resize after it fail without telling why. A resize by the shorter side
-    makes a long and narrow image enormous.
+    makes a long and narrow image enormous. Five crops are taken of an image that is large enough for them.
     """
-    sources: dict[str, str] = {}
+    sources: dict[str, tuple[str, tuple[_Sizes, ...]]] = {}
     guards: list[_Guard] = []
     for node in nodes:
-        if node.domain == DOMAIN and node.op_type in _SAME_SIZE:
-            sources[node.output[0]] = sources.get(node.input[0], node.input[0])
+        source, before = sources.get(node.input[0], (node.input[0], ())) if node.input else ("", ())
+        if (after := size_after(node)) is not None:
+            sources[node.output[0]] = (source, (*before, after))
         fraction = crop_fraction(node) if node.domain == DOMAIN and node.op_type.startswith("CenterCropFraction_") else None
-        if fraction is not None:
-            guards.append((sources.get(node.input[0], node.input[0]), partial(_check_crop, fraction)))
-        resized = resized_size(node)
-        if resized is not None:
-            guards.append((sources.get(node.input[0], node.input[0]), partial(_check_resized, resized)))
+        checks = [] if fraction is None else [partial(_check_crop, fraction)]
+        checks += [] if (resized := resized_size(node)) is None else [partial(_check_resized, resized)]
+        checks += [] if (crops := crops_of(node)) is None else [partial(check_crops, crops[1])]
+        guards += [(source, partial(_check_later, before, check)) for check in checks]
     made = {name for node in nodes for name in node.output}
     return [guard for guard in guards if guard[0] not in made]
+
+
+def _check_later(steps: Sequence[_Sizes], check: Callable[[Sequence[int]], None], size: Sequence[int]) -> None:
+    """Check the size that an image has after `steps`; one that becomes empty on the way is the affair of the step that empties it."""
+    height, width = size
+    for after in steps:
+        if min(height, width) < 1:
+            return
+        height, width = after((height, width))
+    check((height, width))
 
 
 def _check_crop(fraction: float, size: Sequence[int]) -> None:
@@ -537,7 +548,8 @@ def _value_types(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
     known = {v.name: _open_shape(v) for v in (*graph.value_info, *graph.input, *graph.output) if v.type.tensor_type.elem_type}
     for node in model.graph.node:
         if _is_decoder(node) or host_kernel(node) is not None or resized_size(node) is not None:
-            known[node.output[0]] = helper.make_tensor_value_info(node.output[0], onnx.TensorProto.UINT8, _open_dims(node.output[0], 3))
+            rank = 3 if crops_of(node) is None else 4
+            known[node.output[0]] = helper.make_tensor_value_info(node.output[0], onnx.TensorProto.UINT8, _open_dims(node.output[0], rank))
         elif _is_tokenizer(node):
             for output in node.output:
                 known[output] = helper.make_tensor_value_info(output, onnx.TensorProto.INT64, _open_dims(output, 1))

@@ -41,15 +41,18 @@ from .errors import InputError, SamegraphError
 from .executor import Executor
 from .functions import (
     FILTERS,
+    PAD_MODES,
     PLACES,
     RADIUS,
     ROUNDINGS,
     SEMANTICS,
     SIZE_RULES,
     FilterName,
+    PadMode,
     Place,
     Rounding,
     Semantics,
+    pad_mode_function,
     pad_to_function,
     resize_by_function,
     resize_function,
@@ -372,6 +375,63 @@ def cut(pixels: Pixels, window: Window, colour: Sequence[int]) -> Pixels:
     return Pixels(array=out)
 
 
+def pad_by(pixels: Pixels, amounts: Sequence[int], mode: PadMode) -> Pixels:
+    """Put a border of (top, left, bottom, right) lines around the image that continues it, as `numpy.pad` does in that mode."""
+    if min(pixels.size) < 1:
+        raise InputError(EMPTY_IMAGE, code="wrong_shape")
+    top, left, bottom, right = amounts
+    return Pixels(array=np.pad(pixels.array(), ((top, bottom), (left, right), (0, 0)), mode))
+
+
+def five_crop(pixels: Pixels, size: Size) -> Pixels:
+    """Cut out the four corners and the centre: uint8 [5, h, w, C], top left and right, bottom left and right, centre.
+
+    Raises:
+        InputError: `wrong_shape`, the image is smaller than the crops.
+    """
+    check_crops(size, pixels.size)
+    return Pixels(array=_five(pixels.array(), size))
+
+
+def ten_crop(pixels: Pixels, size: Size, axis: int) -> Pixels:
+    """Do what `five_crop` does, then the same with the image flipped (axis 0: top and bottom): uint8 [10, h, w, C].
+
+    Raises:
+        InputError: As `five_crop`.
+    """
+    check_crops(size, pixels.size)
+    array = pixels.array()
+    return Pixels(array=np.concatenate([_five(array, size), _five(np.flip(array, axis), size)]))
+
+
+def check_crops(crops: Size, size: Sequence[int]) -> None:
+    """Check that an image of (height, width) `size` is large enough for five or ten crops.
+
+    Raises:
+        InputError: `wrong_shape`, it is not.
+    """
+    (height, width), (image_height, image_width) = crops, size
+    if image_height < height or image_width < width:
+        raise InputError(
+            f"the image is {image_width} × {image_height} pixels where crops of {width} × {height} are cut out of it (width × height); "
+            "send one that is at least as large",
+            code="wrong_shape",
+        )
+
+
+def five_windows(size_in: Size, size: Size) -> list[Window]:
+    """Return where the five crops of `size` lie in an image that is large enough, in `five_crop`'s order."""
+    height, width = size
+    bottom, right = size_in[0] - height, size_in[1] - width
+    center = (center_offset(bottom, "half_even"), center_offset(right, "half_even"))
+    return [(top, left, top + height, left + width) for top, left in ((0, 0), (0, right), (bottom, 0), (bottom, right), center)]
+
+
+def _five(array: np.ndarray, size: Size) -> np.ndarray:
+    windows = five_windows((array.shape[0], array.shape[1]), size)
+    return np.stack([array[top:bottom, left:right] for top, left, bottom, right in windows])
+
+
 def canvas_window(size_in: Size, size: Size, place: Place, rounding: Rounding) -> Window:
     """Return where a canvas of `size` lies, seen from the image that is put on it."""
     missing = (size[0] - size_in[0], size[1] - size_in[1])
@@ -392,10 +452,14 @@ def size_by(rule: str, size_in: Size, size: Sequence[int], multiple: int = 1) ->
     Args:
         rule: One of the rules.
         size_in: Height and width of the image, each >= 1.
-        size: The shorter or longer side, or height and width of the box.
+        size: The shorter or longer side, both of them, or height and width of the box.
         multiple: What both sides are to be a multiple of.
     """
     height, width = size_in
+    if rule == "capped":
+        free = shorter_side_size(size_in, size[0])
+        long = max(free)
+        return (max(int(size[1] * free[0] / long), 1), max(int(size[1] * free[1] / long), 1)) if long > size[1] else free
     if rule == "contain":
         box_height, box_width = size
         wider, taller = width / height > box_width / box_height, width / height < box_width / box_height
@@ -406,6 +470,9 @@ def size_by(rule: str, size_in: Size, size: Sequence[int], multiple: int = 1) ->
     if by == "inside":
         scale = min(size[0] / height, size[1] / width)
         exact = (height * scale, width * scale)
+    elif by in ("within", "cover"):
+        scale = (max if by == "within" else min)(height / size[0], width / size[1])
+        exact = (height / scale, width / scale)
     else:
         reference = min(size_in) if by == "shorter" else max(size_in)
         exact = (size[0] * height / reference, size[0] * width / reference)
@@ -510,8 +577,13 @@ def host_kernel(node: onnx.NodeProto, then: onnx.NodeProto | None = None) -> Ker
             return _resize_kernel(resizing)
         if (window := _cropping(node)) is not None:
             return _crop_kernel(window)
+        if (crops := crops_of(node)) is not None:
+            return _crops_kernel(node, crops[1])
         if node.domain == DOMAIN and "colour" in _attributes(node):
             return _colour_kernel(node)
+        if node.domain == DOMAIN and node.op_type in _pad_functions():
+            mode, amounts = _pad_functions()[node.op_type], [int(amount) for amount in np.asarray(_attributes(node)["amounts"])]
+            return lambda pixels: pad_by(pixels, amounts, mode)
     except (KeyError, TypeError, ValueError):  # attributes we would not write: the ONNX body decides what they mean
         pass
     return None
@@ -535,6 +607,10 @@ def _colour_kernel(node: onnx.NodeProto) -> Kernel | None:
     if node.op_type == "PadBy":
         top, left, bottom, right = (int(amount) for amount in np.asarray(attributes["amounts"]))
         return lambda pixels: cut(pixels, (-top, -left, pixels.size[0] + bottom, pixels.size[1] + right), colour)
+    name, _, rounding = node.op_type.partition("_")
+    if name == "CenterCropOn" and rounding in ROUNDINGS:
+        crop_size = _size(attributes)
+        return lambda pixels: cut(pixels, center_window(pixels.size, crop_size, rounding), colour)
     if (placed := _canvas_functions().get(node.op_type)) is not None:
         size = _size(attributes)
         return lambda pixels: cut(pixels, canvas_window(pixels.size, size, *placed), colour)
@@ -544,6 +620,29 @@ def _colour_kernel(node: onnx.NodeProto) -> Kernel | None:
 @cache
 def _canvas_functions() -> dict[str, tuple[Place, Rounding]]:
     return {pad_to_function(place, rounding): (place, rounding) for place, rounding in itertools.product(PLACES, ROUNDINGS)}
+
+
+@cache
+def _pad_functions() -> dict[str, PadMode]:
+    return {pad_mode_function(mode): mode for mode in PAD_MODES}
+
+
+def _crops_kernel(node: onnx.NodeProto, size: Size) -> Kernel:
+    axis = _FLIP_AXES.get(node.op_type)
+    return partial(five_crop, size=size) if axis is None else partial(ten_crop, size=size, axis=axis)
+
+
+_FLIP_AXES: Final = {"TenCropVertical": 0, "TenCropHorizontal": 1}
+
+
+def crops_of(node: onnx.NodeProto) -> tuple[int, Size] | None:
+    """Return how many crops a node makes of an image, and their (height, width); None for a node whose result is one image."""
+    if node.domain != DOMAIN or (node.op_type != "FiveCrop" and node.op_type not in _FLIP_AXES):
+        return None
+    try:
+        return 5 if node.op_type == "FiveCrop" else 10, _size(_attributes(node))
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 @dataclass(frozen=True)
@@ -648,6 +747,36 @@ def _torch_size(node: onnx.NodeProto) -> Callable[[Size], Size] | None:
 _TORCH_FUNCTIONS: Final = {torch_resize_function(f, shorter_side=shorter): shorter for f in TORCH_FILTERS for shorter in (False, True)}
 
 
+def size_after(node: onnx.NodeProto) -> Callable[[Size], Size] | None:
+    """Return what (height, width) one of our functions makes of an image of a (height, width), None for a node that is none of them."""
+    if node.domain != DOMAIN:
+        return None
+    if node.op_type in _SAME_SIZE:
+        return lambda size: size
+    try:
+        if (resizing := _resizing(node)) is not None:
+            return lambda size: resizing.size(size) if min(size) else size
+        if (window := _cropping(node)) is not None:
+            return lambda size: _window_size(window(size))
+        attributes = _attributes(node)
+        if node.op_type == "PadBy" or node.op_type in _pad_functions():
+            top, left, bottom, right = (int(amount) for amount in np.asarray(attributes["amounts"]))
+            return lambda size: (size[0] + top + bottom, size[1] + left + right)
+        if node.op_type in _canvas_functions() or node.op_type.startswith("CenterCropOn_"):
+            fixed = _size(attributes)
+            return lambda _: fixed
+    except (KeyError, TypeError, ValueError):
+        pass
+    return None
+
+
+_SAME_SIZE: Final = ("ToRGB", "ToL", "OnBackground", "FlipHorizontal", "FlipVertical")
+
+
+def _window_size(window: Window) -> Size:
+    return window[2] - window[0], window[3] - window[1]
+
+
 def crop_fraction(node: onnx.NodeProto) -> float | None:
     """Return the fraction of a CenterCropFraction node, None when it has none."""
     attributes = _attributes(node)
@@ -719,7 +848,7 @@ def battery_images(node: onnx.NodeProto) -> Iterator[np.ndarray]:
     near, height_out, width_out = int(size.max()), int(size[0]), int(size[1])
     channels = (1, 2, 3, 4) if node.op_type in ("ToRGB", "ToL", "OnBackground") else (3, 1, 3, 4)
     levels = np.asarray(attributes.get("colour", 0)).size
-    if node.op_type.startswith("Pad") and levels > 1:
+    if node.op_type.startswith(("Pad", "CenterCropOn")) and levels > 1:
         channels = (levels,) * 4
     rng = np.random.default_rng(BATTERY_VERSION)
     fixed = [(near, near), (near, 3 * near), (3 * near, near), (2 * near, 2 * near + 1), (1, 1), (near + 1, near), (near, near - 1 or 1)]
@@ -736,6 +865,8 @@ def battery_images(node: onnx.NodeProto) -> Iterator[np.ndarray]:
     for case in range(BATTERY_CASES):
         longest = 2 * near + 40 if case % 6 == 0 else near // 2 + 40
         height, width = fixed[case] if case < len(fixed) else (int(v) for v in rng.integers(2, longest, 2))
+        if crops_of(node) is not None:  # a smaller image is refused
+            height, width = max(height, height_out), max(width, width_out)
         yield _content(rng, case, (height, width, channels[case % 4]))
 
 
@@ -799,8 +930,10 @@ def _calls(node: onnx.NodeProto, then: onnx.NodeProto | None) -> list[onnx.NodeP
 
 
 def _battery_model(calls: Sequence[onnx.NodeProto], functions: Sequence[onnx.FunctionProto]) -> onnx.ModelProto:
-    image = [helper.make_tensor_value_info(name, onnx.TensorProto.UINT8, [f"{name}_h", f"{name}_w", f"{name}_c"]) for name in ("X", "Y")]
-    graph = helper.make_graph(calls, "battery", [image[0]], [image[1]])
+    image = helper.make_tensor_value_info("X", onnx.TensorProto.UINT8, ["X_h", "X_w", "X_c"])
+    crops = [] if crops_of(calls[-1]) is None else ["Y_k"]
+    result = helper.make_tensor_value_info("Y", onnx.TensorProto.UINT8, [*crops, "Y_h", "Y_w", "Y_c"])
+    graph = helper.make_graph(calls, "battery", [image], [result])
     return helper.make_model(graph, functions=list(functions), opset_imports=opset_imports(), ir_version=IR_VERSION)
 
 
