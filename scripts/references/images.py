@@ -5,6 +5,8 @@ By hand, in an environment of its own:
     python3 -m venv /tmp/images && /tmp/images/bin/pip install -r scripts/references/requirements-images.txt -e transforms
     /tmp/images/bin/python scripts/references/images.py
 
+With --images N --out DIR: the whole tensors of N images more, for scripts/exactness_sections/importers_images.py, which compares them.
+
 Writes tests/transforms/references/images/: cases.json says what each case imports (a configuration, or the classes and attributes of the
 transforms), tensors.npz holds the libraries' answers, whole for small sizes and as SHA-256 of the float32 bytes for large ones. The real
 objects are imported too; ends with 1 when one gives another tensor.
@@ -12,6 +14,7 @@ objects are imported too; ends with 1 when one gives another tensor.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import io
 import json
@@ -72,6 +75,7 @@ def huggingface_cases() -> dict[str, Any]:
         "hf-clip-odd": transformers.CLIPImageProcessor(size={"shortest_edge": 33}, crop_size={"height": 28, "width": 32}, resample=1),
         "hf-convnext": transformers.ConvNextImageProcessor(size={"shortest_edge": 28}, crop_pct=0.875),
         "hf-convnext-384": transformers.ConvNextImageProcessor(size={"shortest_edge": 384}),
+        "hf-clip-crop-pads": transformers.CLIPImageProcessor(size={"shortest_edge": 25}, crop_size={"height": 40, "width": 30}),
         "hf-detr-fixed": transformers.DetrImageProcessor(size=small, do_pad=False),
     }
 
@@ -83,15 +87,66 @@ def timm_cases() -> dict[str, dict[str, Any]]:
         "timm-resnet": {"input_size": (3, 224, 224), "interpolation": "bicubic", "crop_pct": 0.95, "crop_mode": "center", **usual},
         "timm-small": {"input_size": (3, 28, 28), "interpolation": "bilinear", "crop_pct": 0.875, "crop_mode": "center", **usual},
         "timm-squash": {"input_size": (3, 28, 24), "interpolation": "bicubic", "crop_pct": 0.9, "crop_mode": "squash", **usual},
+        "timm-not-square": {"input_size": (3, 28, 41), "interpolation": "bicubic", "crop_pct": 0.875, "crop_mode": "center", **usual},
+        "timm-border": {"input_size": (3, 33, 28), "interpolation": "bicubic", "crop_pct": 0.9, "crop_mode": "border", **usual},
+        "timm-border-224": {"input_size": (3, 224, 224), "interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "border", **usual},
+        "timm-squash-pads": {"input_size": (3, 28, 24), "interpolation": "bilinear", "crop_pct": 1.2, "crop_mode": "squash", **usual},
         "timm-whole": {"input_size": (3, 30, 30), "interpolation": "lanczos", "crop_pct": 1.0, "crop_mode": "center", **usual},
     }
+
+
+def function(source: str) -> Any:
+    """Return a function that knows its source, with what transforms need of the names in it."""
+    made: Any = eval(source, {"torch": torch, "v1": v1, "ToTensor": v1.ToTensor, "to_tensor": v1.ToTensor()})  # noqa: S307 - our own text
+    if hasattr(made, "__code__"):
+        made.source = source
+    return made
 
 
 def torchvision_cases() -> dict[str, Any]:
     """Return name → transforms."""
     modes = v1.InterpolationMode
     to_float = v2.ToDtype(torch.float32, scale=True)
+    normalize, tensor = v1.Normalize(MEAN, STD), v1.ToTensor()
+    stack = v1.Lambda(torch.stack)
+    each = [v1.Lambda(function(f"lambda crops: torch.stack([{made}(crop) for crop in crops])")) for made in ("ToTensor()", "v1.ToTensor()")]
     return {
+        "v1-pad": v1.Compose([v1.Resize((27, 30)), v1.Pad((3, 0, 5, 12), fill=(124, 116, 104)), tensor, normalize]),
+        "v1-pad-edge": v1.Compose([v1.Resize((27, 30)), v1.Pad((4, 9), padding_mode="edge"), tensor]),
+        "v1-pad-reflect": v1.Compose([v1.Resize((7, 30)), v1.Pad((4, 20), padding_mode="reflect"), tensor]),
+        "v2-pad-symmetric": v2.Compose([v2.Resize((27, 9)), v2.Pad(15, padding_mode="symmetric"), v2.ToImage(), to_float]),
+        "v1-grey": v1.Compose([v1.Resize((27, 30)), v1.Grayscale(), tensor, v1.Normalize([0.5], [0.25])]),
+        "v2-grey-3": v2.Compose([v2.Grayscale(3), v2.Resize((27, 30)), v2.ToImage(), to_float, v2.Normalize(MEAN, STD)]),
+        "v2-grey-rgb": v2.Compose([v2.Resize((27, 30)), v2.Grayscale(), v2.RGB(), v2.ToImage(), to_float]),
+        "v1-max-size": v1.Compose([v1.Resize(32, max_size=40), v1.CenterCrop(36), tensor, normalize]),
+        "v2-longest": v2.Compose([v2.Resize(None, modes.BICUBIC, max_size=36), v2.CenterCrop((40, 36)), v2.ToImage(), to_float]),
+        "v1-crop-pads": v1.Compose([v1.CenterCrop((45, 64)), tensor, normalize]),
+        "v1-crop-of-a-tensor": v1.Compose([tensor, v1.CenterCrop((64, 45)), normalize]),
+        "v1-flips": v1.Compose([v1.Resize((27, 30)), v1.RandomHorizontalFlip(1), v1.RandomVerticalFlip(0), v1.RandomGrayscale(1), tensor]),
+        "v2-flips": v2.Compose([v2.Resize((27, 30)), v2.ToImage(), v2.RandomVerticalFlip(1.0), v2.RandomHorizontalFlip(0.0), to_float]),
+        "v1-five-crop": v1.Compose([v1.Resize(32), v1.FiveCrop(21), each[0], normalize]),
+        "v1-ten-crop": v1.Compose([v1.Resize(35, modes.BICUBIC), v1.TenCrop((20, 25)), each[1], normalize]),
+        "v1-ten-crop-vertical": v1.Compose([v1.Resize(30), tensor, normalize, v1.TenCrop(21, vertical_flip=True), stack]),
+        "v1-ten-crop-by-name": v1.Compose(
+            [
+                v1.Resize(30),
+                v1.TenCrop(17),
+                v1.Lambda(function("lambda crops: torch.stack([to_tensor(crop) for crop in crops])")),
+                normalize,
+            ]
+        ),
+        "v2-five-crop": v2.Compose([v2.Resize(33), v2.FiveCrop(28), v2.ToImage(), to_float, v2.Normalize(MEAN, STD), stack]),
+        "v2-ten-crop": v2.Compose(
+            [
+                v2.Resize(33),
+                v2.ToImage(),
+                v2.TenCrop((19, 28)),
+                to_float,
+                v1.Lambda(function("lambda crops: torch.stack(crops)")),
+                normalize,
+            ]
+        ),
+        "timm-border-transforms": timm.data.create_transform((3, 30, 33), mean=MEAN, std=STD, crop_pct=0.95, crop_mode="border"),
         "v1": v1.Compose([v1.Resize(32), v1.CenterCrop(28), v1.ToTensor(), v1.Normalize(MEAN, STD)]),
         "v1-exact-bicubic": v1.Compose([v1.Resize((27, 30), modes.BICUBIC), v1.ToTensor()]),
         "v1-nearest": v1.Compose([v1.Resize((27, 30), modes.NEAREST), v1.ToTensor()]),
@@ -117,6 +172,10 @@ def plain(value: Any) -> Any:
         return [recorded(v) for v in value]
     if isinstance(value, tuple):
         return list(value)
+    if callable(value) and getattr(value, "__name__", None) in ("stack", "<lambda>"):
+        return getattr(value, "source", "torch.stack")
+    if isinstance(value, torch.Tensor):
+        return value.tolist()
     return str(value) if isinstance(value, torch.dtype) else getattr(value, "value", value)
 
 
@@ -137,9 +196,8 @@ def transformed(transform: Any, image: Image.Image) -> np.ndarray:
     return np.asarray(transform(image).numpy())
 
 
-def main() -> int:
-    """Write the references; return how many of our own tensors differ."""
-    files = images()
+def pipelines() -> tuple[dict[str, Any], dict[str, tuple[Callable[[Image.Image], np.ndarray], Any]]]:
+    """Return name → what a case imports, and name → the library's program and ours, imported from the real object."""
     cases: dict[str, Any] = {}
     run: dict[str, tuple[Callable[[Image.Image], np.ndarray], Any]] = {}
     for name, processor in huggingface_cases().items():
@@ -155,7 +213,36 @@ def main() -> int:
     for name, transform in torchvision_cases().items():
         cases[name] = {"importer": "torchvision", "transforms": recorded(transform)}
         run[name] = (partial(transformed, transform), from_torchvision(transform))
-    tensors, different, compared = {}, 0, 0
+    return cases, run
+
+
+def means() -> dict[str, np.ndarray]:
+    """Return answers for crops and what torch makes of them: the mean over five and ten, added in order, and as `mean` adds."""
+    made = {}
+    for crops in (5, 10):
+        logits = torch.from_numpy(np.random.default_rng(crops).normal(0, 3, (40, crops, 11)).astype(np.float32))
+        made |= {f"answers/{crops}": logits, f"answers/{crops}/mean": sum(logits.unbind(1)) / crops}
+        made |= {
+            f"answers/{crops}/torch.mean": logits.mean(1),
+            f"answers/{crops}/mean_of_softmax": sum(logits.softmax(2).unbind(1)) / crops,
+        }
+    return {name: value.numpy() for name, value in made.items()}
+
+
+def main() -> int:
+    """Write the references; return how many of our own tensors differ."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=OUT)
+    options = parser.parse_args()
+    versions = {name: metadata.version(name) for name in ("transformers", "timm", "torch", "torchvision", "numpy", "pillow")}
+    cases, run = pipelines()
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "cases.json").write_text(json.dumps({"versions": versions, "cases": cases}, indent=1) + "\n")
+    if options.images:
+        return many(options.images, options.out, run)
+    files = images()
+    tensors, different, compared = means(), 0, 0
     for name, (reference, ours) in run.items():
         for file, content in files.items():
             wanted = np.asarray(reference(Image.open(io.BytesIO(content)).convert("RGB")))
@@ -165,15 +252,41 @@ def main() -> int:
                 print(f"{name}, {file}: {wanted.dtype} {wanted.shape} and {actual.dtype} {actual.shape}, {np.sum(actual != wanted)} differ")
                 different += 1
             tensors[f"{name}/{file}"] = kept(wanted)
-    OUT.mkdir(parents=True, exist_ok=True)
-    versions = {name: metadata.version(name) for name in ("transformers", "timm", "torch", "torchvision", "numpy", "pillow")}
-    (OUT / "cases.json").write_text(json.dumps({"versions": versions, "cases": cases}, indent=1) + "\n")
-    np.savez_compressed(OUT / "tensors.npz", allow_pickle=False, **tensors)
+    np.savez_compressed(options.out / "tensors.npz", allow_pickle=False, **tensors)
     for file, content in files.items():
         if file.endswith(".png"):
-            (OUT / file).write_bytes(content)
+            (options.out / file).write_bytes(content)
     print(f"{len(run)} cases, {len(files)} images, {compared:,} elements compared; {different} tensors differ")
     return min(different, 1)
+
+
+def many(count: int, out: Path, run: dict[str, tuple[Callable[[Image.Image], np.ndarray], Any]]) -> int:
+    """Write `count` images as PNG and, case by case, the libraries' tensors of all of them."""
+    rng = np.random.default_rng(2026)
+    files = {f"{place}.png": png(content(rng, place)) for place in range(count)}
+    for file, data in files.items():
+        (out / file).write_bytes(data)
+    for name, (reference, _) in run.items():
+        tensors = [reference(Image.open(io.BytesIO(data)).convert("RGB")) for data in files.values()]
+        np.save(out / f"{name}.npy", np.stack(tensors))
+    return 0
+
+
+def content(rng: np.random.Generator, place: int) -> np.ndarray:
+    """Return the pixels of one image: noise, black and white noise, a gradient or flat patches, sides of 8 to 320, one in nine long."""
+    height, width = (int(v) for v in np.exp(rng.uniform(np.log(8), np.log(320), 2)))
+    if place % 9 == 4:
+        height, width = max(height, 9 * min(width, 30)), min(width, 30)
+    kind, shape = place % 4, (height, width, 3)
+    if kind == 0:
+        return rng.integers(0, 256, shape, dtype=np.uint8)
+    if kind == 1:
+        return rng.integers(0, 2, shape, dtype=np.uint8) * np.uint8(255)
+    if kind == 2:
+        rows, columns, depth = np.indices(shape)
+        return np.asarray((3 * rows + 5 * columns + 60 * depth) % 256, dtype=np.uint8)
+    coarse = rng.integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
+    return np.ascontiguousarray(np.repeat(np.repeat(coarse, 8, 0), 8, 1)[:height, :width])
 
 
 if __name__ == "__main__":

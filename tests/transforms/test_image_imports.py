@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import types
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,24 @@ def rebuilt(recorded: dict[str, Any]) -> Any:
     made = type(recorded["class"], (), {"__module__": recorded["module"]})()
     for name, value in recorded["attributes"].items():
         nested = isinstance(value, list) and value and isinstance(value[0], dict)
-        setattr(made, name, [rebuilt(v) for v in value] if nested else value)
+        setattr(
+            made, name, [rebuilt(v) for v in value] if nested else function(value) if name == "lambd" and isinstance(value, str) else value
+        )
     return made
+
+
+class Stack:
+    """Stands for torch.stack: a function without Python code, known by its name."""
+
+    __name__ = "stack"
+
+
+def function(source: str) -> Any:
+    """Return a recorded function, with modules and classes of the names that it has in training code."""
+    torch, v1 = types.ModuleType("torch"), types.ModuleType("torchvision.transforms")
+    torch.stack = Stack()  # type: ignore[attr-defined]
+    v1.ToTensor = type("ToTensor", (), {"__module__": "torchvision.transforms.transforms"})  # type: ignore[attr-defined]
+    return eval(source, {"torch": torch, "v1": v1, "ToTensor": v1.ToTensor, "to_tensor": v1.ToTensor()})
 
 
 def imported(case: dict[str, Any]) -> Preprocess:
@@ -63,7 +80,7 @@ def test_an_imported_pipeline_gives_the_library_s_tensors(name: str) -> None:
             assert_same(preprocess(content), tensors[f"{name}/{file}"])
 
 
-@pytest.mark.parametrize("name", ["hf-clip-small", "timm-small", "v2"])
+@pytest.mark.parametrize("name", ["hf-clip-small", "timm-small", "timm-border", "v2"])
 def test_an_imported_pipeline_becomes_a_package_proven_against_the_library(name: str, tmp_path: Path) -> None:
     preprocess = imported(CASES[name])
     shape = preprocess.output_shape
@@ -99,6 +116,9 @@ def transform(module: str, name: str, **attributes: Any) -> Any:
 
 V1, V2 = "torchvision.transforms.transforms", "torchvision.transforms.v2._misc"
 RESIZE = transform(V1, "Resize", size=[8, 8], interpolation="bilinear", max_size=None)
+TENSOR, FIVE = transform(V1, "ToTensor"), transform(V1, "FiveCrop", size=(8, 8))
+NORMALIZE = transform(V1, "Normalize", mean=[0.5] * 3, std=[0.5] * 3)
+RATIO = {"size": (8, 8), "interpolation": "bilinear", "longest": 0, "random_scale_prob": 0.0, "random_aspect_prob": 0.0}
 
 
 @pytest.mark.parametrize(
@@ -106,8 +126,33 @@ RESIZE = transform(V1, "Resize", size=[8, 8], interpolation="bilinear", max_size
     [
         pytest.param([transform(V1, "RandomHorizontalFlip", p=0.5)], "RandomHorizontalFlip", id="random"),
         pytest.param([transform(V2, "ToImage"), RESIZE], "Resize", id="version 1's resize of a tensor"),
-        pytest.param([transform(V1, "Resize", size=8, interpolation="bilinear", max_size=12)], "Resize", id="longest side"),
-        pytest.param([transform(V1, "CenterCrop", size=[8, 8])], "CenterCrop", id="crop that may pad"),
+        pytest.param([transform(V1, "Resize", size=8, interpolation="bilinear", max_size=7)], "Resize", id="longest side"),
+        pytest.param([RESIZE, TENSOR, NORMALIZE, transform(V1, "CenterCrop", size=[9, 9])], "CenterCrop", id="crop of normalized"),
+        pytest.param([transform(V1, "Pad", padding=(1, -2), fill=0, padding_mode="constant")], "Pad", id="pad that crops"),
+        pytest.param([transform(V1, "Pad", padding=1, fill=0.5, padding_mode="constant")], "Pad", id="half a level"),
+        pytest.param([transform(V1, "Pad", padding=1, fill=0, padding_mode="circular")], "Pad", id="unknown border"),
+        pytest.param([TENSOR, transform(V1, "Pad", padding=1, fill=0, padding_mode="edge")], "Pad", id="border of a tensor"),
+        pytest.param([TENSOR, transform(V1, "Grayscale", num_output_channels=1)], "Grayscale", id="grey of a tensor"),
+        pytest.param([FIVE, transform(V1, "Resize", size=8, interpolation="bilinear")], "Resize", id="version 1 on a tuple"),
+        pytest.param([FIVE, transform(V2, "CenterCrop", size=[8, 8])], "CenterCrop", id="crop of crops"),
+        pytest.param([FIVE, TENSOR], "ToTensor", id="tensor of a tuple"),
+        pytest.param(
+            [FIVE, transform(V2, "PILToTensor"), transform(V2, "ToDtype", dtype="torch.float32", scale=True)], "ToDtype", id="plain"
+        ),
+        pytest.param([FIVE, transform(V1, "Lambda", lambd=Stack())], "Lambda", id="stack of images"),
+        pytest.param([FIVE, transform(V2, "ToImage"), transform(V2, "Lambda", lambd=Stack())], "Lambda", id="version 2 sees one crop"),
+        pytest.param([FIVE, transform(V1, "Lambda", lambd=len)], "Lambda", id="another function"),
+        pytest.param([FIVE, transform(V1, "Lambda", lambd=lambda crops: crops[0])], "Lambda", id="another lambda"),
+        pytest.param([transform(V1, "Lambda", lambd=Stack())], "Lambda", id="nothing to stack"),
+        pytest.param([FIVE, transform("mine", "BatchMultiCrop")], "BatchMultiCrop", id="own class"),
+        pytest.param([transform("timm", "ResizeKeepRatio", **{**RATIO, "longest": 0.5})], "ResizeKeepRatio", id="between the sides"),
+        pytest.param([transform("timm", "ResizeKeepRatio", **{**RATIO, "random_scale_prob": 1})], "ResizeKeepRatio", id="random ratio"),
+        pytest.param([transform("timm", "CenterCropOrPad", size=(8, 8), fill=0, padding_mode="edge")], "CenterCropOrPad", id="edge"),
+        pytest.param(
+            [transform(V2, "ToImage"), transform(V2, "Resize", size=8, interpolation="bilinear", max_size=9)],
+            "Resize",
+            id="longest side of a tensor",
+        ),
         pytest.param([RESIZE, transform(V2, "ToImage"), transform(V2, "ToDtype", dtype="torch.float16", scale=True)], "ToDtype", id="half"),
         pytest.param([RESIZE, transform(V2, "ToDtype", dtype="torch.float32", scale=True)], "ToDtype", id="no tensor"),
         pytest.param([RESIZE, transform(V1, "Normalize", mean=[0], std=[1])], "Normalize", id="no float"),
@@ -118,6 +163,48 @@ def test_transforms_without_an_exact_step_are_refused_by_name(transforms: list[A
         from_torchvision(transforms)
     assert refused.value.step == step
     assert step in str(refused.value)
+
+
+def test_what_a_program_does_with_each_crop_can_be_said() -> None:
+    stack = transform(V1, "Lambda", lambd=Stack())
+    readable = from_torchvision(
+        [FIVE, transform(V1, "Lambda", lambd=function("lambda crops: torch.stack([ToTensor()(crop) for crop in crops])"))]
+    )
+    own = transform(V1, "Lambda", lambd=lambda crops: [sum(crop) for crop in crops])
+    assert repr(from_torchvision([FIVE, own], each_crop=[TENSOR])) == repr(readable)
+    assert repr(from_torchvision([FIVE, own, own], each_crop=[TENSOR])) == repr(readable)  # the second is part of what was said
+    assert repr(from_torchvision([FIVE, transform(V2, "ToImage"), transform("mine", "BatchMultiCrop"), to_float()], each_crop=[])) == repr(
+        from_torchvision([transform(V2, "ToImage"), FIVE, stack, to_float()])
+    )
+    with pytest.raises(UnsupportedStep, match=r"say what it does with each crop .* each_crop=\[ToTensor"):
+        from_torchvision([FIVE, own])
+    with pytest.raises(UnsupportedStep, match="is a function, which cannot be read"):
+        from_torchvision([FIVE, own, NORMALIZE, own], each_crop=[TENSOR])
+    with pytest.raises(AuthoringError, match=r"left as a tuple; stack them, add Lambda\(torch.stack\)"):
+        from_torchvision([TENSOR, FIVE])
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "lambda crops: torch.stack(crops, 1)",
+        "lambda crops: torch.stack(crops[:5])",
+        "lambda crops: torch.stack([ToTensor()(crop) for crop in crops[::-1]])",
+        "lambda crops: torch.stack([ToTensor()(ToTensor()(crop)) for crop in crops])",
+        "lambda crops: torch.stack([ToTensor()(crop) for crop in crops if crop])",
+        "lambda crops: torch.stack([v1.ToTensor(3)(crop) for crop in crops])",
+        "lambda crops: v1.stack(crops)",
+        "lambda crops: torch.stack([nothing()(crop) for crop in crops])",
+    ],
+)
+def test_a_function_that_only_looks_like_stacking_is_refused(source: str) -> None:
+    with pytest.raises(UnsupportedStep, match="Lambda"):
+        from_torchvision([FIVE, transform(V1, "Lambda", lambd=function(source)), to_float()])
+
+
+def to_float() -> Any:
+    """Return version 1's conversion."""
+    return transform(V1, "ConvertImageDtype", dtype="torch.float32")
 
 
 def test_transforms_must_end_in_a_float_tensor() -> None:
@@ -132,7 +219,6 @@ def test_transforms_must_end_in_a_float_tensor() -> None:
         pytest.param({"image_processor_type": "DetrImageProcessor"}, "size", id="another shape for every image"),
         pytest.param({"image_processor_type": "SamImageProcessor"}, "image_processor_type", id="unknown kind"),
         pytest.param({"image_processor_type": "ViTImageProcessor", "resample": 9}, "resample", id="unknown filter"),
-        pytest.param({"image_processor_type": "CLIPImageProcessor", "crop_size": 256}, "center_crop", id="crop that pads"),
     ],
 )
 def test_processors_without_an_exact_step_are_refused_by_key(config: dict[str, Any], step: str) -> None:
@@ -158,8 +244,10 @@ def test_slow_and_fast_processors_are_told_apart() -> None:
 
 def test_timm_configurations_without_an_exact_step_are_refused() -> None:
     usual = {"input_size": (3, 28, 28), "interpolation": "bicubic", "mean": (0.5,) * 3, "std": (0.5,) * 3}
-    with pytest.raises(UnsupportedStep, match="'border' for 28 × 28"):
-        from_timm({**usual, "crop_mode": "border"})
+    with pytest.raises(UnsupportedStep, match="'random' has no exact step; there are `center`, `squash` and `border`"):
+        from_timm({**usual, "crop_mode": "random"})
+    with pytest.raises(UnsupportedStep, match="crop_border_pixels has no exact step"):
+        from_timm({**usual, "crop_border_pixels": 3})
     with pytest.raises(UnsupportedStep, match="has 1 channels"):
         from_timm({**usual, "input_size": (1, 28, 28)})
     with pytest.raises(UnsupportedStep, match="has interpolation 'random'"):

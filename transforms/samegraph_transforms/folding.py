@@ -6,7 +6,8 @@
 is, as a graph, what training code does with them:
 
     n, k, c, h, w = x.shape
-    y = model(x.view(-1, c, h, w)).view(n, k, -1).mean(1)
+    y = model(x.view(-1, c, h, w)).view(n, k, -1)
+    answer = sum(y.unbind(1)) / k
 
 So a batch has the same first axis at every boundary between stages, the number of instances, and everything that counts rows goes on as
 with any other package.
@@ -34,7 +35,9 @@ def fold(model: onnx.ModelProto, crops: int | None, *, combine: Combine) -> onnx
     """Return a model that takes `crops` images an instance, runs `model` on all of them at once and combines its answers.
 
     The mean adds the crops' answers in their order, one by one from the first, and divides by their number, in the answers' own type:
-    the bits of `torch.mean` over so few.
+    the bits of torch's `sum(y.unbind(1)) / k`. Its `y.mean(1)` adds the last classes, those that fill no vector of the processor, in
+    another order: up to 3.5e-7 of the largest answer apart (2,000 × 11 and 1,000 logits in float32), where a package promises 1e-7
+    unless it says otherwise.
 
     Args:
         model: Every input [n, …] and every output [n, …], with a first axis of any length. Not changed.

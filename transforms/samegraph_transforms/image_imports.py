@@ -20,8 +20,28 @@ from typing import Any, Final, Literal
 import numpy as np
 
 from .errors import AuthoringError, UnsupportedStep
-from .functions import FilterName, Semantics
-from .image import CenterCrop, Decode, Divide, Multiply, Normalize, Preprocess, Rescale, Resize, Step, ToCHW, ToFloat, ToRGB
+from .functions import PAD_MODES, FilterName, Semantics
+from .image import (
+    CenterCrop,
+    Decode,
+    Divide,
+    FiveCrop,
+    Flip,
+    Multiply,
+    Normalize,
+    Pad,
+    PadWith,
+    Preprocess,
+    Rescale,
+    Resize,
+    SizeBy,
+    Step,
+    TenCrop,
+    ToCHW,
+    ToFloat,
+    ToL,
+    ToRGB,
+)
 from .torch_functions import TORCH_FILTERS
 from .torch_resize import TorchResize
 
@@ -42,6 +62,10 @@ class _Pipeline:
         shorter: The shorter side is at least this long.
         tensor: Whether the image has become a tensor: resizes are PyTorch's then.
         floating: Whether its values are floats.
+        channels: How many the image has.
+        crops: What became of five or ten crops: they are a tuple until they are `stacked`; None without crops.
+        plain: Whether the tensor is a plain one, not torchvision's `Image`.
+        each: What transforms that cannot be read do with every crop, if that was said.
     """
 
     source: str
@@ -50,14 +74,42 @@ class _Pipeline:
     shorter: int = 0
     tensor: bool = False
     floating: bool = False
+    channels: int = 3
+    crops: Literal["tuple", "stacked"] | None = None
+    plain: bool = False
+    each: Sequence[Any] | None = None
 
     def refuse(self, step: str, why: str) -> UnsupportedStep:
         """Return the error that refuses a step."""
         return UnsupportedStep(f"{self.source}: {step} {why}", step=step)
 
-    def resize(self, step: str, size: Sequence[int], name: str) -> None:
-        """Add a resize to (height, width), or of the shorter side to the one number of `size`."""
+    def image(self, name: str, step: Step) -> None:
+        """Add a step that moves pixels about and changes none.
+
+        Of a tensor it is done before the arithmetic, which treats every value by itself.
+        """
+        if self.crops is not None:
+            raise self.refuse(name, "comes after the crops and would change each of them; put it before them")
+        if not self.tensor:
+            self.steps.append(step)
+            return
+        at = next((i for i, one in enumerate(self.steps) if isinstance(one, _ELEMENTWISE)), len(self.steps))
+        if not all(isinstance(one, _ELEMENTWISE) for one in self.steps[at:]):
+            raise self.refuse(name, "comes after a resize of the tensor and has no exact step there; put it before the tensor")
+        self.steps.insert(at, step)
+
+    def resize(
+        self, step: str, size: Sequence[int], name: str, *, by: SizeBy | None = None, rounded: bool = False, max_size: int | None = None
+    ) -> None:
+        """Add a resize to (height, width), or of the shorter side to the one number of `size`; see `Resize` for the other ways."""
+        if self.crops is not None:
+            raise self.refuse(step, "comes after the crops and would change each of them; put it before them")
+        self.shorter = 0 if by is not None or max_size is not None else min(int(side) for side in size)
         if self.tensor:
+            if by is not None or max_size is not None:
+                raise self.refuse(
+                    step, "makes a tensor of another size for every image by a rule that has no exact step; put it before the tensor"
+                )
             self._resize_tensor(step, size, name)
             return
         known = {"nearest-exact": "nearest"}.get(name, name)
@@ -65,8 +117,8 @@ class _Pipeline:
             raise self.refuse(step, f"has interpolation {name!r}; exact are {', '.join(_PILLOW_FILTERS)}")
         sides = [int(s) for s in size]
         wanted = sides[0] if len(sides) == 1 else (sides[0], sides[1])
-        self.steps.append(Resize(wanted, known, semantics=self.semantics))
-        self.shorter = min(sides)
+        rounding: Literal["round", "int"] = "round" if rounded else "int"
+        self.steps.append(Resize(wanted, known, semantics=self.semantics, by=by, rounding=rounding, max_size=max_size))
 
     def _resize_tensor(self, step: str, size: Sequence[int], name: str) -> None:
         """Add the same for a tensor: what PyTorch's `interpolate(antialias=True)` makes of uint8."""
@@ -76,19 +128,20 @@ class _Pipeline:
             raise self.refuse(step, f"has interpolation {name!r} on a tensor; exact are {', '.join(TORCH_FILTERS)}")
         sides = [int(s) for s in size]
         self.steps.append(TorchResize(sides[0] if len(sides) == 1 else (sides[0], sides[1]), name))
-        self.shorter = min(sides)
 
-    def center_crop(self, step: str, size: Sequence[int], rounding: Literal["half_even", "floor"]) -> None:
-        """Add a crop of (height, width) that never leaves the image."""
-        height, width = (int(s) for s in (size if len(size) == 2 else (size[0], size[0])))
-        if self.floating:
-            raise self.refuse(step, "works on a float tensor here; put it before the conversion to float")
-        if max(height, width) > self.shorter:
+    def center_crop(
+        self, step: str, size: Sequence[int], rounding: Literal["half_even", "floor"], *, colour: int | Sequence[int] = 0
+    ) -> None:
+        """Add a crop of (height, width), which puts `colour` around a smaller image."""
+        height, width = _height_width(size)
+        if self.tensor and rounding == "floor" and max(height, width) > self.shorter:
             raise self.refuse(
-                step, f"of {height} × {width} may be larger than the image, where libraries pad by rules of their own; resize first"
+                step, f"of {height} × {width} may be larger than the image, which fast processors pad by a rule of their own; resize first"
             )
-        self.steps.append(CenterCrop((height, width), rounding=rounding))
         self.shorter = min(height, width)
+        if any(isinstance(one, Normalize) for one in self.steps):
+            raise self.refuse(step, "puts zeros around a smaller image, which are no pixels any more after Normalize; put it before")
+        self.image(step, CenterCrop((height, width), rounding=rounding, colour=colour))
 
     def normalize(self, mean: Any, std: Any) -> None:
         """Add (x - mean) / std."""
@@ -97,6 +150,14 @@ class _Pipeline:
     def finish(self) -> Preprocess:
         """Return the pipeline, channels first."""
         return Preprocess([*self.steps, ToCHW()])
+
+
+#: Steps on the array that treat every value by itself, and zero as zero but for Normalize.
+_ELEMENTWISE: Final = (ToFloat, Divide, Multiply, Rescale, Normalize)
+
+
+def _height_width(size: Sequence[int]) -> tuple[int, int]:
+    return int(size[0]), int(size[-1])
 
 
 def _numbers(value: Any) -> float | list[float]:
@@ -112,19 +173,26 @@ def from_torchvision(
     *,
     given: Literal["image", "tensor"] = "image",
     semantics: Semantics | None = None,
+    each_crop: Sequence[Any] | None = None,
 ) -> Preprocess:
     """Read transforms of torchvision: a `Compose` of v1 or v2, a list, or what `weights.transforms()` gives for classification.
+
+    Five and ten crops become the first axis of the result. What stacks them is read where it is `Lambda(torch.stack)`, or a lambda that
+    calls `torch.stack` on the crops, or on what one transform makes of each: `lambda crops: torch.stack([ToTensor()(crop) for crop in
+    crops])`. Other functions cannot be read.
 
     Args:
         transforms: The object, as it is applied to a picture in RGB.
         given: What it was applied to: a Pillow `image`, or a uint8 `tensor` with that image's pixels. Both resize, to other pixels.
         semantics: Which Pillow training ran, `pillow<13` or `pillow>=13`; None for the one installed now.
+        each_crop: The transforms that functions or classes of your own after FiveCrop or TenCrop apply to every crop before they stack
+            them, in order; empty where they only stack.
 
     Raises:
         UnsupportedStep: A transform has no exact step, or is random; `.step` is its class.
         AuthoringError: The transforms do not end in a float tensor of one shape.
     """
-    pipeline = _Pipeline("torchvision", semantics, tensor=given == "tensor")
+    pipeline = _Pipeline("torchvision", semantics, tensor=given == "tensor", plain=given == "tensor", each=each_crop)
     if pipeline.tensor and not _is_v2(transforms):
         _refuse_version_1(pipeline, transforms)
     if type(transforms).__name__ == "ImageClassification":
@@ -133,18 +201,55 @@ def from_torchvision(
         pipeline.steps += [ToFloat(), Divide(255)]
         pipeline.normalize(transforms.mean, transforms.std)
         return pipeline.finish()
-    listed = transforms if isinstance(transforms, Sequence) else getattr(transforms, "transforms", [transforms])
-    for one in listed:
-        name = type(one).__name__
-        if name not in _TORCHVISION:
-            exact = ", ".join(_TORCHVISION)
-            raise pipeline.refuse(name, f"has no exact step (or is random: leave augmentation out); there are steps for {exact}")
-        _TORCHVISION[name](pipeline, one)
+    _read_all(pipeline, transforms if isinstance(transforms, Sequence) else getattr(transforms, "transforms", [transforms]))
+    if pipeline.crops == "tuple":
+        raise AuthoringError("torchvision: the crops are left as a tuple; stack them, add Lambda(torch.stack)")
     if not pipeline.floating:
         raise AuthoringError(
             "torchvision: the transforms do not end in a float tensor; add ToTensor(), or ToImage() and ToDtype(torch.float32, scale=True)"
         )
     return pipeline.finish()
+
+
+def _read_all(pipeline: _Pipeline, listed: Sequence[Any]) -> None:
+    said = False  # whether what was read last is what `each_crop` says
+    for one in listed:
+        name = type(one).__name__
+        own = name not in _TORCHVISION or (name == "Lambda" and _stacking(one.lambd) is None)
+        if said and own:
+            continue
+        said = own and pipeline.crops == "tuple" and pipeline.each is not None
+        if said:
+            _stack(pipeline, name, [] if pipeline.each is None else pipeline.each)
+        elif own:
+            raise _unreadable(pipeline, name)
+        elif pipeline.crops == "tuple" and name not in ("Lambda", "Compose"):
+            _read_each(pipeline, name, one)
+        else:
+            _TORCHVISION[name](pipeline, one)
+
+
+def _unreadable(pipeline: _Pipeline, name: str) -> UnsupportedStep:
+    if pipeline.crops == "tuple":
+        return pipeline.refuse(
+            name,
+            "is a program of your own and cannot be read: say what it does with each crop before it stacks them, for example "
+            "from_torchvision(…, each_crop=[ToTensor(), Normalize(mean, std)]), or each_crop=[] where it only stacks",
+        )
+    if name == "Lambda":
+        return pipeline.refuse(name, "is a function, which cannot be read; only one that stacks the crops of FiveCrop or TenCrop can")
+    return pipeline.refuse(
+        name, f"has no exact step (or is random: leave augmentation out); there are steps for {', '.join(sorted(_TORCHVISION))}"
+    )
+
+
+def _read_each(pipeline: _Pipeline, name: str, one: Any) -> None:
+    """Read a transform of a tuple of crops, each of which it changes."""
+    if not _is_v2(one):
+        raise pipeline.refuse(name, "of version 1 cannot take the tuple of crops; stack them first, Lambda(torch.stack)")
+    if pipeline.plain:
+        raise pipeline.refuse(name, "of version 2 changes only the first of several plain tensors; stack them first, Lambda(torch.stack)")
+    _TORCHVISION[name](pipeline, one)
 
 
 def _interpolation(transform: Any) -> str:
@@ -157,19 +262,147 @@ def _sizes(value: Any) -> list[int]:
 
 
 def _torchvision_resize(pipeline: _Pipeline, transform: Any) -> None:
-    if getattr(transform, "max_size", None) is not None:
-        raise pipeline.refuse("Resize", f"has max_size={transform.max_size}, which has no exact step")
-    if transform.size is None:
-        raise pipeline.refuse("Resize", "has no size")
     if pipeline.tensor:
         _refuse_version_1(pipeline, transform)
         if not getattr(transform, "antialias", True):
             raise pipeline.refuse("Resize", "has antialias=False on a tensor, which has no exact step")
-    pipeline.resize("Resize", _sizes(transform.size), _interpolation(transform))
+    most = getattr(transform, "max_size", None)
+    if transform.size is None:
+        if most is None:
+            raise pipeline.refuse("Resize", "has no size")
+        pipeline.resize("Resize", [int(most)], _interpolation(transform), by="longer")
+        return
+    sizes = _sizes(transform.size)
+    if most is not None and (len(sizes) != 1 or most <= sizes[0]):
+        raise pipeline.refuse(
+            "Resize", f"has max_size={most} with size={transform.size}: it goes with one smaller number for the shorter side"
+        )
+    pipeline.resize("Resize", sizes, _interpolation(transform), max_size=None if most is None else int(most))
 
 
 def _torchvision_crop(pipeline: _Pipeline, transform: Any) -> None:
     pipeline.center_crop("CenterCrop", _sizes(transform.size), "half_even")
+
+
+def _crops(pipeline: _Pipeline, transform: Any) -> None:
+    size, name = _height_width(_sizes(transform.size)), type(transform).__name__
+    pipeline.image(name, FiveCrop(size) if name == "FiveCrop" else TenCrop(size, vertical_flip=bool(transform.vertical_flip)))
+    pipeline.crops = "tuple"
+    pipeline.plain = pipeline.tensor and (pipeline.plain or not _is_v2(transform))
+
+
+def _lambda(pipeline: _Pipeline, transform: Any) -> None:
+    if pipeline.crops != "tuple":
+        raise pipeline.refuse("Lambda", "is a function, which cannot be read; only one that stacks the crops of FiveCrop or TenCrop can")
+    if _is_v2(transform):
+        raise pipeline.refuse(
+            "Lambda", "of version 2 is called with every crop alone and cannot stack them; take torchvision.transforms.Lambda"
+        )
+    _stack(pipeline, "Lambda", _stacking(transform.lambd) or ())
+
+
+def _stack(pipeline: _Pipeline, name: str, each: Sequence[Any]) -> None:
+    """Read what is done with every crop, and that they are stacked then."""
+    pipeline.crops = "stacked"
+    _read_all(pipeline, each)
+    if not pipeline.tensor:
+        raise pipeline.refuse(name, "stacks tensors, and the crops are Pillow images; put ToImage() before it, or ToTensor() inside")
+
+
+_STACKS: Final = tuple(
+    compile(f"lambda crops: torch.stack({inner})", "stack", "eval").co_consts[0]
+    for inner in ("crops", "[each(crop) for crop in crops]", "[Each()(crop) for crop in crops]", "[module.Each()(crop) for crop in crops]")
+)
+
+
+def _stacking(function: Any) -> list[Any] | None:
+    """Return the transforms that a function applies to every crop before it stacks them; None where it does something else.
+
+    A lambda is compared, instruction by instruction, with the few that are known.
+    """
+    if getattr(function, "__name__", None) == "stack" and not hasattr(function, "__code__"):
+        return []  # torch.stack itself, a function in C
+    code, known = getattr(function, "__code__", None), getattr(function, "__globals__", {})
+    if code is None or code.co_names != ("torch", "stack") or getattr(known.get("torch"), "__name__", None) != "torch":
+        return None
+    for kind, template in enumerate(_STACKS):
+        mine, theirs = _instructions(code), _instructions(template)
+        if [c.co_code for c in mine] != [c.co_code for c in theirs]:
+            continue
+        if kind == 0:
+            return []
+        names = mine[-1].co_names if len(mine) > 1 else mine[0].co_names[2:]
+        found = getattr(known.get(names[0]), names[1]) if kind == 3 else known.get(names[0])
+        return [found if kind == 1 or found is None else found()]
+    return None
+
+
+def _instructions(code: Any) -> list[Any]:
+    return [code, *(inner for inner in code.co_consts if hasattr(inner, "co_code"))]
+
+
+def _pad(pipeline: _Pipeline, transform: Any) -> None:
+    amounts, mode = _sizes(transform.padding), transform.padding_mode
+    if pipeline.tensor:
+        raise pipeline.refuse("Pad", "works on a tensor here; put it before the tensor")
+    if len(amounts) not in (1, 2, 4) or min(amounts) < 0:
+        raise pipeline.refuse("Pad", f"has padding={transform.padding}; exact are one, two or four widths, none below 0")
+    left, top, right, bottom = amounts * (4 // len(amounts))
+    if mode in PAD_MODES:
+        pipeline.image("Pad", PadWith((left, top, right, bottom), mode))
+        return
+    fill = 0 if transform.fill is None else transform.fill
+    levels = [fill] if isinstance(fill, int | float) else list(fill) if isinstance(fill, Sequence) else []
+    if mode != "constant" or not levels or any(level != int(level) for level in levels):
+        raise pipeline.refuse("Pad", f"has padding_mode={mode!r}, fill={fill!r}; exact are whole levels, one or one for each channel")
+    pipeline.image("Pad", Pad((left, top, right, bottom), [int(level) for level in levels] if len(levels) > 1 else int(levels[0])))
+
+
+def _grayscale(pipeline: _Pipeline, transform: Any) -> None:
+    _grey(pipeline, "Grayscale", int(transform.num_output_channels))
+
+
+def _grey(pipeline: _Pipeline, name: str, channels: int) -> None:
+    if pipeline.tensor:
+        raise pipeline.refuse(name, "weighs the channels of a tensor in float32, otherwise than Pillow; put it before the tensor")
+    pipeline.image(name, ToL())
+    if channels == 3:
+        pipeline.image(name, ToRGB())
+    pipeline.channels = channels
+
+
+def _three_channels(pipeline: _Pipeline, _: Any) -> None:
+    if pipeline.channels != 3:
+        pipeline.image("RGB", ToRGB())
+        pipeline.channels = 3
+
+
+def _perhaps(pipeline: _Pipeline, transform: Any) -> None:
+    """Read a random transform that always or never does something."""
+    name = type(transform).__name__
+    if transform.p not in (0, 1):
+        raise pipeline.refuse(name, f"is random (p={transform.p}): leave augmentation out")
+    if transform.p == 0:
+        return
+    if name == "RandomGrayscale":
+        _grey(pipeline, name, pipeline.channels)
+    else:
+        pipeline.image(name, Flip("horizontal" if name == "RandomHorizontalFlip" else "vertical"))
+
+
+def _keep_ratio(pipeline: _Pipeline, transform: Any) -> None:
+    if transform.random_scale_prob or transform.random_aspect_prob or transform.longest not in (0, 1):
+        raise pipeline.refuse("ResizeKeepRatio", "is random, or between the shorter and the longer side; exact are longest=0 and longest=1")
+    pipeline.resize(
+        "ResizeKeepRatio", transform.size, _interpolation(transform), by="within" if transform.longest else "cover", rounded=True
+    )
+
+
+def _crop_or_pad(pipeline: _Pipeline, transform: Any) -> None:
+    if transform.padding_mode != "constant":
+        raise pipeline.refuse("CenterCropOrPad", f"has padding_mode={transform.padding_mode!r}; `constant` is exact")
+    fill = transform.fill
+    pipeline.center_crop("CenterCropOrPad", transform.size, "half_even", colour=fill if isinstance(fill, int) else [int(v) for v in fill])
 
 
 def _is_v2(transform: Any) -> bool:
@@ -185,12 +418,13 @@ def _refuse_version_1(pipeline: _Pipeline, transform: Any) -> None:
 
 
 def _to_tensor(pipeline: _Pipeline, _: Any) -> None:
-    pipeline.tensor = pipeline.floating = True
+    pipeline.tensor = pipeline.floating = pipeline.plain = True
     pipeline.steps += [ToFloat(), Divide(255)]
 
 
-def _to_integer_tensor(pipeline: _Pipeline, _: Any) -> None:
+def _to_integer_tensor(pipeline: _Pipeline, transform: Any) -> None:
     pipeline.tensor = True
+    pipeline.plain = type(transform).__name__ == "PILToTensor"
 
 
 def _to_dtype(pipeline: _Pipeline, transform: Any) -> None:
@@ -214,31 +448,38 @@ def _torchvision_normalize(pipeline: _Pipeline, transform: Any) -> None:
     pipeline.normalize(transform.mean, transform.std)
 
 
-def _nothing(pipeline: _Pipeline, transform: Any) -> None:
-    """The image is in RGB already, or on its way to a plain tensor."""
+def _to_plain_tensor(pipeline: _Pipeline, _: Any) -> None:
+    pipeline.plain = True
 
 
 def _nested(pipeline: _Pipeline, transform: Any) -> None:
-    for one in transform.transforms:
-        name = type(one).__name__
-        if name not in _TORCHVISION:
-            raise pipeline.refuse(name, f"has no exact step; there are steps for {', '.join(_TORCHVISION)}")
-        _TORCHVISION[name](pipeline, one)
+    _read_all(pipeline, transform.transforms)
 
 
 _TORCHVISION: Final[dict[str, Callable[[_Pipeline, Any], None]]] = {
     "Compose": _nested,
-    "RGB": _nothing,
+    "RGB": _three_channels,
     "Resize": _torchvision_resize,
     "CenterCrop": _torchvision_crop,
+    "FiveCrop": _crops,
+    "TenCrop": _crops,
+    "Lambda": _lambda,
+    "Pad": _pad,
+    "Grayscale": _grayscale,
+    "RandomHorizontalFlip": _perhaps,
+    "RandomVerticalFlip": _perhaps,
+    "RandomGrayscale": _perhaps,
     "ToTensor": _to_tensor,
-    "MaybeToTensor": _to_tensor,  # timm's
     "ToImage": _to_integer_tensor,
     "PILToTensor": _to_integer_tensor,
     "ToDtype": _to_dtype,
     "ConvertImageDtype": _to_dtype,
-    "ToPureTensor": _nothing,
+    "ToPureTensor": _to_plain_tensor,
     "Normalize": _torchvision_normalize,
+    # timm's
+    "MaybeToTensor": _to_tensor,
+    "ResizeKeepRatio": _keep_ratio,
+    "CenterCropOrPad": _crop_or_pad,
 }
 
 
@@ -263,21 +504,24 @@ def from_timm(config: Mapping[str, Any], *, semantics: Semantics | None = None) 
     channels, height, width = (int(v) for v in config["input_size"])
     if channels != 3:
         raise pipeline.refuse("input_size", f"has {channels} channels; 3 are exact")
+    if config.get("crop_border_pixels"):
+        raise pipeline.refuse("crop_border_pixels", "has no exact step")
     fraction = float(config.get("crop_pct") or 0.875)
     mode = config.get("crop_mode") or "center"
     scaled = [math.floor(side / fraction) for side in (height, width)]
+    colour: int | list[int] = 0
     if mode == "squash":
         pipeline.resize("resize", scaled, str(config["interpolation"]))
+    elif mode == "border":
+        pipeline.resize("resize", scaled, str(config["interpolation"]), by="within", rounded=True)
+        colour = [round(255 * float(v)) for v in config["mean"]]
     elif mode == "center" and scaled[0] == scaled[1]:
         pipeline.resize("resize", scaled[:1], str(config["interpolation"]))
+    elif mode == "center":
+        pipeline.resize("resize", scaled, str(config["interpolation"]), by="cover", rounded=True)
     else:
-        raise pipeline.refuse(
-            "crop_mode", f"{mode!r} for {height} × {width} has no exact step; there are `squash`, and `center` for squares"
-        )
-    if mode == "squash" and (scaled[0] < height or scaled[1] < width):
-        raise pipeline.refuse("crop_pct", f"{fraction} makes the crop larger than the image")
-    pipeline.shorter = max(height, width) if mode == "squash" else pipeline.shorter
-    pipeline.center_crop("center_crop", [height, width], "half_even")
+        raise pipeline.refuse("crop_mode", f"{mode!r} has no exact step; there are `center`, `squash` and `border`")
+    pipeline.center_crop("center_crop", [height, width], "half_even", colour=colour)
     pipeline.steps += [ToFloat(), Divide(255)]
     pipeline.normalize(config["mean"], config["std"])
     return pipeline.finish()
