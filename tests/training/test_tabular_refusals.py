@@ -11,7 +11,7 @@ from samegraph_transforms.tabular import from_sklearn
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import ColumnTransformer, TransformedTargetRegressor
 from sklearn.ensemble import GradientBoostingClassifier, RandomForestRegressor
-from sklearn.feature_extraction.text import CountVectorizer, HashingVectorizer, TfidfVectorizer
+from sklearn.feature_extraction.text import CountVectorizer, HashingVectorizer, TfidfTransformer, TfidfVectorizer
 from sklearn.impute import KNNImputer, SimpleImputer
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.naive_bayes import GaussianNB
@@ -44,9 +44,18 @@ class Doubling(StandardScaler):  # type: ignore[misc]  # scikit-learn ships no t
         (SplineTransformer(), ["height"], "SplineTransformer"),
         (OneHotEncoder(dtype=np.float32), ["count"], "float32"),
         (make_pipeline(StandardScaler(), OneHotEncoder()), ["count"], "handle_unknown='error'"),
-        (CountVectorizer(), "town", "CountVectorizer"),
-        (TfidfVectorizer(sublinear_tf=True), "town", "TfidfVectorizer"),
-        (HashingVectorizer(n_features=16), "town", "HashingVectorizer"),
+        (CountVectorizer(tokenizer=str.split, token_pattern=None), "town", "tokenizer=split is Python code"),
+        (CountVectorizer(preprocessor=str.strip), "town", "preprocessor=strip is Python code"),
+        (TfidfVectorizer(analyzer=str.split), "town", "analyzer=split is Python code"),
+        (TfidfVectorizer(strip_accents=str.strip), "town", "strip_accents=strip is Python code"),
+        (CountVectorizer(token_pattern=r"(?:[a-z]+)+\d|town"), "town", "can take seconds"),
+        (TfidfVectorizer(dtype=np.float32), "town", "float32"),
+        (CountVectorizer(dtype=np.float32), "town", "float32"),
+        (
+            make_pipeline(HashingVectorizer(n_features=16, alternate_sign=False), TfidfTransformer(sublinear_tf=True)),
+            "town",
+            "sublinear_tf",
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
@@ -63,7 +72,7 @@ def test_step_without_exact_graph_is_named_by_path(step: Any, columns: list[str]
 def test_message_lists_what_is_supported() -> None:
     """A trainer learns at once what he could use."""
     pipeline = make_pipeline(KNNImputer(), LinearRegression()).fit(FRAME[["height"]], make_value(FRAME))
-    with pytest.raises(UnsupportedStep, match="supported are Binarizer, ColumnTransformer"):
+    with pytest.raises(UnsupportedStep, match="supported are Binarizer, ColumnTransformer, CountVectorizer"):
         from_sklearn(pipeline, FRAME[["height"]], name="odd", version=1)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias, TypeVar, cast
@@ -19,16 +19,19 @@ from pydantic import BaseModel, ValidationError
 
 from .errors import AuthoringError, UnsupportedStep
 from .manifest import MAX_EXACT_INTEGER, Missing, RawField
+from .patterns import MAX_CHARACTERS
 
 Scalar: TypeAlias = float | int | bool | str
 Instance: TypeAlias = Mapping[str, Scalar | None]
-TabularKind: TypeAlias = Literal["number", "integer", "boolean", "string"]
+TabularKind: TypeAlias = Literal["number", "integer", "boolean", "string", "text"]
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
 #: Stands for a missing string inside the graph. It starts with a private-use character, so that no real value is likely to be it.
 _SENTINEL: Final = "\ue000missing"
 _MAX_KNOWN_VALUES: Final = 10_000
+#: Characters an example of a text has, as nearly as training has one.
+_EXAMPLE: Final = 40
 #: What an author may say about a field in place of what was inferred.
 OVERRIDABLE: Final = frozenset(
     {"kind", "description", "required", "default", "missing", "allowed", "known", "minimum", "maximum", "max_length", "example"}
@@ -52,6 +55,7 @@ class ColumnFacts:
         low: Smallest number seen; None for strings and booleans.
         high: Largest number seen.
         example: The value training saw most often.
+        longest: Most characters of a value; 0 but for texts.
     """
 
     name: str
@@ -64,11 +68,14 @@ class ColumnFacts:
     low: float | int | None
     high: float | int | None
     example: Scalar
+    longest: int = 0
 
     @property
     def description(self) -> str:
         """A sentence about the training values, for people who call the model."""
-        if self.low is not None:
+        if self.kind == "text":
+            seen = f"texts of up to {self.longest:,} characters"
+        elif self.low is not None:
             seen = f"{self.low:g} to {self.high:g}"
         elif self.values is None:
             seen = f"more than {_MAX_KNOWN_VALUES:,} different values"
@@ -78,8 +85,13 @@ class ColumnFacts:
         return f"Training saw {seen}{gaps}."
 
 
-def inspect_column(name: str, series: pd.Series) -> ColumnFacts:
+def inspect_column(name: str, series: pd.Series, *, text: bool = False) -> ColumnFacts:
     """Read kind, missing marker, values and range of one training column.
+
+    Args:
+        name: Column name.
+        series: The column.
+        text: Whether a text vectorizer reads it; of texts no list is kept.
 
     Raises:
         UnsupportedStep: The column's type has no exact raw field (float32, dates, mixed types), or all of it is missing.
@@ -88,6 +100,10 @@ def inspect_column(name: str, series: pd.Series) -> ColumnFacts:
     if present.empty:
         raise _bad_column(name, "has no value at all in the training frame; drop it from the pipeline")
     kind = _kind(name, present)
+    if text:
+        if kind != "string":
+            raise _bad_column(name, f"holds {kind} values, and a text vectorizer reads it; convert it to strings before training")
+        kind = "text"
     counts = present.value_counts()
     values = sorted({plain(v, kind) for v in counts.index[counts > 0]})
     numeric = kind in ("number", "integer")
@@ -100,16 +116,17 @@ def inspect_column(name: str, series: pd.Series) -> ColumnFacts:
         null=_null(name, series),
         missing=int(series.isna().sum()),
         rows=len(series),
-        values=tuple(values) if len(values) <= _MAX_KNOWN_VALUES else None,
+        values=tuple(values) if len(values) <= _MAX_KNOWN_VALUES and not text else None,
         low=values[0] if numeric else None,
         high=values[-1] if numeric else None,
-        example=plain(counts.index[0], kind),
+        example=min(values, key=lambda value: (abs(len(value) - _EXAMPLE), value)) if text else plain(counts.index[0], kind),
+        longest=max(map(len, values)) if text else 0,
     )
 
 
 def plain(value: Any, kind: str) -> Any:
     """Return a frame's non-missing value as the plain Python scalar a caller sends."""
-    convert: Any = {"number": float, "integer": int, "boolean": bool, "string": str}[kind]
+    convert: Any = {"number": float, "integer": int, "boolean": bool, "string": str, "text": str}[kind]
     return convert(value)
 
 
@@ -180,9 +197,14 @@ class Reference:
         pipeline: The fitted pipeline, search or estimator.
         frame: The training frame.
         order: Names of the columns the pipeline was fitted on, in order.
+        texts: Columns that text vectorizers read.
+        alone: Whether the pipeline was fitted on its only column, not on a frame of one.
     """
 
-    def __init__(self, pipeline: Any, frame: pd.DataFrame, order: Sequence[str]) -> None:
+    def __init__(
+        self, pipeline: Any, frame: pd.DataFrame, order: Sequence[str], *, texts: Collection[str] = (), alone: bool = False
+    ) -> None:
+        self._texts, self._alone = frozenset(texts), alone
         self.pipeline = pipeline
         self.training = frame
         self.order = list(order)
@@ -190,7 +212,11 @@ class Reference:
 
     def use(self, names: Sequence[str]) -> None:
         """Inspect the columns that become raw fields; every other column is filled with its first training value."""
-        self.facts = {name: inspect_column(name, self.training[name]) for name in names}
+        self.facts = {name: inspect_column(name, self.training[name], text=name in self._texts) for name in names}
+
+    def given(self, frame: pd.DataFrame) -> Any:
+        """Return a frame as the pipeline takes it: itself, or its only column."""
+        return frame[self.order[0]] if self._alone else frame
 
     def instances(self, rows: pd.DataFrame) -> list[dict[str, Scalar | None]]:
         """Return frame rows as callers would send them."""
@@ -222,7 +248,7 @@ class Reference:
         """Whether the training code answers these instances at all."""
         try:
             with quiet():
-                self.pipeline.predict(self.frame(instances))
+                self.pipeline.predict(self.given(self.frame(instances)))
         except Exception:  # noqa: BLE001 - whatever training raises means that it does not take the value
             return False
         return True
@@ -378,7 +404,7 @@ def _overridden_kind(facts: ColumnFacts, kind: object) -> TabularKind:
 
 
 def _inferred_missing(kind: TabularKind, nullable: bool, sentinel: str) -> Missing:
-    if not nullable:
+    if not nullable or kind == "text":
         return Missing()
     if kind == "string":
         return Missing(rule="sentinel", sentinel=sentinel)
@@ -402,7 +428,7 @@ def _overridden_missing(facts: ColumnFacts, kind: TabularKind, nullable: bool, s
 
 
 def _is_a(kind: TabularKind, value: object) -> bool:
-    return type(value) in {"number": (float, int), "integer": (int,), "boolean": (bool,), "string": (str,)}[kind]
+    return type(value) in {"number": (float, int), "integer": (int,), "boolean": (bool,), "string": (str,), "text": (str,)}[kind]
 
 
 def validated(model: type[_Model], data: Any, where: str) -> _Model:
@@ -457,6 +483,8 @@ def raw_field(
         "maximum": high,
         "example": plain(facts.example, plan.kind),
     }
+    if plan.kind == "text":
+        inferred["max_length"] = max(MAX_CHARACTERS, facts.longest)
     wishes = {k: v for k, v in override.items() if k not in ("kind", "missing")}
     if wishes.get("description"):
         wishes["description"] = f"{wishes['description']} {facts.description}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from . import opsets
+from .errors import UnsupportedStep
 
 ColumnDtype: TypeAlias = Literal["float64", "int64", "bool", "string"]
 Array: TypeAlias = NDArray[Any]
@@ -28,6 +29,8 @@ _ONNX_TYPES: Final[dict[str, int]] = {
     "bool": TensorProto.BOOL,
     "string": TensorProto.STRING,
 }
+#: Most columns of text that become a table with all its zeros.
+MAX_DENSE: Final = 8192
 _ML_OPERATORS: Final = frozenset({"LabelEncoder", "TreeEnsemble"})
 
 
@@ -79,6 +82,25 @@ class Column:
 Block: TypeAlias = list[Column]
 
 
+@dataclass(frozen=True)
+class Sparse:
+    """A matrix of which every row keeps only some elements, in the order of its columns: scipy's CSR, rows padded to one length.
+
+    Attributes:
+        columns: Graph tensor with the elements' columns, int64 [n, elements]; 0 where there is padding.
+        values: Graph tensor with their values, float64 [n, elements]; 0 where there is padding.
+        width: Columns of the whole matrix.
+        counts: Whether the values are whole numbers above 0.
+        as_scipy: Whether the elements are the very ones scipy keeps, none left out or added.
+    """
+
+    columns: str
+    values: str
+    width: int
+    counts: bool = False
+    as_scipy: bool = True
+
+
 @dataclass
 class GraphWriter:
     """Collects nodes, constants, inputs and outputs of one graph, with names that say where in the pipeline they come from.
@@ -91,6 +113,7 @@ class GraphWriter:
     initializers: list[onnx.TensorProto] = field(default_factory=list)
     inputs: list[onnx.ValueInfoProto] = field(default_factory=list)
     outputs: list[onnx.ValueInfoProto] = field(default_factory=list)
+    sparse: dict[str, Sparse] = field(default_factory=dict)  # by the tensor of its values
     _counts: dict[str, int] = field(default_factory=dict)
     _constants: dict[tuple[object, ...], str] = field(default_factory=dict)
     _matrices: dict[tuple[tuple[str, int], ...], str] = field(default_factory=dict)
@@ -100,12 +123,12 @@ class GraphWriter:
         self._counts[stem] = count + 1
         return stem if count == 0 else f"{stem}_{count}"
 
-    def input(self, name: str, dtype: str, width: int) -> str:
-        """Declare a graph input of shape [n, width] and return its name."""
+    def input(self, name: str, dtype: str, width: int | str) -> str:
+        """Declare a graph input of shape [n, width] (a word for an open length) and return its name."""
         self.inputs.append(helper.make_tensor_value_info(name, _ONNX_TYPES[dtype], ["n", width]))
         return name
 
-    def output(self, tensor: str, name: str, dtype: str, shape: Sequence[int]) -> None:
+    def output(self, tensor: str, name: str, dtype: str, shape: Sequence[int | str]) -> None:
         """Give `tensor` out under `name`, of shape [n, *shape]."""
         self.node("Identity", [tensor], at=name, output=name)
         self.outputs.append(helper.make_tensor_value_info(name, _ONNX_TYPES[dtype], ["n", *shape]))
@@ -167,9 +190,80 @@ class GraphWriter:
         """Return columns of one tensor as a tensor; the tensor itself when they are all of it."""
         first = columns[0]
         indices = [c.index for c in columns]
+        if first.tensor in self.sparse:
+            return self.dense(self.sparse[first.tensor], indices, at=at)
         if indices == list(range(first.width)):
             return first.tensor
         return self.node("Gather", [first.tensor, self.constant(np.array(indices, dtype=np.int64), at=at)], at=at, axis=1)
+
+    def dense(self, sparse: Sparse, indices: Sequence[int], *, at: str) -> str:
+        """Return some columns of a sparse matrix with all their zeros, float64 [n, len(indices)].
+
+        Raises:
+            UnsupportedStep: They are more than a row may be made of.
+        """
+        if len(indices) > MAX_DENSE:
+            raise UnsupportedStep(
+                f"{at} computes on a table of {len(indices):,} columns of text, zeros and all, at most {MAX_DENSE:,} are; use a model that "
+                "computes on sparse rows, or max_features",
+                step=at,
+            )
+        places, width = sparse.columns, len(indices)
+        if list(indices) != list(range(sparse.width)):
+            table = np.full(sparse.width, len(indices), dtype=np.int64)
+            table[list(indices)] = np.arange(len(indices))
+            places, width = self.node("Gather", [self.constant(table, at=at), sparse.columns], at=at), len(indices) + 1
+        rows = self.node("Shape", [sparse.columns], at=at, start=0, end=1)
+        shape = self.node("Concat", [rows, self.constant(np.array([width], dtype=np.int64), at=at)], at=at, axis=0)
+        zeros = self.node("ConstantOfShape", [shape], at=at, value=numpy_helper.from_array(np.zeros(1)))
+        # Added, not set: padding adds nothing to column 0.
+        filled = self.node("ScatterElements", [zeros, places, sparse.values], at=at, axis=1, reduction="add")
+        if width == len(indices):
+            return filled
+        ends = [self.constant(np.array([v], dtype=np.int64), at=at) for v in (0, len(indices), 1)]
+        return self.node("Slice", [filled, *ends], at=at)
+
+    def elements(self, columns: Sequence[Column], *, at: str) -> Sparse:
+        """Return a block that has sparse columns as one sparse matrix, its elements in the order of the block.
+
+        Raises:
+            UnsupportedStep: Columns of one sparse matrix are not in ascending order.
+        """
+        places, values, offset, as_scipy = [], [], 0, True
+        runs = [list(run) for _, run in groupby(columns, key=lambda c: c.tensor if c.tensor in self.sparse else None)]
+        for run in runs:
+            sparse = self.sparse.get(run[0].tensor)
+            if sparse is None:
+                matrix = self.matrix(run, at=at)
+                own = self.constant(np.arange(offset, offset + len(run), dtype=np.int64).reshape(1, -1), at=at)
+                places.append(self.node("Expand", [own, self.node("Shape", [matrix], at=at)], at=at))
+                values.append(matrix)
+                as_scipy = False
+            else:
+                place, value = self._moved(sparse, [c.index for c in run], offset, at)
+                places.append(place)
+                values.append(value)
+                as_scipy = as_scipy and sparse.as_scipy and len(run) == sparse.width
+            offset += len(run)
+        whole = self.sparse[columns[0].tensor] if len(runs) == 1 else None
+        counts = whole is not None and whole.counts
+        return Sparse(self.concat(places, at=at), self.concat(values, at=at), offset, counts, as_scipy)
+
+    def _moved(self, sparse: Sparse, indices: Sequence[int], offset: int, at: str) -> tuple[str, str]:
+        """Return columns and values of some columns of a sparse matrix, counted from `offset`; the others become zeros in column 0."""
+        if list(indices) == list(range(sparse.width)):
+            if offset == 0:
+                return sparse.columns, sparse.values
+            return self.node("Add", [sparse.columns, self.constant(np.array(offset, dtype=np.int64), at=at)], at=at), sparse.values
+        if any(a >= b for a, b in pairwise(indices)):
+            raise UnsupportedStep(f"{at}: takes columns of one text vectorizer in another order, or twice", step=at)
+        table = np.zeros(sparse.width, dtype=np.int64)
+        table[list(indices)] = offset + np.arange(len(indices))
+        kept = np.zeros(sparse.width, dtype=np.bool_)
+        kept[list(indices)] = True
+        there = self.node("Gather", [self.constant(kept, at=at), sparse.columns], at=at)
+        value = self.node("Where", [there, sparse.values, self.constant(np.array(0.0), at=at)], at=at)
+        return self.node("Gather", [self.constant(table, at=at), sparse.columns], at=at), value
 
     def columns_of(self, tensor: str, like: Sequence[Column]) -> Block:
         """Describe `tensor` [n, len(like)] as computed float64 columns named and nullable as `like` are."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -36,14 +36,23 @@ from sklearn.linear_model import (
     LinearRegression,
     LogisticRegression,
     LogisticRegressionCV,
+    PassiveAggressiveClassifier,
+    Perceptron,
     Ridge,
+    RidgeClassifier,
+    RidgeClassifierCV,
     RidgeCV,
+    SGDClassifier,
+    SGDRegressor,
 )
+from sklearn.naive_bayes import BernoulliNB, ComplementNB, MultinomialNB
+from sklearn.svm import LinearSVC, LinearSVR
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor, ExtraTreeClassifier, ExtraTreeRegressor
 
 from ._boosted_files import Boosted, read_boosted
-from ._sklearn_graph import Block, GraphWriter
+from ._sklearn_graph import Block, GraphWriter, Sparse
 from ._sklearn_site import StepContext
+from ._sklearn_sparse import sparse_dot
 from ._sklearn_steps import emit_step
 from ._sklearn_trees import Tree, constant_tree, emit_trees, from_histogram_tree, from_sklearn_tree
 from .boosted import emit_boosted
@@ -52,13 +61,19 @@ from .manifest import Output
 
 LINEAR_REGRESSORS: Final = (
     LinearRegression, Ridge, RidgeCV, Lasso, LassoCV, LassoLars, Lars, ElasticNet, ElasticNetCV, BayesianRidge, HuberRegressor,
+    SGDRegressor, LinearSVR,
 )  # fmt: skip
 LINEAR_CLASSIFIERS: Final = (LogisticRegression, LogisticRegressionCV)
+#: Linear classifiers whose probabilities, if they have any, are made of one score per class.
+SCORERS: Final = (LinearSVC, RidgeClassifier, RidgeClassifierCV, SGDClassifier, Perceptron, PassiveAggressiveClassifier)
+NAIVE_BAYES: Final = (MultinomialNB, ComplementNB, BernoulliNB)
 TREES: Final = (DecisionTreeClassifier, DecisionTreeRegressor, ExtraTreeClassifier, ExtraTreeRegressor)
 FORESTS: Final = (RandomForestClassifier, RandomForestRegressor, ExtraTreesClassifier, ExtraTreesRegressor)
 BOOSTERS: Final = (GradientBoostingClassifier, GradientBoostingRegressor)
 HISTOGRAM_BOOSTERS: Final = (HistGradientBoostingClassifier, HistGradientBoostingRegressor)
-SUPPORTED: Final = (*LINEAR_CLASSIFIERS, *LINEAR_REGRESSORS, *TREES, *FORESTS, *BOOSTERS, *HISTOGRAM_BOOSTERS)
+SUPPORTED: Final = (
+    *LINEAR_CLASSIFIERS, *SCORERS, *NAIVE_BAYES, *LINEAR_REGRESSORS, *TREES, *FORESTS, *BOOSTERS, *HISTOGRAM_BOOSTERS,
+)  # fmt: skip
 
 
 #: Classes of other libraries by module and name: they are recognised without being imported.
@@ -79,12 +94,19 @@ class OutputNames:
         probability: Its probabilities.
         value: A regressor's answer.
         features: The matrix between preprocessing and model.
+        score: The scores of a classifier that gives no probabilities.
     """
 
     label: str = "label"
     probability: str = "probability"
     value: str = "value"
     features: str = "features"
+    score: str = "score"
+
+    @property
+    def columns(self) -> str:
+        """Name of the columns that the elements of sparse features are in."""
+        return f"{self.features}.columns"
 
 
 def reads_float32(estimator: Any) -> bool:
@@ -168,7 +190,9 @@ def reference_features(estimator: Any, data: Any) -> np.ndarray:
     return np.ascontiguousarray(np.asarray(dense, dtype=np.float64))
 
 
-def build_model(estimator: Any, at: str, n_features: int, names: OutputNames) -> tuple[onnx.ModelProto, list[Output]]:
+def build_model(
+    estimator: Any, at: str, n_features: int, names: OutputNames, *, sparse: bool = False
+) -> tuple[onnx.ModelProto, list[Output]]:
     """Write the model stage.
 
     Args:
@@ -176,6 +200,7 @@ def build_model(estimator: Any, at: str, n_features: int, names: OutputNames) ->
         at: Its path in the pipeline.
         n_features: Columns of the features matrix.
         names: What inputs and outputs are called.
+        sparse: Whether the features are sparse rows: values [n, elements] and their columns.
 
     Returns:
         The graph and the manifest's description of its outputs.
@@ -183,11 +208,15 @@ def build_model(estimator: Any, at: str, n_features: int, names: OutputNames) ->
     Raises:
         UnsupportedStep: It was trained in another precision, or its loss or classes have no exact graph.
     """
-    coefficients = np.asarray(getattr(estimator, "coef_", np.zeros(0)))
+    coefficients = np.asarray(getattr(estimator, "coef_", getattr(estimator, "feature_log_prob_", np.zeros(0))))
     if coefficients.dtype != np.float64:
         raise UnsupportedStep(f"{at}: was trained in {coefficients.dtype}; train it on float64", step=at)
     writer = GraphWriter("model")
-    features = writer.input(names.features, "float64", n_features)
+    if sparse:
+        features = writer.input(names.features, "float64", "elements")
+        writer.sparse[features] = Sparse(writer.input(names.columns, "int64", "elements"), features, n_features)
+    else:
+        features = writer.input(names.features, "float64", n_features)
     emit = _emit_boosted if is_boosted(estimator) else next(emit for types, emit in _EMITTERS if isinstance(estimator, types))
     answer = emit(writer, estimator, at, features)
     outputs = (
@@ -206,11 +235,13 @@ class Answer:
         value: A regressor's answer, [n, 1].
         index: A classifier's class index, int64 [n].
         probability: Its probabilities, float64 [n, n_classes].
+        score: Its scores, float64 [n, n_classes], when it has no probabilities.
     """
 
     value: str = ""
     index: str = ""
     probability: str = ""
+    score: str = ""
 
 
 _Emit: TypeAlias = Callable[[GraphWriter, Any, str, str], Answer]
@@ -228,14 +259,18 @@ def _give_classes(writer: GraphWriter, estimator: Any, at: str, answer: Answer, 
     label = writer.node("Gather", [writer.constant(classes, at=names.label), answer.index], at=names.label, axis=0)
     writer.output(label, names.label, dtype, [])
     number: Any = np.dtype(answer_dtype(estimator)).name
-    writer.output(answer.probability, names.probability, number, [len(classes)])
+    by, best, each = names.probability, "The most probable class.", "The probability of each class."
+    if answer.score:
+        by, best = names.score, "The class of the highest score."
+        each = "The decision function: a score for each class" + ("; the first is minus the second." if len(classes) == 2 else ".")
+    writer.output(answer.score or answer.probability, by, number, [len(classes)])
     return [
-        Output(name=names.label, dtype=dtype, description="The most probable class.", decided_by=names.probability),  # type: ignore[arg-type]
+        Output(name=names.label, dtype=dtype, description=best, decided_by=by),  # type: ignore[arg-type]
         Output(
-            name=names.probability,
+            name=by,
             dtype=number,
             shape=[len(classes)],
-            description="The probability of each class.",
+            description=each,
             element_names=[str(c) for c in classes],
         ),
     ]
@@ -300,9 +335,24 @@ def _as_float32(writer: GraphWriter, tensor: str, at: str) -> str:
 
 
 def _scores(writer: GraphWriter, estimator: Any, at: str, features: str) -> str:
-    coefficients = np.atleast_2d(np.asarray(estimator.coef_, dtype=np.float64)).T
-    product = writer.node("MatMul", [features, _constant(writer, coefficients, at)], at=at)
+    product = _product(writer, features, np.atleast_2d(np.asarray(estimator.coef_, dtype=np.float64)).T, at)
     return writer.node("Add", [product, _constant(writer, np.atleast_1d(estimator.intercept_), at)], at=at)
+
+
+def _product(writer: GraphWriter, features: str, table: np.ndarray, at: str) -> str:
+    """Features times a matrix of coefficients [n_features, k]; sparse ones in scipy's order."""
+    if features in writer.sparse:
+        return sparse_dot(writer, writer.sparse[features], table, at=at)
+    return writer.node("MatMul", [features, _constant(writer, table, at)], at=at)
+
+
+def _for_trees(writer: GraphWriter, features: str, targets: list[list[Tree]], at: str) -> tuple[str, list[list[Tree]]]:
+    """Return what trees read: of sparse features a table of the columns that some tree tests."""
+    if features not in writer.sparse:
+        return features, targets
+    used = np.unique(np.concatenate([tree.feature for target in targets for tree in target] + [np.zeros(1, dtype=np.int64)]))
+    dense = writer.dense(writer.sparse[features], used.tolist(), at=at)
+    return dense, [[replace(tree, feature=np.searchsorted(used, tree.feature)) for tree in target] for target in targets]
 
 
 # --- estimators -------------------------------------------------------------------------------------------------------
@@ -315,6 +365,74 @@ def _emit_linear_classifier(writer: GraphWriter, estimator: Any, at: str, featur
     return _many_classes(writer, scores, at)
 
 
+def _emit_scorer(writer: GraphWriter, estimator: Any, at: str, features: str) -> Answer:
+    scores = _scores(writer, estimator, at, features)
+    two = len(estimator.classes_) == 2
+    if hasattr(estimator, "predict_proba"):
+        return _two_of_a_score(writer, estimator, scores, at) if two else _one_versus_rest(writer, estimator, scores, at)
+    if not two:
+        return Answer(index=_argmax(writer, scores, at), score=scores)
+    index = _two_classes(writer, scores, at, comparison="Greater").index
+    return Answer(index=index, score=writer.concat([writer.node("Neg", [scores], at=at), scores], at=at))
+
+
+def _two_of_a_score(writer: GraphWriter, estimator: Any, scores: str, at: str) -> Answer:
+    logistic = _two_classes(writer, scores, at, comparison="Greater")
+    if estimator.loss == "log_loss":
+        return logistic
+    second = _half_clipped(writer, scores, at)
+    first = writer.node("Sub", [_constant(writer, 1.0, at), second], at=at)
+    return Answer(index=logistic.index, probability=writer.concat([first, second], at=at))
+
+
+def _one_versus_rest(writer: GraphWriter, estimator: Any, scores: str, at: str) -> Answer:
+    """Each class's own probability by their sum; where all are 0, as likely as one another."""
+    one = _constant(writer, 1.0, at)
+    if estimator.loss == "log_loss":
+        decay = writer.node("Exp", [writer.node("Neg", [scores], at=at)], at=at)
+        each = writer.node("Div", [one, writer.node("Add", [one, decay], at=at)], at=at)
+    else:
+        each = _half_clipped(writer, scores, at)
+    axis = writer.constant(np.array([1], dtype=np.int64), at=at)
+    none = writer.node("Equal", [writer.node("ReduceSum", [each, axis], at=at), _constant(writer, 0.0, at)], at=at)
+    each = writer.node("Where", [none, one, each], at=at)
+    total = writer.node("ReduceSum", [each, axis], at=at)
+    return Answer(index=_argmax(writer, scores, at), probability=writer.node("Div", [each, total], at=at))
+
+
+def _half_clipped(writer: GraphWriter, scores: str, at: str) -> str:
+    """(clip(score, -1, 1) + 1) / 2, the probability of the modified Huber loss."""
+    bounded = writer.node("Max", [writer.node("Min", [scores, _constant(writer, 1.0, at)], at=at), _constant(writer, -1.0, at)], at=at)
+    return writer.node("Div", [writer.node("Add", [bounded, _constant(writer, 1.0, at)], at=at), _constant(writer, 2.0, at)], at=at)
+
+
+def _emit_naive_bayes(writer: GraphWriter, estimator: Any, at: str, features: str) -> Answer:
+    """Log likelihoods, then what is left of them when their logarithm of the sum of powers is taken off, and its power."""
+    table = np.asarray(estimator.feature_log_prob_, dtype=np.float64)
+    prior: Any = estimator.class_log_prior_
+    if isinstance(estimator, BernoulliNB):
+        absent = np.log(1 - np.exp(table))
+        table, prior = table - absent, prior + absent.sum(axis=1)
+        if estimator.binarize is not None:
+            features = _binarized(writer, features, float(estimator.binarize), at)
+    joint = _product(writer, features, table.T, at)
+    if not isinstance(estimator, ComplementNB) or len(estimator.classes_) == 1:
+        joint = writer.node("Add", [joint, _constant(writer, prior, at)], at=at)
+    axis = writer.constant(np.array([1], dtype=np.int64), at=at)
+    most = writer.node("ReduceMax", [joint, axis], at=at)
+    total = writer.node("ReduceSum", [writer.node("Exp", [writer.node("Sub", [joint, most], at=at)], at=at), axis], at=at)
+    evidence = writer.node("Add", [writer.node("Log", [total], at=at), most], at=at)
+    probability = writer.node("Exp", [writer.node("Sub", [joint, evidence], at=at)], at=at)
+    return Answer(index=_argmax(writer, joint, at), probability=probability)
+
+
+def _binarized(writer: GraphWriter, features: str, threshold: float, at: str) -> str:
+    found = writer.cast(writer.node("Greater", [features, _constant(writer, threshold, at)], at=at), "float64", at=at)
+    if features in writer.sparse:
+        writer.sparse[found] = replace(writer.sparse[features], values=found)
+    return found
+
+
 def _emit_linear_regressor(writer: GraphWriter, estimator: Any, at: str, features: str) -> Answer:
     return Answer(value=_scores(writer, estimator, at, features))
 
@@ -323,6 +441,7 @@ def _emit_forest(writer: GraphWriter, estimator: Any, at: str, features: str) ->
     trees = [part.tree_ for part in estimator.estimators_] if isinstance(estimator, FORESTS) else [estimator.tree_]
     width = trees[0].value.shape[2]
     targets = [[from_sklearn_tree(tree, tree.value[:, 0, k]) for tree in trees] for k in range(width)]
+    features, targets = _for_trees(writer, features, targets, at)
     total = emit_trees(writer, _as_float32(writer, features, at), targets, at=at)
     mean = writer.node("Div", [total, _constant(writer, float(len(trees)), at)], at=at) if isinstance(estimator, FORESTS) else total
     if hasattr(estimator, "classes_"):
@@ -336,6 +455,7 @@ def _emit_booster(writer: GraphWriter, estimator: Any, at: str, features: str) -
         [constant_tree(float(start[k])), *(from_sklearn_tree(e.tree_, estimator.learning_rate * e.tree_.value[:, 0, 0]) for e in column)]
         for k, column in enumerate(np.asarray(estimator.estimators_).T)
     ]
+    features, targets = _for_trees(writer, features, targets, at)
     raw = emit_trees(writer, _as_float32(writer, features, at), targets, at=at)
     if not hasattr(estimator, "classes_"):
         return Answer(value=raw)
@@ -377,6 +497,8 @@ def _emit_boosted(writer: GraphWriter, estimator: Any, at: str, features: str) -
 
 _EMITTERS: Final[tuple[tuple[tuple[type, ...], _Emit], ...]] = (
     (LINEAR_CLASSIFIERS, _emit_linear_classifier),
+    (SCORERS, _emit_scorer),
+    (NAIVE_BAYES, _emit_naive_bayes),
     (LINEAR_REGRESSORS, _emit_linear_regressor),
     ((*TREES, *FORESTS), _emit_forest),
     (BOOSTERS, _emit_booster),

@@ -11,6 +11,28 @@ import numpy as np
 
 from ._sklearn_graph import Block, Column, GraphWriter
 from .errors import UnsupportedStep
+from .manifest import Vectorizer
+
+
+@dataclass(frozen=True)
+class Counted:
+    """A text field whose terms the item stage counts.
+
+    Attributes:
+        field: The raw field.
+        vectorizer: How it is counted.
+        file: Content of the vectorizer's file.
+        columns: Value with the columns of the terms that are there, int64 [terms].
+        counts: Value with their counts, float64 [terms].
+        longest: Most different terms in a training row.
+    """
+
+    field: str
+    vectorizer: Vectorizer
+    file: bytes
+    columns: str
+    counts: str
+    longest: int
 
 
 @dataclass
@@ -22,12 +44,14 @@ class StepContext:
         sentinel: The string that stands for a missing string.
         closed: Raw field → the only values training accepts, found from encoders that raise on unknown categories.
         limits: Raw field → least and largest value for which every step has a finite answer.
+        counted: What the item stage counts in texts, found from text vectorizers.
     """
 
     writer: GraphWriter
     sentinel: str
     closed: dict[str, list[Any]] = field(default_factory=dict)
     limits: dict[str, tuple[float, float]] = field(default_factory=dict)
+    counted: list[Counted] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,8 @@ from ._sklearn_fields import quiet
 from ._sklearn_graph import NO_NULL, Block, Column
 from ._sklearn_numbers import NUMBER_EMITTERS
 from ._sklearn_site import Emit, Site, StepContext, clipped, matrix_of
+from ._sklearn_text import EMITTERS as TEXT_EMITTERS
+from ._sklearn_text import SPARSE_EMITTERS, scaled_rows
 
 #: A value no training frame holds; encoders show with it what they do with unknown categories.
 _UNSEEN: Final = "\ue000unseen"
@@ -59,7 +61,8 @@ def emit_step(context: StepContext, step: Any, at: str, block: Block, data: Any)
     if step is None or (isinstance(step, str) and step == "passthrough"):
         return block, data
     site = Site(context, step, at, data)
-    emit = _EMITTERS.get(type(step)) or (_emit_selector if isinstance(step, SelectorMixin) else None)
+    on_sparse = SPARSE_EMITTERS.get(type(step)) if any(c.tensor in context.writer.sparse for c in block) else None
+    emit = on_sparse or _EMITTERS.get(type(step)) or (_emit_selector if isinstance(step, SelectorMixin) else None)
     if emit is None:
         raise site.unsupported(f"this transformer has no exact graph; supported are {', '.join(supported_steps())}")
     result = emit(site, block)
@@ -100,11 +103,11 @@ def _emit_pipeline(site: Site, block: Block) -> Block:
 
 def _emit_column_transformer(site: Site, block: Block) -> Block:
     joined: Block = []
-    for name, part, _ in site.step.transformers_:
+    for name, part, chosen in site.step.transformers_:
         indices = list(site.step._transformer_to_input_indices[name])
         if indices and not (isinstance(part, str) and part == "drop"):
-            made = _emit_inside(site, part, name, [block[i] for i in indices], _safe_indexing(site.data, indices, axis=1))[0]
-            joined += _weighted(site, name, made)
+            data = _safe_indexing(site.data, indices[0] if isinstance(chosen, str | int) else indices, axis=1)
+            joined += _weighted(site, name, _emit_inside(site, part, name, [block[i] for i in indices], data)[0])
     return joined
 
 
@@ -113,6 +116,8 @@ def _weighted(site: Site, name: str, block: Block) -> Block:
     weight = (site.step.transformer_weights or {}).get(name)
     if weight is None or not block:
         return block
+    if any(c.tensor in site.writer.sparse for c in block):
+        return scaled_rows(site, block, site.number(weight))
     return site.writer.columns_of(site.node("Mul", matrix_of(site, block), site.number(weight)), block)
 
 
@@ -429,4 +434,5 @@ _EMITTERS: Final[dict[type, Emit]] = {
     TargetEncoder: _emit_target,
     MissingIndicator: _emit_missing_indicator,
     **NUMBER_EMITTERS,
+    **TEXT_EMITTERS,
 }

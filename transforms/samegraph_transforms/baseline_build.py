@@ -21,12 +21,14 @@ from .baseline_extract import InputColumns, OutputColumns, Statistic, expected_c
 from .baseline_images import CROPS
 from .draft import BaselineRows
 from .errors import AuthoringError, ExecutionError, InputError
+from .itemplan import TextReader
 from .manifest import Manifest, Output, RawField
 from .package import Package
 from .packing import names_read
 from .runtime import Item, PackageRuntime
 from .signature import Row
-from .tokenization import TextTokenizer, token_counters, tokenizers_of
+from .terms import term_counters
+from .tokenization import token_counters, tokenizers_of
 
 #: Rows that go through the package together; fixed, so that the same rows give the same baseline on any machine alike.
 ROWS_TOGETHER = 256
@@ -117,14 +119,20 @@ def pixel_values(package: Package) -> dict[str, Pixels]:
     return found
 
 
-def field_tokenizers(package: Package) -> dict[str, TextTokenizer]:
-    """Return text field → the tokenizer that reads it, for whoever counts rows without running them."""
+def field_tokenizers(package: Package) -> dict[str, TextReader]:
+    """Return text field → what makes tokens or terms of it, for whoever counts rows without running them."""
     stage = package.manifest.stage("preprocess.item")
-    if stage is None or not package.manifest.tokenizers:
+    if stage is None or not (package.manifest.tokenizers or package.manifest.vectorizers):
         return {}
-    ready = tokenizers_of(package.manifest.tokenizers, package.read_file)
-    nodes = [node for node in package.load_stage(stage.name).graph.node if node.name in ready]
-    return {stage.inputs.get(node.input[0], node.input[0]): ready[node.name] for node in nodes}
+    ready: dict[str, TextReader] = {
+        **tokenizers_of(package.manifest.tokenizers, package.read_file),
+        **term_counters(package.manifest.vectorizers, package.read_file),
+    }
+    found: dict[str, TextReader] = {}
+    for node in package.load_stage(stage.name).graph.node:
+        if node.name in ready:
+            found.setdefault(stage.inputs.get(node.input[0], node.input[0]), ready[node.name])
+    return found
 
 
 def _sources(graph: onnx.GraphProto, value: str) -> set[str]:
@@ -163,7 +171,7 @@ class BaselineBuilder:
         manifest: Manifest,
         given: BaselineRows,
         pixels: Mapping[str, Pixels] | None = None,
-        tokenizers: Mapping[str, TextTokenizer] | None = None,
+        tokenizers: Mapping[str, TextReader] | None = None,
     ) -> None:
         self._manifest, self._given, self._pixels, self._tokenizers = manifest, given, pixels or {}, tokenizers or {}
         _check_options(manifest, given)

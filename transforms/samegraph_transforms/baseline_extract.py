@@ -96,7 +96,7 @@ _TEXT: Final[dict[str, tuple[VariableKind, str, str]]] = {
     "nfc_changed": ("boolean", "Whether normal form C is another text.", ""),
 }
 _TOKENS: Final[dict[str, tuple[VariableKind, str, str]]] = {
-    "tokens": ("numeric", "Tokens the model is given.", "tokens"),
+    "tokens": ("numeric", "Tokens the model is given, or terms.", "tokens"),
     "unknown_share": ("numeric", "Tokens that stand for what the vocabulary does not have.", "share"),
     "truncated": ("boolean", "Whether the text had more tokens than the model takes.", ""),
 }

@@ -106,11 +106,12 @@ def token_facts(text: str | None, count: Callable[[str], TokenFacts]) -> dict[st
 
     Args:
         text: The text; None is missing.
-        count: The model's own tokenizer, `TextTokenizer.facts` say.
+        count: The model's own tokenizer, `TextTokenizer.facts` say, or its vectorizer, `TermCounter.facts`.
 
     Returns:
-        `tokens` (how many the model is given), `unknown_share` (of them, those that stand for what the vocabulary does not have),
-        `truncated` (whether the text had more than the model takes). All are None for a missing text and one without a token.
+        `tokens` (how many the model is given; of a text whose terms are counted, how many terms it has), `unknown_share` (of them, those
+        that the vocabulary does not have; None where there are none), `truncated` (whether the text had more than the model takes). All
+        are None for a missing text and one that is refused.
     """
     if text is None:
         return dict.fromkeys(TOKENS)
@@ -118,7 +119,11 @@ def token_facts(text: str | None, count: Callable[[str], TokenFacts]) -> dict[st
         found = count(text)
     except InputError:
         return dict.fromkeys(TOKENS)
-    return {"tokens": found.tokens, "unknown_share": _share(found.unknown, found.tokens), "truncated": found.truncated}
+    return {
+        "tokens": found.tokens,
+        "unknown_share": _share(found.unknown, found.tokens) if found.tokens else None,
+        "truncated": found.truncated,
+    }
 
 
 def _count(mask: np.ndarray) -> int:

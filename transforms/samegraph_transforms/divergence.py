@@ -71,7 +71,7 @@ NORMALISATIONS: Final[tuple[tuple[str, Any, Any], ...]] = (
 
 _VOCABULARY = frozenset(
     {"LabelEncoder", "OneHotEncoder", "CategoryMapper", "DictVectorizer", "StringNormalizer", "StringSplit", "RegexFullMatch", "Tokenize"}
-    | {"TfIdfVectorizer", "OneHot"}
+    | {"TfIdfVectorizer", "OneHot", "CountTerms"}
 )
 _MISSING = frozenset({"IsNaN", "Where", "Imputer"})
 _DTYPE = frozenset({"Cast", "CastLike", "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
@@ -631,7 +631,7 @@ class _Detective:
 
 
 def _is_host(node: onnx.NodeProto) -> bool:
-    return node.op_type == "ImageDecoder" or (node.domain == DOMAIN and node.op_type == "Tokenize")
+    return node.op_type == "ImageDecoder" or (node.domain == DOMAIN and node.op_type in ("Tokenize", "CountTerms"))
 
 
 def _evaluate(one: StageTrace, node: onnx.NodeProto, given: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx
 
-from .manifest import DEFAULT_TOLERANCES, Batching, Decoder, Output, Provenance, RawField, StageName, Tokenizer, Tolerance
+from .manifest import DEFAULT_TOLERANCES, Batching, Decoder, Output, Provenance, RawField, StageName, Tokenizer, Tolerance, Vectorizer
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,7 @@ class PackageDraft:
     description: str = ""
     decoders: Sequence[Decoder] = ()
     tokenizers: Sequence[Tokenizer] = ()
+    vectorizers: Sequence[Vectorizer] = ()
     batching: Batching = field(default_factory=Batching)
     tolerances: Mapping[str, Tolerance] = field(default_factory=lambda: dict(DEFAULT_TOLERANCES))
     provenance: Provenance = field(default_factory=Provenance)

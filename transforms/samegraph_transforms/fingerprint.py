@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import locale
 import platform
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -42,6 +43,7 @@ def environment(providers: Sequence[str] = CPU, intra_op_threads: int = 1) -> di
     found = {"machine": processor(), "system": platform.system(), "python": platform.python_version()}
     found |= {name: version for name, distributions in _LIBRARIES.items() if (version := _version(distributions)) is not None}
     return found | {
+        "unicode": unicodedata.unidata_version,
         "providers": ", ".join(providers),
         "threads": str(intra_op_threads),
         "locale": locale.setlocale(locale.LC_CTYPE),  # asks, and sets nothing
@@ -69,11 +71,16 @@ def proven_environment(manifest: Manifest) -> dict[str, str]:
 def deviations(manifest: Manifest, here: Mapping[str, str]) -> list[Deviation]:
     """Return what differs between where a package was proven and `here`. What either does not know is no difference.
 
-    Pillow counts for packages that decode images and tokenizers for those that read text. A deviation is a reason to look at
+    Pillow counts for packages that decode images, tokenizers for those that read text by it, and the version of Python's Unicode database
+    for those that count terms. A deviation is a reason to look at
     the proof, not a fault: the golden samples decide.
     """
     proven = proven_environment(manifest)
-    unused = ({"pillow"} if not manifest.decoders else set()) | ({"tokenizers"} if not manifest.tokenizers else set())
+    unused = {
+        name
+        for name, used in (("pillow", manifest.decoders), ("tokenizers", manifest.tokenizers), ("unicode", manifest.vectorizers))
+        if not used
+    }
     return [
         Deviation(name, value, here.get(name, "not installed"))
         for name, value in proven.items()

@@ -23,13 +23,13 @@ from .baseline_view import sparkline, words
 from .errors import BaselineInvalid, SamegraphError
 from .fingerprint import deviations, environment, proven_environment
 from .itemplan import Step
-from .manifest import Decoder, Importer, Manifest, Output, Ragged, RawField, Stage, Tokenizer
+from .manifest import Decoder, Importer, Manifest, Output, Ragged, RawField, Stage, Tokenizer, Vectorizer
 from .pack import describe_tolerance
 from .package import Package, graph_names, parse_model
 from .runtime import PackageRuntime
 
 #: Operators that ONNX Runtime does not run and the item stage does itself.
-HOST_NODES = frozenset({"ImageDecoder", "samegraph::Tokenize"})
+HOST_NODES = frozenset({"ImageDecoder", "samegraph::Tokenize", "samegraph::CountTerms"})
 SHOWN_VALUES = 8
 
 
@@ -137,6 +137,8 @@ class Inspection:
             sections.append(("Image decoding", _decoders(manifest)))
         if manifest.tokenizers:
             sections.append(("Tokenizing", _tokenizers(manifest)))
+        if manifest.vectorizers:
+            sections.append(("Counting terms", _vectorizers(manifest)))
         sections += [("Exactness", _exactness(self.package)), ("Files", _files(manifest)), ("Provenance", _provenance(manifest))]
         return Group(_head(self.package), *(_section(title, body) for title, body in sections))
 
@@ -472,6 +474,33 @@ def tokenizer_facts(tokenizer: Tokenizer) -> list[tuple[str, str]]:
         ("gives", ", ".join(tokenizer.arrays)),
         ("special tokens", "added" if tokenizer.add_special_tokens else "not added"),
         ("at most", f"{tokenizer.max_length} tokens" if tokenizer.max_length is not None else "what the file says"),
+    ]
+
+
+def _vectorizers(manifest: Manifest) -> RenderableType:
+    parts: list[RenderableType] = []
+    for vectorizer in manifest.vectorizers:
+        table = Table.grid(padding=(0, 2))
+        for label, value in vectorizer_facts(vectorizer):
+            add_row(table, label, Text(value))
+        parts += [Text(vectorizer.node, "bold"), Padding(table, (0, 0, 0, 2))]
+    return Group(*parts)
+
+
+def vectorizer_facts(vectorizer: Vectorizer) -> list[tuple[str, str]]:
+    """Return what a vectorizer counts, as label and value."""
+    low, high = vectorizer.ngram_range
+    terms = {"word": "words", "char": "characters", "char_wb": "characters within words"}[vectorizer.analyzer]
+    columns = f"{vectorizer.n_features:,}" + (" hashed" + (", signed" if vectorizer.alternate_sign else "") if vectorizer.hashed else "")
+    return [
+        ("terms", f"{low} {terms}" if low == high else f"{low} to {high} {terms}"),
+        *([("pattern", vectorizer.token_pattern)] if vectorizer.token_pattern is not None else []),
+        ("lower case", "yes" if vectorizer.lowercase else "no"),
+        ("accents", f"stripped ({vectorizer.strip_accents})" if vectorizer.strip_accents is not None else "kept"),
+        ("counts", "1 each" if vectorizer.binary else "as often as there"),
+        ("columns", columns),
+        ("file", vectorizer.file),
+        ("Unicode", vectorizer.unicode_version),
     ]
 
 

@@ -23,6 +23,7 @@ from .inspection import (
     stage_facts,
     tokenizer_facts,
     total_bytes,
+    vectorizer_facts,
 )
 from .pack import describe_tolerance
 
@@ -43,6 +44,9 @@ def render(inspection: Inspection) -> str:
     if manifest.tokenizers:
         cards = "".join(f'<div class="card"><h3>{escape(t.node)}</h3>{_facts(tokenizer_facts(t))}</div>' for t in manifest.tokenizers)
         sections.append(("tokenizing", "Tokenizing", cards))
+    if manifest.vectorizers:
+        cards = "".join(f'<div class="card"><h3>{escape(v.node)}</h3>{_facts(vectorizer_facts(v))}</div>' for v in manifest.vectorizers)
+        sections.append(("counting", "Counting terms", cards))
     sections += [
         ("files", "Files", _table(("file", "size", "sha256"), file_rows(manifest), right=(1,))),
         ("provenance", "Provenance", _facts(provenance_rows(manifest))),

@@ -5,6 +5,7 @@ and some of it Pillow runs faster with the same result. `compile_item_plan` cuts
 
     host      ai.onnx::ImageDecoder, run by decode.py as the manifest's `Decoder` of that node says
     host      samegraph::Tokenize, run by the `tokenizers` library as the manifest's `Tokenizer` of that node says
+    host      samegraph::CountTerms, run by Python's `re` and `unicodedata` as the manifest's `Vectorizer` of that node says
     kernel    a call of one of our functions, or a resize and the crop of it, for which kernels.py has proven native code equal here
     onnx      everything else, in runs as long as the order of the data allows, each an ONNX Runtime session of its own
 
@@ -18,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, TypeAlias
 
 import numpy as np
 import onnx
@@ -47,10 +48,14 @@ from .kernels import (
 )
 from .manifest import BINARY_KINDS, Decoder, Manifest, RawField, Stage
 from .opsets import DOMAIN, IR_VERSION
+from .terms import OP_TYPE as COUNT_TERMS
+from .terms import TermCounter, term_counters
 from .tokenization import OP_TYPE as TOKENIZE
 from .tokenization import TextTokenizer, tokenizers_of
 
 Engine = Literal["host", "kernel", "onnx"]
+#: What reads a text field.
+TextReader: TypeAlias = TextTokenizer | TermCounter
 Values = dict[str, object]
 
 _STAGE: Final = "preprocess.item"
@@ -99,7 +104,7 @@ class ItemPlan:
         inputs: Names of the values it reads (raw fields and companions).
         outputs: Names of the values it makes, in graph order.
         steps: What runs what.
-        tokenizers: Text field → the tokenizer that reads it.
+        tokenizers: Text field → what makes tokens or terms of it.
     """
 
     def __init__(
@@ -107,7 +112,7 @@ class ItemPlan:
         inputs: Sequence[_Input],
         outputs: Sequence[tuple[str, str]],
         steps: Sequence[_Compiled],
-        tokenizers: Mapping[str, TextTokenizer],
+        tokenizers: Mapping[str, TextReader],
     ) -> None:
         self._inputs = tuple(inputs)
         self._outputs = tuple(outputs)
@@ -115,7 +120,7 @@ class ItemPlan:
         self.inputs: tuple[str, ...] = tuple(i.value_name for i in inputs)
         self.outputs: tuple[str, ...] = tuple(value for _, value in outputs)
         self.steps: tuple[Step, ...] = tuple(s.step for s in steps)
-        self.tokenizers: Mapping[str, TextTokenizer] = dict(tokenizers)
+        self.tokenizers: Mapping[str, TextReader] = dict(tokenizers)
 
     def __call__(self, values: Mapping[str, object]) -> dict[str, np.ndarray]:
         """Run the stage for one instance.
@@ -163,7 +168,10 @@ def compile_item_plan(
     stage = manifest.stage(_STAGE)
     if stage is None:
         raise ManifestInvalid(f"{manifest.name}: the manifest has no {_STAGE} stage, so there is nothing to compile")
-    tokenizers = tokenizers_of(manifest.tokenizers, read_file or _no_file)
+    tokenizers: dict[str, TextReader] = {
+        **tokenizers_of(manifest.tokenizers, read_file or _no_file),
+        **term_counters(manifest.vectorizers, read_file or _no_file),
+    }
     return _Compiler(model, manifest, stage, make_executor, kernels, cache_dir, tokenizers).compile()
 
 
@@ -182,11 +190,11 @@ class _Compiler:
         make_executor: MakeExecutor,
         kernels: str,
         cache_dir: Path | None,
-        tokenizers: Mapping[str, TextTokenizer],
+        tokenizers: Mapping[str, TextReader],
     ) -> None:
         self.manifest = manifest
         self.tokenizers = tokenizers
-        self.read_by: dict[str, TextTokenizer] = {}
+        self.read_by: dict[str, TextReader] = {}
         self.stage = stage
         self.make_executor = make_executor
         self.kernels = kernels
@@ -259,6 +267,8 @@ class _Compiler:
             return self._decoder_step(node), [node]
         if _is_tokenizer(node):
             return self._tokenizer_step(node), [node]
+        if _is_counter(node):
+            return self._counter_step(node), [node]
         then = self._only_reader(node, pending)
         for nodes in ([node, then], [node]) if then is not None else ([node],):
             step = self._kernel_step(nodes)
@@ -289,17 +299,33 @@ class _Compiler:
 
     def _tokenizer_step(self, node: onnx.NodeProto) -> _Compiled:
         tokenizer = self.tokenizers.get(node.name)
-        if tokenizer is None:
+        if not isinstance(tokenizer, TextTokenizer):
             raise self._invalid(f"the manifest declares no tokenizer for node {node.name!r} of {_STAGE}; add one to `tokenizers`")
-        field = self._field(self.stage.inputs.get(node.input[0], node.input[0]))
-        if field is None or field.kind not in ("text", "string") or node.input[0] not in {i.name for i in self.graph.input}:
-            raise self._invalid(f"tokenizer {node.name!r} must read a text field directly; it reads {node.input[0]!r}")
+        field = self._text_field(node, "tokenizer")
         if len(node.output) != len(tokenizer.declared.arrays):
             arrays = ", ".join(tokenizer.declared.arrays)
             raise self._invalid(f"tokenizer {node.name!r} has {len(node.output)} outputs in the graph, and the manifest names {arrays}")
         self.read_by.setdefault(field.name, tokenizer)
         step = Step((_label(node),), "host", tokenizer.library, f"trained with tokenizers {tokenizer.declared.library_version}")
         return _Compiled(step, partial(_tokenize, node.input[0], tuple(node.output), tokenizer, field.name))
+
+    def _counter_step(self, node: onnx.NodeProto) -> _Compiled:
+        counter = self.tokenizers.get(node.name)
+        if not isinstance(counter, TermCounter):
+            raise self._invalid(f"the manifest declares no vectorizer for node {node.name!r} of {_STAGE}; add one to `vectorizers`")
+        field = self._text_field(node, "vectorizer")
+        if len(node.output) != 2:
+            raise self._invalid(f"vectorizer {node.name!r} has {len(node.output)} outputs in the graph; it gives columns and counts")
+        self.read_by.setdefault(field.name, counter)
+        step = Step((_label(node),), "host", counter.library, f"trained with Unicode {counter.declared.unicode_version}")
+        return _Compiled(step, partial(_tokenize, node.input[0], tuple(node.output), counter, field.name))
+
+    def _text_field(self, node: onnx.NodeProto, what: str) -> RawField:
+        """Return the raw field that a tokenizer or vectorizer reads; it must be one, and a text."""
+        field = self._field(self.stage.inputs.get(node.input[0], node.input[0]))
+        if field is None or field.kind not in ("text", "string") or node.input[0] not in {i.name for i in self.graph.input}:
+            raise self._invalid(f"{what} {node.name!r} must read a text field directly; it reads {node.input[0]!r}")
+        return field
 
     def _kernel_step(self, nodes: Sequence[onnx.NodeProto]) -> _Compiled | None:
         """Compile `nodes`, one or two, as a host kernel if there is one and it is proven equal here."""
@@ -420,7 +446,7 @@ def _decode(source: str, target: str, decoder: Decoder, max_pixels: int | None, 
     env[target] = Pixels(image=open_image(bytes(data), decoder, max_pixels=max_pixels, field=field))
 
 
-def _tokenize(source: str, targets: Sequence[str], tokenizer: TextTokenizer, field: str, env: Values) -> None:
+def _tokenize(source: str, targets: Sequence[str], tokenizer: TextReader, field: str, env: Values) -> None:
     text = _as_array(env[source])[0]
     env.update(zip(targets, tokenizer(text, field), strict=True))
 
@@ -465,8 +491,12 @@ def _is_tokenizer(node: onnx.NodeProto) -> bool:
     return node.op_type == TOKENIZE and node.domain == DOMAIN
 
 
+def _is_counter(node: onnx.NodeProto) -> bool:
+    return node.op_type == COUNT_TERMS and node.domain == DOMAIN
+
+
 def _is_host_node(node: onnx.NodeProto) -> bool:
-    return _is_decoder(node) or _is_tokenizer(node)
+    return _is_decoder(node) or _is_tokenizer(node) or _is_counter(node)
 
 
 #: An input of an ONNX step, and what its (height, width) must pass before the step runs.
@@ -553,6 +583,9 @@ def _value_types(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
         elif _is_tokenizer(node):
             for output in node.output:
                 known[output] = helper.make_tensor_value_info(output, onnx.TensorProto.INT64, _open_dims(output, 1))
+        elif _is_counter(node):
+            for output, dtype in zip(node.output, (onnx.TensorProto.INT64, onnx.TensorProto.DOUBLE), strict=False):
+                known[output] = helper.make_tensor_value_info(output, dtype, _open_dims(output, 1))
     return known
 
 

@@ -209,6 +209,45 @@ class Tokenizer(_Model):
         return arrays
 
 
+class Vectorizer(_Model):
+    """How a `samegraph::CountTerms` host node counts the terms of a text: what a fitted scikit-learn text vectorizer does.
+
+    First lower case, then accents, then terms. Python's `re`, `str.lower` and `unicodedata` do it, as they did in training.
+    """
+
+    node: str = Field(description="Name of the CountTerms node in preprocess.item.onnx.")
+    file: str = Field(description="JSON with the vocabulary in the order of its columns and the stop words, by its path in the package.")
+    n_features: int = Field(ge=1, le=2**31 - 1, description="Columns of the count matrix.")
+    hashed: bool = Field(
+        default=False, description="Whether a term's column is its MurmurHash3 modulo n_features; otherwise the vocabulary's."
+    )
+    alternate_sign: bool = Field(default=False, description="Hashed terms: whether a term counts as −1 where its hash is negative.")
+    analyzer: Literal["word", "char", "char_wb"] = Field(
+        default="word",
+        description="Terms are words, runs of characters, or runs of characters within words that have a space at both ends.",
+    )
+    ngram_range: tuple[Annotated[int, Field(ge=1, le=64)], Annotated[int, Field(ge=1, le=64)]] = Field(
+        default=(1, 1), description="Least and most words or characters of a term."
+    )
+    token_pattern: str | None = Field(
+        default=None, max_length=4096, description="Words: the Python regular expression whose matches, or their one group, they are."
+    )
+    lowercase: bool = Field(default=True, description="Whether the text is put into lower case, by str.lower.")
+    strip_accents: Literal["ascii", "unicode"] | None = Field(
+        default=None, description="NFKD first; then what is not ASCII is left out, or combining characters are."
+    )
+    binary: bool = Field(default=False, description="Whether every count is 1.")
+    unicode_version: str = Field(description="Version of the Unicode database training had; later ones differ in characters that are new.")
+
+    @model_validator(mode="after")
+    def _words_have_a_pattern(self) -> Vectorizer:
+        if (self.analyzer == "word") != (self.token_pattern is not None):
+            raise ValueError("token_pattern is given exactly when analyzer is 'word'")
+        if self.ngram_range[0] > self.ngram_range[1]:
+            raise ValueError(f"ngram_range: {self.ngram_range[0]} is more than {self.ngram_range[1]}")
+        return self
+
+
 class RaggedInput(_Model):
     """Where a ragged length is in one input, and what stands beyond the end of a shorter one."""
 
@@ -371,6 +410,11 @@ class Manifest(_Model):
         # Left out of manifest.json when empty, as `batching.ragged` is: the digest of packages without text stays what it was.
         exclude_if=lambda tokenizers: not tokenizers,
         description="One per Tokenize node of preprocess.item.onnx. An empty list is left out.",
+    )
+    vectorizers: list[Vectorizer] = Field(
+        default_factory=list,
+        exclude_if=lambda vectorizers: not vectorizers,
+        description="One per CountTerms node of preprocess.item.onnx. An empty list is left out.",
     )
     batching: Batching = Field(default_factory=Batching, description="Hints for forming batches.")
     tolerances: dict[str, Tolerance] = Field(

@@ -40,6 +40,7 @@ from .manifest import (
     StageName,
     Tokenizer,
     Tolerance,
+    Vectorizer,
 )
 from .package import Package, PackageWriter, parse_model, validation_summary, version_path, write_baseline, write_files
 from .paths import check_relative, open_plain, walk_files
@@ -306,6 +307,7 @@ class DraftFile(BaseModel):
     stages: list[_StageFile] = Field(min_length=1, description="Stages with their graphs, in order.")
     decoders: list[Decoder] = Field(default_factory=list)
     tokenizers: list[Tokenizer] = Field(default_factory=list)
+    vectorizers: list[Vectorizer] = Field(default_factory=list)
     batching: Batching = Field(default_factory=Batching)
     tolerances: dict[str, Tolerance] = Field(default_factory=lambda: dict(DEFAULT_TOLERANCES))
     provenance: Provenance = Field(default_factory=Provenance)
@@ -331,6 +333,7 @@ def read_draft(directory: Path | str) -> tuple[PackageDraft, list[GoldenSample]]
         stages=[_read_stage(directory, stage) for stage in facts.stages],
         decoders=facts.decoders,
         tokenizers=facts.tokenizers,
+        vectorizers=facts.vectorizers,
         batching=facts.batching,
         tolerances=facts.tolerances,
         provenance=facts.provenance,

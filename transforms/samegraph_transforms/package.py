@@ -674,6 +674,7 @@ def _manifest(draft: PackageDraft, stages: list[Stage], golden_samples: int, fil
             stages=stages,
             decoders=list(draft.decoders),
             tokenizers=list(draft.tokenizers),
+            vectorizers=list(draft.vectorizers),
             batching=draft.batching,
             tolerances=dict(draft.tolerances),
             golden_samples=golden_samples,

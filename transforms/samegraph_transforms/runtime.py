@@ -15,13 +15,12 @@ import onnx
 from . import cuda
 from .errors import ExecutionError
 from .executor import CPU, Executor, OrtExecutor
-from .itemplan import ItemPlan, compile_item_plan
+from .itemplan import ItemPlan, TextReader, compile_item_plan
 from .manifest import BINARY_KINDS, Manifest, RawField, Stage
 from .merging import CannotMerge, merge_stages
 from .packing import ColumnGroup, pack_columns
 from .ragged import OpenInput, Rows, ShapeKey, ShapePlan, grouped
 from .signature import Row, Signature, column
-from .tokenization import TextTokenizer
 from .weights import Weights
 
 if TYPE_CHECKING:
@@ -220,8 +219,8 @@ class PackageRuntime:
         return tuple(values[feed.name] if feed.field is None else row[feed.row_place] for feed in self._feeds)
 
     @property
-    def tokenizers(self) -> Mapping[str, TextTokenizer]:
-        """Text field → the tokenizer that reads it."""
+    def tokenizers(self) -> Mapping[str, TextReader]:
+        """Text field → what makes tokens or terms of it."""
         return {} if self.item_plan is None else self.item_plan.tokenizers
 
     @property

@@ -5,6 +5,8 @@
     samples = capture(pipeline, X_train, edge_rows(pipeline, X_train, draft), draft=draft)
     pack(draft, samples, "models")
 
+A pipeline that begins with a text vectorizer was fitted on texts, not on a frame: `X_train` is then the Series or list of them.
+
 The graphs compute in float64 from the wire to the answer, as the pipeline does; where an estimator rounds to float32 (trees), the
 graph rounds at the same place. A step that has no exact graph raises `UnsupportedStep` with its path: nothing is approximated.
 
@@ -19,13 +21,14 @@ import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Any, Final, cast
+from typing import Any, Final, TypeAlias, cast
 
 import numpy as np
 import pandas as pd
 import sklearn
 from rich.console import Console
 from rich.table import Table
+from scipy import sparse as scipy_sparse
 from sklearn.model_selection._search import BaseSearchCV
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import NotFittedError, check_is_fitted
@@ -49,11 +52,13 @@ from ._sklearn_models import (
     build_model,
     class_table,
     emit_features,
+    is_boosted,
     reference_features,
     refuse_unsupported,
 )
 from ._sklearn_site import StepContext
 from ._sklearn_steps import emit_step
+from ._sklearn_text import TEXT_TENSOR, item_graph, ragged_lengths, reads_text, refuse_costly, text_columns
 from .draft import DraftStage, GoldenSample, PackageDraft
 from .errors import AuthoringError, UnsupportedStep
 from .manifest import DEFAULT_TOLERANCES, Batching, Provenance, RawField, Tolerance
@@ -64,6 +69,10 @@ __all__ = ["OutputNames", "capture", "describe_fields", "edge_rows", "from_sklea
 _SAMPLE_ROWS: Final = 200
 #: A limit this far out says what the training code can compute with, not what makes sense.
 _HUGE: Final = 1e15
+#: What the open length of sparse features is called when their elements are those scipy keeps.
+AS_SCIPY: Final = "elements as scipy"
+#: What a pipeline was fitted on: a frame, or texts.
+Training: TypeAlias = pd.DataFrame | pd.Series | Sequence[str]
 _LIBRARIES: Final = ("scikit-learn", "pandas", "numpy", "scipy", "onnx", "onnxruntime", "onnxruntime-gpu")
 
 
@@ -72,7 +81,7 @@ _LIBRARIES: Final = ("scikit-learn", "pandas", "numpy", "scipy", "onnx", "onnxru
 
 def from_sklearn(
     pipeline: Any,
-    frame: pd.DataFrame,
+    frame: Training,
     *,
     name: str,
     version: int,
@@ -87,7 +96,8 @@ def from_sklearn(
 
     Args:
         pipeline: A fitted Pipeline, ColumnTransformer pipeline, search (its best estimator is taken) or bare estimator.
-        frame: The raw training frame it was fitted on; kinds, values, ranges and missing rules are read from it.
+        frame: The raw training frame it was fitted on; kinds, values, ranges and missing rules are read from it. Texts, as a Series or a
+            list, for a pipeline that begins with a text vectorizer; the field is called what the Series is, or `text`.
         name: Model name.
         version: Model version, >= 1.
         overrides: Column → attributes of `RawField` to use in place of what was inferred: `description`, `missing`, `allowed`,
@@ -100,15 +110,20 @@ def from_sklearn(
         provenance: Facts about the training; library versions are filled in.
 
     Returns:
-        A draft with stages `preprocess.batch` (raw columns → `features`, float64 [n, k]) and `model`. Classifiers answer `label` and
-        `probability`, regressors `value`.
+        A draft with stages `preprocess.batch` (raw columns → `features`, float64 [n, k]) and `model`; `preprocess.item` before them where
+        there are texts. Classifiers answer `label` and `probability` (or `score`, without `predict_proba`), regressors `value`. A model
+        that computes on a text vectorizer's sparse rows gets them as such: `features` [n, elements] and `features.columns`.
 
     Raises:
         UnsupportedStep: A step, parameter or column has no exact graph; `.step` is its path.
         AuthoringError: The frame does not fit the pipeline, or an override is not possible.
     """
     names = names or OutputNames()
+    frame = _as_frame(frame)
     author = _Author(pipeline, frame, overrides or {}, names)
+    batching = batching or Batching()
+    if author.ragged and not batching.ragged:
+        batching = batching.model_copy(update={"ragged": author.ragged})
     return PackageDraft(
         name=name,
         version=version,
@@ -116,7 +131,9 @@ def from_sklearn(
         outputs=author.outputs,
         stages=author.stages,
         description=description,
-        batching=batching or Batching(),
+        vectorizers=[one.vectorizer for one in author.context.counted],
+        assets={one.vectorizer.file.removeprefix("assets/"): one.file for one in author.context.counted},
+        batching=batching,
         tolerances=dict(tolerances or DEFAULT_TOLERANCES),
         provenance=_provenance(provenance or Provenance(), frame),
     )
@@ -137,10 +154,15 @@ class _Author:
             name: plan_field(facts, nullable=nullable[name], sentinel=self.sentinel, override=overrides.get(name, {}))
             for name, facts in self.reference.facts.items()
         }
-        preprocess, width = self._preprocess()
-        model, self.outputs = build_model(self.estimator, self.at, width, names)
+        preprocess, width, sparse = self._preprocess()
+        model, self.outputs = build_model(self.estimator, self.at, width, names, sparse=sparse)
+        counted = self.context.counted
         self.stages = [DraftStage("preprocess.batch", preprocess), DraftStage("model", model)]
+        if counted:
+            self.stages.insert(0, DraftStage("preprocess.item", item_graph(counted)))
+        self.ragged = ragged_lengths(counted)
         self.fields = self._fields()
+        refuse_costly(self.fields, counted)
 
     def _refuse_bad_names(self) -> None:
         unknown = [n for n in self.overrides if n not in self.reference.facts]
@@ -149,24 +171,49 @@ class _Author:
                 f"override of {unknown[0]!r}: the pipeline reads no such column; it reads {', '.join(self.reference.facts)}"
             )
         answers = [self.names.label, self.names.probability] if hasattr(self.estimator, "classes_") else [self.names.value]
-        taken = [n for n in (*answers, self.names.features) if n in self.reference.facts]
+        taken = [n for n in (*answers, self.names.score, self.names.features, self.names.columns) if n in self.reference.facts]
         if taken:
             raise AuthoringError(f"the column {taken[0]!r} has the name of an output; call the output otherwise: names=OutputNames(...)")
 
-    def _preprocess(self) -> tuple[Any, int]:
-        """Write the graph from raw columns to the features matrix and return it with its width."""
+    def _preprocess(self) -> tuple[Any, int, bool]:
+        """Write the graph from raw columns to the features matrix; return it, the matrix's width, and whether it is made of sparse rows."""
         self.context = StepContext(GraphWriter("preprocess"), self.sentinel)
         inputs = {name: _declare_input(self.context, plan) for name, plan in self.plans.items()}
-        data: Any = self.reference.training[self.reference.order].iloc[:_SAMPLE_ROWS]
+        data: Any = self.reference.given(self.reference.training[self.reference.order].iloc[:_SAMPLE_ROWS])
         block: Block = [inputs.get(name) or _unused(name) for name in self.reference.order]
         for at, step in self.steps:
             block, data = emit_step(self.context, step, at, block, data)
         block = emit_features(self.context, self.estimator, self.at, block, data)
         if not block:
             raise AuthoringError("the pipeline gives no feature to its estimator; nothing depends on the input")
-        tensor = self.context.writer.matrix(block, at=self.names.features)
-        self.context.writer.output(tensor, self.names.features, "float64", [len(block)])
-        return self.context.writer.build(), len(block)
+        writer = self.context.writer
+        sparse = scipy_sparse.issparse(data) and any(c.tensor in writer.sparse for c in block)
+        if sparse:
+            self._refuse_sparse()
+            found = writer.elements(block, at=self.names.features)
+            writer.output(found.values, self.names.features, "float64", [AS_SCIPY if found.as_scipy else "elements"])
+            writer.output(found.columns, self.names.columns, "int64", ["elements"])
+        else:
+            writer.output(writer.matrix(block, at=self.names.features), self.names.features, "float64", [len(block)])
+        self._refuse_text_as_category()
+        return writer.build(), len(block), sparse
+
+    def _refuse_sparse(self) -> None:
+        if is_boosted(self.estimator):
+            raise UnsupportedStep(
+                f"{self.at} ({type(self.estimator).__name__}) was trained on sparse rows, of which it may take what is not there "
+                "for missing; it has an exact graph on tables only",
+                step=self.at,
+            )
+
+    def _refuse_text_as_category(self) -> None:
+        read = {name for node in self.context.writer.nodes for name in node.input if name.startswith(TEXT_TENSOR)}
+        for name in sorted(read):
+            raise UnsupportedStep(
+                f"column {name.removeprefix(TEXT_TENSOR)!r} is read by a text vectorizer and by another step; give the other step a "
+                "copy of it under another name",
+                step=f"columns.{name.removeprefix(TEXT_TENSOR)}",
+            )
 
     def _fields(self) -> list[RawField]:
         closed = self.context.closed
@@ -194,6 +241,8 @@ def _unused(name: str) -> Column:
 def _declare_input(context: StepContext, plan: FieldPlan) -> Column:
     """Declare one raw field as graph input and return it as a column whose missing values are NaN or the sentinel."""
     writer, name = context.writer, plan.facts.name
+    if plan.kind == "text":  # the item stage counts it, and it ends there
+        return Column(name, f"{TEXT_TENSOR}{name}", 0, 1, "string", field=name)
     dtype: Any = {"number": "float64", "boolean": "bool", "string": "string"}.get(plan.kind) or (
         "float64" if plan.missing.rule == "nan" else "int64"
     )
@@ -236,13 +285,23 @@ def _taken_apart(pipeline: Any) -> tuple[list[tuple[str, Any]], tuple[str, Any]]
     return steps, (last_name, last)
 
 
-def reference_of(pipeline: Any, frame: pd.DataFrame) -> Reference:
+def _as_frame(given: Training) -> pd.DataFrame:
+    """Return the training data as a frame; texts become its only column."""
+    if isinstance(given, pd.Series):
+        return given.to_frame(name=str(given.name) if given.name is not None else "text")
+    if isinstance(given, list | tuple) and all(isinstance(text, str) for text in given):
+        return pd.DataFrame({"text": pd.Series(list(given), dtype=object)})
+    return cast(pd.DataFrame, given)
+
+
+def reference_of(pipeline: Any, frame: Training) -> Reference:
     """Return the training code as a function of raw instances, its columns inspected.
 
     Raises:
         AuthoringError: The frame is empty or lacks columns the pipeline was fitted on.
     """
     steps, (_, estimator) = _taken_apart(pipeline)
+    frame = _as_frame(frame)
     if not isinstance(frame, pd.DataFrame) or frame.empty:
         raise AuthoringError("from_sklearn needs the raw training frame (a pandas DataFrame with at least one row)")
     order = _column_names([*(step for _, step in steps), estimator], frame)
@@ -254,13 +313,21 @@ def reference_of(pipeline: Any, frame: pd.DataFrame) -> Reference:
     twice = sorted(set(frame.columns[frame.columns.duplicated()]) & set(order))
     if twice:
         raise AuthoringError(f"the frame has several columns called {twice[0]!r}; rename them")
-    reference = Reference(pipeline, frame.reset_index(drop=True), order)
-    reference.use(_used(steps[0][1] if steps else None, order))
+    first = steps[0][1] if steps else None
+    reference = Reference(pipeline, frame.reset_index(drop=True), order, texts=text_columns(first, order), alone=reads_text(first))
+    reference.use(_used(first, order))
     return reference
 
 
 def _column_names(steps: Sequence[Any], frame: pd.DataFrame) -> list[str]:
     """Return the columns the pipeline was fitted on, in order."""
+    if reads_text(steps[0]):
+        if len(frame.columns) != 1:
+            raise AuthoringError(
+                f"the pipeline begins with a text vectorizer, which was fitted on texts; give those (a Series or a list), not a frame of "
+                f"{len(frame.columns)} columns"
+            )
+        return [str(frame.columns[0])]
     for step in steps:
         found = getattr(step, "feature_names_in_", None)
         if found is not None:
@@ -348,7 +415,7 @@ def _shown(value: object) -> str:
 # --- golden samples ---------------------------------------------------------------------------------------------------
 
 
-def rows_of(pipeline: Any, frame: pd.DataFrame, rows: pd.DataFrame) -> list[dict[str, Scalar | None]]:
+def rows_of(pipeline: Any, frame: Training, rows: Training) -> list[dict[str, Scalar | None]]:
     """Return frame rows as the instances a caller would send: plain values, None where missing.
 
     Args:
@@ -356,12 +423,12 @@ def rows_of(pipeline: Any, frame: pd.DataFrame, rows: pd.DataFrame) -> list[dict
         frame: Its training frame.
         rows: Rows with the same columns and types.
     """
-    return reference_of(pipeline, frame).instances(rows)
+    return reference_of(pipeline, frame).instances(_as_frame(rows))
 
 
 def capture(
     pipeline: Any,
-    frame: pd.DataFrame,
+    frame: Training,
     rows: pd.DataFrame | Sequence[Instance] | Mapping[str, Instance],
     *,
     draft: PackageDraft,
@@ -393,15 +460,24 @@ def capture(
         groups = [(f"{prefix}-{i:04d}", list(chunk)) for i, chunk in enumerate(chunks)]
     together = [instance for _, group in groups for instance in group]
     try:
-        outputs, values = reference_answers(reference, draft.fields, together, _names_of(draft))
+        outputs, values = reference_answers(reference, draft.fields, together, _names_of(draft), _elements_of(draft))
     except (ValueError, TypeError) as error:
         raise _unanswered(reference, draft, groups, error) from error
+    elements = _elements_of(draft)
     samples, start = [], 0
     for key, group in groups:
         own = slice(start, start + len(group))
-        samples.append(_sample(draft, key, group, {k: v[own] for k, v in outputs.items()}, {k: v[own] for k, v in values.items()}))
+        # Sparse rows differ in length, so each is asked for alone.
+        mine = {k: v[own] for k, v in values.items()} if elements is None else _sparse_values(reference, draft, group, elements)
+        samples.append(_sample(draft, key, group, {k: v[own] for k, v in outputs.items()}, mine))
         start = own.stop
     return samples
+
+
+def _sparse_values(reference: Reference, draft: PackageDraft, group: Sequence[Instance], elements: str) -> dict[str, np.ndarray]:
+    if elements != AS_SCIPY or len(group) != 1:
+        return {}
+    return reference_answers(reference, draft.fields, group, _names_of(draft), elements)[1]
 
 
 def _names_of(draft: PackageDraft) -> OutputNames:
@@ -410,7 +486,13 @@ def _names_of(draft: PackageDraft) -> OutputNames:
     label = next((o for o in draft.outputs if o.decided_by is not None), None)
     if label is None or label.decided_by is None:
         return OutputNames(value=draft.outputs[0].name, features=features)
-    return OutputNames(label=label.name, probability=label.decided_by, features=features)
+    return OutputNames(label=label.name, probability=label.decided_by, score=label.decided_by, features=features)
+
+
+def _elements_of(draft: PackageDraft) -> str | None:
+    """Return what the open length of a draft's sparse features is called; None when they are a table."""
+    preprocess = next(stage.model for stage in draft.stages if stage.name == "preprocess.batch")
+    return preprocess.graph.output[0].type.tensor_type.shape.dim[1].dim_param or None
 
 
 def _sample(
@@ -432,7 +514,7 @@ def _unanswered(
     """Return the error that names the first request the training code does not answer alone."""
     for key, group in groups:
         try:
-            reference_answers(reference, draft.fields, group, _names_of(draft))
+            reference_answers(reference, draft.fields, group, _names_of(draft), _elements_of(draft))
         except (ValueError, TypeError) as alone:
             request = json.dumps(list(group), ensure_ascii=False)[:300]
             return AuthoringError(f"the training code does not answer {key!r} ({request}): {alone}")
@@ -440,22 +522,58 @@ def _unanswered(
 
 
 def reference_answers(
-    reference: Reference, fields: Sequence[RawField], instances: Sequence[Instance], names: OutputNames
+    reference: Reference, fields: Sequence[RawField], instances: Sequence[Instance], names: OutputNames, elements: str | None = None
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Return the training code's outputs for raw instances, and the values at the stage boundary."""
+    """Return the training code's outputs for raw instances, and the values at the stage boundary.
+
+    `elements` is what the open length of the draft's features is called, None when they are a table.
+    """
     frame = reference.frame(instances, fields)
     with quiet():
         steps, (at, estimator) = _taken_apart(reference.pipeline)
-        data: Any = frame
+        data: Any = reference.given(frame)
+        frame = data
         for _, step in steps:
             data = data if step is None or step == "passthrough" else step.transform(data)
-        features = reference_features(estimator, data)
+        values = _reference_values(estimator, data, names, elements)
         if not hasattr(estimator, "classes_"):
-            return {names.value: np.asarray(reference.pipeline.predict(frame), dtype=answer_dtype(estimator))}, {names.features: features}
+            return {names.value: np.asarray(reference.pipeline.predict(frame), dtype=answer_dtype(estimator))}, values
         dtype = class_table(estimator, at)[0].dtype
         label = np.asarray(reference.pipeline.predict(frame)).astype(np.str_ if dtype.kind == "U" else dtype)
+        if not hasattr(estimator, "predict_proba"):
+            score = np.asarray(reference.pipeline.decision_function(frame), dtype=np.float64)
+            return {names.label: label, names.score: np.stack([-score, score], axis=1) if score.ndim == 1 else score}, values
         probability = np.asarray(reference.pipeline.predict_proba(frame), dtype=answer_dtype(estimator))
-    return {names.label: label, names.probability: probability}, {names.features: features}
+    return {names.label: label, names.probability: probability}, values
+
+
+def _reference_values(estimator: Any, data: Any, names: OutputNames, elements: str | None) -> dict[str, np.ndarray]:
+    """Return the values at the stage boundary: the features matrix, or a single sparse row as scipy keeps it."""
+    if elements is None:
+        return {names.features: reference_features(estimator, data)}
+    if elements != AS_SCIPY or data.shape[0] != 1:
+        return {}
+    row = scipy_sparse.csr_array(data)
+    return {names.features: row.data.astype(np.float64)[None], names.columns: row.indices.astype(np.int64)[None]}
+
+
+#: Texts that vectorizers read differently from what people expect; every text field gets them as edge rows.
+EDGE_TEXTS: Final = {
+    "spaces": " \t\r\n\u00a0\u2003 ",
+    "dotted-capital-i": "İSTANBUL ISPARTA ıi",
+    "sharp-s": "STRASSE Straße ẞ ﬁne",
+    "combining": "cafe\u0301 nai\u0308ve a\u0300\u0323 \u0301",
+    "emoji": "👩\u200d👩\u200d👧 👍🏽 good😀day",
+    "zero-width": "go\u200bod go\u00adod go\ufeffod go\u2060od",
+    "scripts": "это хорошо 这部电影 東京タワー ภาษาไทย हिन्दी عربي",
+    "digits": "٣٤ ४५ ① ½ ² 1_000 x2",
+    "control": "a\x00b a\x1fb a\x85b",
+    "astral": "𝐁𝐎𝐋𝐃 𝔉𝔯𝔞𝔨 \U000e0041 \uffff",
+    "ligature-long": "\ufdfa\ufdfb",
+    "twice-the-same": "word word word word Word WORD",
+    "long": "the same words and again " * 200,
+}
+_ODD: Final = ("\u0301", "\u200b", "İ", "ß", "😀", "'s", "-", "_", "\u00a0", "é", "ﬁ", "٣")
 
 
 # --- rows at the edges ------------------------------------------------------------------------------------------------
@@ -479,8 +597,10 @@ class _Edges:
         elif field.kind == "boolean":
             yield "true", True
             yield "false", False
-        elif field.kind == "string":
+        elif field.kind in ("string", "text"):
             yield from self._strings()
+            if field.kind == "text":
+                yield from EDGE_TEXTS.items()
         else:
             yield from self._numbers()
 
@@ -513,7 +633,7 @@ class _Edges:
                 yield what, cast(bound)
 
 
-def edge_rows(pipeline: Any, frame: pd.DataFrame, draft: PackageDraft) -> dict[str, dict[str, Scalar | None]]:
+def edge_rows(pipeline: Any, frame: Training, draft: PackageDraft) -> dict[str, dict[str, Scalar | None]]:
     """Return one instance for every edge of every field, by a name that says which.
 
     A typical training row is changed in one field: null where it may be missing; least, largest, far outside and tiny numbers; empty,
@@ -538,7 +658,7 @@ def edge_rows(pipeline: Any, frame: pd.DataFrame, draft: PackageDraft) -> dict[s
 
 
 def varied_rows(
-    pipeline: Any, frame: pd.DataFrame, draft: PackageDraft, rows: pd.DataFrame, *, count: int, seed: int
+    pipeline: Any, frame: Training, draft: PackageDraft, rows: Training, *, count: int, seed: int
 ) -> list[dict[str, Scalar | None]]:
     """Return `count` instances near real rows: seeded noise on numbers, other known and unseen strings, and nulls.
 
@@ -554,7 +674,7 @@ def varied_rows(
     """
     reference = reference_of(pipeline, frame)
     generator = np.random.default_rng(seed)
-    chosen = reference.instances(rows.iloc[generator.integers(0, len(rows), size=count)])
+    chosen = reference.instances(_as_frame(rows).iloc[generator.integers(0, len(rows), size=count)])
     for instance in chosen:
         for field in draft.fields:
             if generator.random() < 1 / 3:
@@ -570,11 +690,22 @@ def _varied(facts: ColumnFacts, field: RawField, value: Scalar | None, generator
         return field.allowed[int(generator.integers(len(field.allowed)))]
     if field.kind == "boolean":
         return bool(generator.random() < 1 / 2)
+    if field.kind == "text":
+        return _varied_text(str(value), generator)[: field.max_length]
     if field.kind == "string":
         known = field.known or [str(field.example)]
         unseen = generator.random() < 1 / 5 and field.max_length is None
         return f"unseen-{generator.integers(1000)}" if unseen else known[int(generator.integers(len(known)))]
     return _varied_number(facts, field, value, generator)
+
+
+def _varied_text(text: str, generator: np.random.Generator) -> str:
+    """Return a text with some of its words in capitals, doubled, left out, or followed by characters nobody trained on."""
+    words = []
+    for word in text.split(" "):
+        change = generator.integers(8)
+        words += [[word.upper()], [word, word], [], [word + _ODD[int(generator.integers(len(_ODD)))]]][change] if change < 4 else [word]
+    return " ".join(words)
 
 
 def _varied_number(facts: ColumnFacts, field: RawField, value: Scalar | None, generator: np.random.Generator) -> Scalar:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, get_args
+from typing import Any, Final, Protocol, get_args
 
 import numpy as np
 
@@ -109,7 +109,15 @@ class TextTokenizer:
         return encoding
 
 
-def token_counters(tokenizers: Mapping[str, TextTokenizer]) -> dict[str, Callable[[str], TokenFacts]]:
+class CountsTokens(Protocol):
+    """What reads a text and can tell how many tokens it has."""
+
+    def facts(self, text: str) -> TokenFacts:
+        """Return how many tokens a text has, and of what kind."""
+        ...
+
+
+def token_counters(tokenizers: Mapping[str, CountsTokens]) -> dict[str, Callable[[str], TokenFacts]]:
     """Return text field → what counts its tokens, for statistics."""
     return {field: tokenizer.facts for field, tokenizer in tokenizers.items()}
 

@@ -26,7 +26,7 @@ from samegraph_transforms.baseline_bins import Binner, Values, sum_reach
 from samegraph_transforms.baseline_extract import InputColumns, OutputColumns, expected_cells
 from samegraph_transforms.manifest import Manifest, Missing, Output
 from samegraph_transforms.signature import Row
-from samegraph_transforms.tokenization import TextTokenizer, token_counters
+from samegraph_transforms.tokenization import CountsTokens, token_counters
 
 Side = Literal["input", "output"]
 #: The floats of a number, in order: sum of positive and of negative distances from the baseline's mean, sum of squared distances.
@@ -164,7 +164,7 @@ class RowCounter:
         manifest: The version's manifest.
         baseline: Its baseline.
         feed_columns: Field → (feed, column) of the fields that can be read from the graph's inputs.
-        tokenizers: Text field → the tokenizer that reads it.
+        tokenizers: Text field → what makes tokens or terms of it.
 
     Attributes:
         layout: What its results look like.
@@ -177,7 +177,7 @@ class RowCounter:
         manifest: Manifest,
         baseline: Baseline,
         feed_columns: Mapping[str, tuple[str, int]] | None = None,
-        tokenizers: Mapping[str, TextTokenizer] | None = None,
+        tokenizers: Mapping[str, CountsTokens] | None = None,
     ) -> None:
         self.layout = Layout(manifest, baseline)
         self.pixels: tuple[str, ...] = tuple(f.pixels for f in baseline.fields if f.monitored != "off" and f.pixels is not None)
