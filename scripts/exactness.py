@@ -34,7 +34,19 @@ PAGE = ROOT / "docs" / "exactness.md"
 TRANSFORMS = ROOT / "transforms" / "samegraph_transforms"
 
 #: Reading order; other sections follow by name.
-ORDER = ("images", "kernels", "crops", "opencv", "tensor", "arithmetic", "decoding", "importers-images", "estimators", "vectorizers")
+ORDER = (
+    "images",
+    "kernels",
+    "crops",
+    "opencv",
+    "tensor",
+    "arithmetic",
+    "decoding",
+    "importers-images",
+    "onnx-files",
+    "estimators",
+    "vectorizers",
+)
 #: Offered, and in no table yet: the page lists what is. A test refuses anything else without a row.
 UNMEASURED = {
     "from_boosted", "from_torchvision", "from_timm", "from_huggingface", "from_sklearn", "Pipeline", "ColumnTransformer",

@@ -41,6 +41,22 @@ def test_every_filter_importer_and_estimator_has_a_row() -> None:
     assert not set(absent) - UNMEASURED, f"in no table: {', '.join(sorted(set(absent) - UNMEASURED))}"
 
 
+def test_no_file_was_decoded_otherwise_and_none_crashed() -> None:
+    """Every file gave Pillow's pixels or was refused."""
+    for table in SECTIONS["decoding"]["tables"]:
+        for bad in ("elements different", "accepted, not by Pillow", "crashed"):
+            assert not any(row[table["head"].index(bad)] for row in table["rows"]), bad
+
+
+def test_every_wrong_package_was_refused_by_the_node_at_fault() -> None:
+    """The node named is the one that was changed; what was left as it was is packed."""
+    (table,) = SECTIONS["wrong-packages"]["tables"]
+    for row in (dict(zip(table["head"], cells, strict=True)) for cells in table["rows"]):
+        right = row["what is wrong"] == "nothing"
+        assert row["answer"] == ("packed" if right else "refused"), row
+        assert row["node named"] == row["node changed"], row
+
+
 def test_a_filter_without_a_row_would_be_seen() -> None:
     """Taking its rows away makes it missing."""
     fewer = copy.deepcopy(SECTIONS)
