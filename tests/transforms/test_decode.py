@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import re
 import struct
 import threading
@@ -68,7 +69,7 @@ def test_every_pillow_test_image_decodes_as_pillow_does_or_is_refused(decoder: D
         assert expected is not None, f"{name} is accepted, and Pillow refuses it"
         np.testing.assert_array_equal(got, expected, err_msg=name)
         verdicts["equal"] += 1
-    assert [name for name, data in called_broken.items() if _pillow(data) is not None] == []
+    assert [name for name, data in called_broken.items() if _pillow(data, upright=decoder is UPRIGHT) is not None] == []
     assert verdicts["equal"] >= 600
     assert verdicts["truncated"] >= 5
     assert verdicts["unsupported_format"] >= 20
@@ -176,17 +177,96 @@ def test_exif_orientation_is_applied_only_on_request(format_: str, orientation: 
     assert _ours(data, UPRIGHT).shape[:2] == ((40, 24) if orientation >= 5 else (24, 40))
 
 
-def test_damaged_exif_neither_warns_nor_refuses() -> None:
-    """An EXIF block that is cut or senseless leaves the picture as it is."""
+def _with_exif(block: bytes, **options: object) -> bytes:
+    """Put an EXIF block, as it is, into a small JPEG."""
+    data = encoded(noisy_picture(5, 6, 10), "JPEG", **options)
+    segment = b"Exif\x00\x00" + block
+    return data[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + data[2:]
+
+
+def _directory(*entries: tuple[int, int, int, bytes], head: bytes = b"II*\x00\x08\x00\x00\x00", count: int | None = None) -> bytes:
+    """Write an EXIF block, little-endian: entries of tag, type, count and four bytes."""
+    packed = b"".join(struct.pack("<HHI4s", *entry) for entry in entries)
+    return head + struct.pack("<H", len(entries) if count is None else count) + packed + b"\x00\x00\x00\x00"
+
+
+def _odd_exif_blocks() -> dict[str, bytes]:
     exif = Image.Exif()
     exif[0x0112] = 6
     exif[0x010F] = "a maker with a long name"
-    whole = exif.tobytes()
-    for cut in (8, 9, 12, 17, 25, len(whole) - 4):
-        data = encoded(noisy_picture(5, 24, 40), "JPEG", exif=whole[:cut])
-        assert _ours(data, UPRIGHT).size == 24 * 40 * 3
-    data = encoded(noisy_picture(5, 24, 40), "JPEG", exif=b"Exif\x00\x00not a directory")
-    assert _ours(data, UPRIGHT).shape == (24, 40, 3)
+    whole = exif.tobytes().removeprefix(b"Exif\x00\x00")
+    turned = (0x0112, 3, 1, b"\x06\x00\x00\x00")
+    odd = {f"cut at {cut}": whole[:cut] for cut in range(0, len(whole), 3)}
+    odd |= {f"type {kind}": _directory((0x0112, kind, 1, b"\x06\x00\x00\x00")) for kind in range(17)}
+    odd |= {f"count {count}": _directory((0x0112, 3, count, b"\x06\x00\x03\x00")) for count in (0, 2, 3, 1 << 31)}
+    heads = (b"II\x00*", b"II+\x00", b"MM*\x00", b"MM\x00+", b"not ", b"II*\x01", b"\x00\x00\x00\x00")
+    odd |= {f"head {head!r}": _directory(turned, head=head + b"\x08\x00\x00\x00") for head in heads}
+    odd |= {
+        "twice": _directory(turned, (0x0112, 3, 1, b"\x03\x00\x00\x00")),
+        "the first of two has no type": _directory((0x0112, 99, 1, b"\x06\x00\x00\x00"), (0x0112, 3, 1, b"\x03\x00\x00\x00")),
+        "behind a value that is not there": _directory((0x010F, 2, 40, b"\xf0\x00\x00\x00"), turned),
+        "behind a value larger than the block": _directory((0x010F, 2, 1 << 24, b"\x08\x00\x00\x00"), turned),
+        "behind a type that is not one": _directory((0x010F, 99, 1, b"abcd"), turned),
+        "more entries than there are": _directory(turned, count=3),
+        "directory outside": _directory(turned, head=b"II*\x00\xff\xff\x00\x00"),
+        "a float": _directory((0x0112, 11, 1, struct.pack("<f", 6.0))),
+        "9": _directory((0x0112, 3, 1, b"\x09\x00\x00\x00")),
+    }
+    generator = np.random.default_rng(8)
+    for place in range(60):
+        damaged = bytearray(whole)
+        for _ in range(generator.integers(1, 4)):
+            damaged[generator.integers(0, len(whole))] = generator.integers(0, 256)
+        odd[f"damaged {place}"] = bytes(damaged)
+    return odd
+
+
+def test_an_odd_exif_block_turns_the_image_as_pillow_does_or_is_refused() -> None:
+    """Cut, damaged or unusual blocks are read as Pillow reads them, without a warning; what it cannot read is refused, with the reason."""
+    verdicts: Counter[str] = Counter()
+    # Where a file states no resolution, Pillow has looked into the block before it turns the image, and takes it for empty if it failed.
+    for (name, block), options in itertools.product(_odd_exif_blocks().items(), ({}, {"dpi": (72, 72)})):
+        data = _with_exif(block, **options)
+        expected = _pillow(data, upright=True)
+        if expected is None:
+            assert "EXIF" in str(_refusal(data, UPRIGHT)), name
+            verdicts["refused"] += 1
+        else:
+            np.testing.assert_array_equal(_ours(data, UPRIGHT), expected, err_msg=name)
+            verdicts["upright" if expected.shape[:2] == (10, 6) else "as it was"] += 1
+        np.testing.assert_array_equal(_ours(data, PLAIN), _pillow(data), err_msg=name)
+    assert all(verdicts[kind] >= 5 for kind in ("refused", "upright", "as it was")), verdicts
+
+
+@pytest.mark.parametrize(
+    ("broken", "accepted"),
+    [("checksum of the first", False), ("checksum of the second", False), ("length", False), ("number of frames", True), ("second", True)],
+    ids=str,
+)
+def test_a_broken_animation_header_is_what_it_is_to_pillow(broken: str, accepted: bool) -> None:
+    """A PNG whose animation header makes no sense shows its still picture; one whose header is damaged is refused."""
+    data = encoded(noisy_picture(3, 6, 10), "PNG")
+
+    def header(frames: int, body: bytes = b"\x00\x00\x00\x00") -> bytes:
+        chunk = b"acTL" + struct.pack(">I", frames) + body
+        return struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+
+    good = header(1)
+    wrong = good[:-1] + bytes([good[-1] ^ 1])
+    headers = {
+        "checksum of the first": wrong + good,
+        "checksum of the second": good + wrong,
+        "length": header(1, b""),
+        "number of frames": header(0),
+        "second": good + good,
+    }[broken]
+    data = data[:33] + headers + data[33:]
+    expected = _pillow(data)
+    assert (expected is not None) == accepted
+    if expected is None:
+        assert _refusal(data).code == "undecodable"
+    else:
+        np.testing.assert_array_equal(_ours(data), expected)
 
 
 @pytest.mark.parametrize("format_", DEFAULT_FORMATS)

@@ -18,6 +18,7 @@ import re
 import struct
 import threading
 import warnings
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Final, Literal
@@ -121,7 +122,7 @@ _SIGNATURES: Final[tuple[tuple[str, re.Pattern[bytes]], ...]] = (
 #: What a plug-in raises for "this is not a file of my format", as in PIL.Image.open.
 _NOT_THIS_FORMAT = (SyntaxError, IndexError, TypeError, struct.error)
 
-#: Only TIFF headers can still warn; catch_warnings changes process-wide state, so one thread at a time may do it.
+#: Only TIFF headers and odd EXIF blocks can still warn; catch_warnings changes process-wide state, so one thread at a time may do it.
 _QUIET_LOCK = threading.Lock()
 
 
@@ -304,9 +305,8 @@ def _article(word: str) -> str:
 
 def _read_header(data: bytes, format_: str, field: str) -> ImageFile.ImageFile:
     """Let the format's plug-in parse the header."""
-    stream = io.BytesIO(_without_bad_animation(data) if format_ == "PNG" else data)
     try:
-        return _PLUGINS[format_](stream, "")
+        return _PLUGINS[format_](io.BytesIO(_without_bad_animation(data) if format_ == "PNG" else data), "")
     except Image.DecompressionBombError as error:
         raise InputError(f"field {field!r} has too many pixels: {error}", code="too_many_pixels", field=field) from error
     except MemoryError:
@@ -406,10 +406,22 @@ def _gif_size(data: bytes) -> tuple[int, int] | None:
 
 
 def _without_bad_animation(data: bytes) -> bytes:
-    """Drop the animation header of a PNG when it is invalid: Pillow then shows the still picture too, but warns."""
+    """Drop the animation header of a PNG when it is invalid: Pillow then shows the still picture too, but warns.
+
+    Raises:
+        SyntaxError: It is too short or its checksum is wrong, which Pillow refuses.
+    """
     if b"acTL" not in data:
         return data
-    headers = [(start, stop) for kind, start, stop in png_chunks(data) if kind == b"acTL"]
+    headers = []
+    begun = False
+    for kind, start, stop in png_chunks(data):
+        begun |= kind == b"IDAT"  # from here on Pillow checks no chunk
+        if kind == b"acTL":
+            is_broken = zlib.crc32(data[start + 4 : stop - 4]) != int.from_bytes(data[stop - 4 : stop], "big")
+            if stop - start < 20 or (is_broken and not begun):
+                raise SyntaxError("its animation header is broken")
+            headers.append((start, stop))
     counts = [int.from_bytes(data[start + 8 : start + 12], "big") for start, _ in headers]
     if len(headers) == 1 and 0 < counts[0] <= 0x80000000:
         return data
@@ -436,12 +448,31 @@ def _upright(image: Image.Image) -> Image.Image:
 def _orientation(image: Image.Image) -> int:
     """Find the orientation where Pillow looks for it: the EXIF block, or else XMP. 1 when there is none.
 
-    Pillow's own reader warns about damaged EXIF blocks; this one takes what can be read.
+    Raises:
+        ValueError: Pillow cannot read the EXIF block.
     """
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         return 1  # Pillow turns TIFF files itself while it loads them
-    found = _exif_orientation(_exif_block(image))
+    block = _exif_block(image)
+    if block and not _is_ordinary(block):
+        return _pillows_orientation(image)
+    found = _exif_orientation(block)
     return found if found is not None else _xmp_orientation(image)
+
+
+def _pillows_orientation(image: Image.Image) -> int:
+    """Let Pillow read a block that is damaged or odd. It warns about many of them, so one thread at a time may."""
+    with _quiet():
+        try:
+            if isinstance(image, _Jpeg):
+                # What a look for a resolution finds damaged, Pillow takes for an empty block from then on.
+                JpegImagePlugin.JpegImageFile._read_dpi_from_exif(image)
+            found: int = image.getexif().get(0x0112, 1)
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise ValueError(f"how to turn it cannot be told from its EXIF block: {error}") from error
+    return found
 
 
 def _exif_block(image: Image.Image) -> bytes:
@@ -449,6 +480,37 @@ def _exif_block(image: Image.Image) -> bytes:
     if block is None and "Raw profile type exif" in image.info:
         block = bytes.fromhex("".join(image.info["Raw profile type exif"].split("\n")[3:]))
     return re.sub(b"^(Exif\x00\x00){1,2}", b"", block or b"")
+
+
+#: Bytes of a value by its type, in a directory of TIFF or EXIF.
+_TYPE_BYTES: Final = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}
+
+
+def _is_ordinary(block: bytes) -> bool:
+    """Whether the first directory of a TIFF structure is whole, lies with all of its values in `block`, and has at most one orientation.
+
+    Only then is there one way to read it; versions of Pillow differ about others.
+    """
+    order: Literal["little", "big"] = "little" if block[:2] == b"II" else "big"
+    if block[:4] not in (b"II*\x00", b"MM\x00*") or len(block) < 8:
+        return False
+    at = int.from_bytes(block[4:8], order)
+    stop = at + 2 + 12 * int.from_bytes(block[at : at + 2], order)
+    if at + 2 > len(block) or stop > len(block):
+        return False
+    seen, total = 0, 0
+    for start in range(at + 2, stop, 12):
+        entry = block[start : start + 12]
+        kind, count = int.from_bytes(entry[2:4], order), int.from_bytes(entry[4:8], order)
+        size = count * _TYPE_BYTES.get(kind, len(block) + 1)
+        total += size if size > 4 else 0
+        if count == 0 or total > len(block) or (size > 4 and int.from_bytes(entry[8:12], order) + size > len(block)):
+            return False
+        if int.from_bytes(entry[:2], order) == 0x0112:
+            seen += 1
+            if seen > 1 or _integer_entry(entry, order) is None:
+                return False
+    return True
 
 
 def _exif_orientation(block: bytes) -> int | None:
@@ -481,7 +543,7 @@ def _xmp_orientation(image: Image.Image) -> int:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Swallow warnings. Process-wide while it lasts, hence the lock, and hence only for TIFF, which authors must ask for."""
+    """Swallow warnings. Process-wide while it lasts, hence the lock, and hence only for TIFF, which authors must ask for, and odd EXIF."""
     with _QUIET_LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
