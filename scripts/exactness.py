@@ -49,12 +49,13 @@ ORDER = (
 )
 #: Offered, and in no table yet: the page lists what is. A test refuses anything else without a row.
 UNMEASURED = {
-    "from_boosted", "from_torchvision", "from_timm", "from_huggingface", "from_sklearn", "Pipeline", "ColumnTransformer",
-    "FeatureUnion", "FunctionTransformer", "SimpleImputer", "StandardScaler", "RobustScaler", "MaxAbsScaler", "MinMaxScaler",
-    "OneHotEncoder", "OrdinalEncoder", "LogisticRegression", "LogisticRegressionCV", "LinearRegression", "Ridge", "RidgeCV", "Lasso",
-    "LassoCV", "LassoLars", "Lars", "ElasticNet", "ElasticNetCV", "BayesianRidge", "HuberRegressor", "DecisionTreeClassifier",
-    "DecisionTreeRegressor", "ExtraTreeClassifier", "ExtraTreeRegressor", "RandomForestClassifier", "RandomForestRegressor",
-    "ExtraTreesClassifier", "ExtraTreesRegressor", "GradientBoostingClassifier", "GradientBoostingRegressor",
+    "from_timm", "from_onnx", "from_sklearn", "Pipeline", "ColumnTransformer", "FeatureUnion", "SimpleImputer", "StandardScaler",
+    "RobustScaler", "MaxAbsScaler", "MinMaxScaler", "OneHotEncoder", "OrdinalEncoder", "TargetEncoder", "MissingIndicator",
+    "Binarizer", "FunctionTransformer", "KBinsDiscretizer", "Normalizer", "PCA", "PolynomialFeatures", "PowerTransformer",
+    "QuantileTransformer", "TruncatedSVD", "LogisticRegression", "LogisticRegressionCV", "LinearRegression", "Ridge", "RidgeCV",
+    "Lasso", "LassoCV", "LassoLars", "Lars", "ElasticNet", "ElasticNetCV", "BayesianRidge", "HuberRegressor",
+    "DecisionTreeClassifier", "DecisionTreeRegressor", "ExtraTreeClassifier", "ExtraTreeRegressor", "RandomForestClassifier",
+    "RandomForestRegressor", "ExtraTreesClassifier", "ExtraTreesRegressor", "GradientBoostingClassifier", "GradientBoostingRegressor",
     "HistGradientBoostingClassifier", "HistGradientBoostingRegressor", "XGBClassifier", "XGBRegressor", "XGBRFClassifier",
     "XGBRFRegressor", "LGBMClassifier", "LGBMRegressor",
 }  # fmt: skip
@@ -99,6 +100,7 @@ def registered() -> dict[str, list[str]]:
     Read from the sources: the estimators' own library is not needed for it.
     """
     filters = [f"`resize`, {name}" for name in _strings("functions.py", "FilterName")]
+    filters += [f"`TorchResize`, {name}" for name in _strings("torch_functions.py", "TorchFilter")]
     importers = [name for path in sorted(TRANSFORMS.glob("[!_]*.py")) for name in _functions(path) if name.startswith("from_")]
     estimators = [*_supported("_sklearn_steps.py", "_EMITTERS"), *_supported("_sklearn_models.py", "SUPPORTED")]
     estimators += [name for name in _strings("_sklearn_models.py", "BOOSTED") if "." not in name]
@@ -139,19 +141,22 @@ def _strings(path: str, name: str) -> list[str]:
 
 
 def _supported(path: str, name: str) -> list[str]:
-    """Return the classes in a registry: a tuple of them, of other such tuples, or the keys of a dictionary."""
-    values = _values(path)
-    nodes = [values[name]]
+    """Return the classes in a registry: a tuple of them, of other such tuples, or the keys of a dictionary; parts may be other modules'."""
+    parts = {name: value for part in sorted(TRANSFORMS.glob("_sklearn_*.py")) for name, value in _values(part.name).items()} | _values(path)
+    nodes = [parts[name]]
     found = []
     while nodes:
         node = nodes.pop(0)
+        inner: list[ast.expr] = []
         if isinstance(node, ast.Dict):
-            nodes = [*[key for key in node.keys if key is not None], *nodes]
+            inner = [value if key is None else key for key, value in zip(node.keys, node.values, strict=True)]
         elif isinstance(node, ast.Tuple | ast.Starred):
-            nodes = [*(node.elts if isinstance(node, ast.Tuple) else [node.value]), *nodes]
+            inner = node.elts if isinstance(node, ast.Tuple) else [node.value]
+        elif isinstance(node, ast.Name) and node.id in parts:
+            inner = [parts[node.id]]
         elif isinstance(node, ast.Name):
-            nodes = [values[node.id], *nodes] if node.id in values else nodes
-            found += [] if node.id in values else [node.id]
+            found.append(node.id)
+        nodes = [*inner, *nodes]
     return found
 
 
