@@ -46,18 +46,21 @@ ORDER = (
     "onnx-files",
     "estimators",
     "vectorizers",
+    "boosters",
 )
 #: Offered, and in no table yet: the page lists what is. A test refuses anything else without a row.
 UNMEASURED = {
     "from_timm", "from_onnx", "from_sklearn", "Pipeline", "ColumnTransformer", "FeatureUnion", "SimpleImputer", "StandardScaler",
     "RobustScaler", "MaxAbsScaler", "MinMaxScaler", "OneHotEncoder", "OrdinalEncoder", "TargetEncoder", "MissingIndicator",
     "Binarizer", "FunctionTransformer", "KBinsDiscretizer", "Normalizer", "PCA", "PolynomialFeatures", "PowerTransformer",
-    "QuantileTransformer", "TruncatedSVD", "LogisticRegression", "LogisticRegressionCV", "LinearRegression", "Ridge", "RidgeCV",
-    "Lasso", "LassoCV", "LassoLars", "Lars", "ElasticNet", "ElasticNetCV", "BayesianRidge", "HuberRegressor",
-    "DecisionTreeClassifier", "DecisionTreeRegressor", "ExtraTreeClassifier", "ExtraTreeRegressor", "RandomForestClassifier",
-    "RandomForestRegressor", "ExtraTreesClassifier", "ExtraTreesRegressor", "GradientBoostingClassifier", "GradientBoostingRegressor",
-    "HistGradientBoostingClassifier", "HistGradientBoostingRegressor", "XGBClassifier", "XGBRegressor", "XGBRFClassifier",
-    "XGBRFRegressor", "LGBMClassifier", "LGBMRegressor",
+    "QuantileTransformer", "TruncatedSVD", "TEXT_EMITTERS", "LogisticRegression", "LogisticRegressionCV", "LinearSVC",
+    "RidgeClassifier", "RidgeClassifierCV", "SGDClassifier", "Perceptron", "PassiveAggressiveClassifier", "MultinomialNB",
+    "ComplementNB", "BernoulliNB", "LinearRegression", "Ridge", "RidgeCV", "Lasso", "LassoCV", "LassoLars", "Lars", "ElasticNet",
+    "ElasticNetCV", "BayesianRidge", "HuberRegressor", "SGDRegressor", "LinearSVR", "DecisionTreeClassifier", "DecisionTreeRegressor",
+    "ExtraTreeClassifier", "ExtraTreeRegressor", "RandomForestClassifier", "RandomForestRegressor", "ExtraTreesClassifier",
+    "ExtraTreesRegressor", "GradientBoostingClassifier", "GradientBoostingRegressor", "HistGradientBoostingClassifier",
+    "HistGradientBoostingRegressor", "XGBClassifier", "XGBRegressor", "XGBRFClassifier", "XGBRFRegressor", "LGBMClassifier",
+    "LGBMRegressor",
 }  # fmt: skip
 
 #: Heads of the columns that the summary adds up, in the words sections use.
@@ -142,7 +145,7 @@ def _strings(path: str, name: str) -> list[str]:
 
 def _supported(path: str, name: str) -> list[str]:
     """Return the classes in a registry: a tuple of them, of other such tuples, or the keys of a dictionary; parts may be other modules'."""
-    parts = {name: value for part in sorted(TRANSFORMS.glob("_sklearn_*.py")) for name, value in _values(part.name).items()} | _values(path)
+    parts = {name: value for part in sorted(TRANSFORMS.glob("_*.py")) for name, value in _values(part.name).items()} | _values(path)
     nodes = [parts[name]]
     found = []
     while nodes:
