@@ -291,6 +291,8 @@ class Device:
         self._idle = slots
         self._lanes: list[Lane] = []
         self._background: list[Lane] = []
+        # Those of `_lanes` with something to do, and some that had until lately: what a request costs must not grow with the models loaded.
+        self._active: dict[Lane, None] = {}
         self._woken = False
         self._delay: Timer | None = None
         # Executions on a thread → when they started, when they are predicted to be over, and their rows.
@@ -316,12 +318,13 @@ class Device:
             if lane.attached:
                 lane.attached = False
                 (self._background if lane.background else self._lanes).remove(lane)
+                self._active.pop(lane, None)
         else:
             self._loop.call_at(self._loop.time() + REMOVE_AGAIN_S, self.remove, lane)
 
     def pending_s(self) -> float:
         """Return the predicted seconds until all waiting rows of all lanes have run."""
-        return sum(lane.pending_s() for lane in self._lanes) / self.slots
+        return sum(lane.pending_s() for lane in self._active) / self.slots
 
     # --- predicting ---------------------------------------------------------------------------------------------------
 
@@ -339,7 +342,7 @@ class Device:
         size, batch_s = lane.pace()
         batches = ahead // size
         own_s = (batches + 1) * batch_s
-        others_s = sum(min(other.pending_s(), own_s) for other in self._lanes if other is not lane and other.waits)
+        others_s = sum(min(other.pending_s(), own_s) for other in self._active if other is not lane and other.waits)
         return wave_s(self.ends_s(), batches, batch_s) + others_s / self.slots
 
     def free_s(self, lane: Lane, rows: int, accepted: int, back_s: float) -> float:
@@ -366,7 +369,7 @@ class Device:
     def _played(self, lane: Lane, ends: list[tuple[float, int]], accepted: int, back_s: float) -> Releases:
         """Return what is to come, as if executions of all lanes that are busy were like this one's at their common pace."""
         size, batch_s = lane.pace()
-        busy = [other.pace() for other in self._lanes if other is lane or other.waits or other.running]
+        busy = [lane.pace(), *(other.pace() for other in self._active if other is not lane and (other.waits or other.running))]
         shared = max(1, round(batch_s * sum(n / s for n, s in busy if s > 0) / len(busy)))
         waiting = max(0, accepted - sum(n for _, n in ends))
         return Releases(
@@ -384,8 +387,8 @@ class Device:
 
     def put(self, lane: Lane, entry: Entry, now: float | None = None) -> None:
         """Let an entry of a watched work wait in its lane and see that it is run; `now` is the time, where the caller has just read it."""
-        if len(self._lanes) > 1:
-            self._level(lane)
+        if lane not in self._active:
+            self._activate(lane)
         if lane.plain:
             lane.queue.put(entry, self._loop.time() if now is None else now)
         else:
@@ -410,7 +413,8 @@ class Device:
 
     def prepare(self, lane: Lane, job: ItemJob, work: Work | None = None) -> None:
         """Let a row of `work` wait for a slot that prepares it; the job must be quick to end when nobody wants its row any more."""
-        self._level(lane)
+        if lane not in self._active:
+            self._activate(lane)
         lane.items.put(job, work)
         self.wake()
 
@@ -426,34 +430,45 @@ class Device:
 
     # --- choosing -----------------------------------------------------------------------------------------------------
 
-    def _level(self, lane: Lane) -> None:
+    def _activate(self, lane: Lane) -> None:
         """A lane that was idle starts level with the others: time it did not ask for is not owed to it."""
-        if lane.running or lane.waits:
+        if lane.background:
             return
-        active = [other.served_s for other in self._lanes if other is not lane and (other.waits or other.running)]
-        if active:
-            lane.served_s = max(lane.served_s, min(active))
+        served = [other.served_s for other in self._active if other.waits or other.running]
+        if served:
+            lane.served_s = max(lane.served_s, min(served))
+        self._active[lane] = None
 
     def _next_lane(self) -> Lane | None:
-        now = self._loop.time()
         best: Lane | None = None
+        idle: list[Lane] = []
         least = soonest = float("inf")
-        for lane in self._lanes:
+        for lane in self._active:
             if not lane.waits:
+                if not lane.running:
+                    idle.append(lane)
                 continue
             served_s = lane.served_s - URGENT_AHEAD_S if lane.queue.urgent else lane.served_s
             if served_s >= least:
                 continue
             ready_at = self._ready_at(lane)
-            if ready_at <= now:
+            if ready_at <= 0.0 or ready_at <= self._loop.time():
                 best, least = lane, served_s
             else:
                 soonest = min(soonest, ready_at)
+        for lane in idle:
+            del self._active[lane]
         if best is None and soonest < float("inf"):
             self._wake_at(soonest)
         elif best is None and self._background and not any(lane.running for lane in self._background):
             best = next((lane for lane in self._background if lane.waits), None)
         return best
+
+    def _anything_waits(self) -> bool:
+        for lane in self._active:
+            if lane.waits:
+                return True
+        return any(lane.waits for lane in self._background) if self._background else False
 
     @staticmethod
     def _ready_at(lane: Lane) -> float:
@@ -486,7 +501,7 @@ class Device:
             if not batch:
                 continue
             if self._start(lane, batch, wanted, inline):
-                if any(other.waits for other in self._lanes) or any(other.waits for other in self._background):
+                if self._anything_waits():
                     self.wake()  # the loop turns once between two inline executions, so that sockets are served
                 return
 

@@ -85,6 +85,37 @@ def test_a_batch_never_exceeds_its_bound() -> None:
     assert [result(w) for w in works] == [[2.0 * v] for v in range(10)]
 
 
+class Watched(Lane):
+    """A lane that counts how often somebody asks whether it has anything to do."""
+
+    looks = 0
+
+    @property
+    def waits(self) -> bool:
+        self.looks += 1
+        return super().waits
+
+
+def test_models_nobody_asks_cost_those_that_are_asked_nothing() -> None:
+    """Of two hundred loaded models one is used: the others are looked at once after their own last work, not with every request."""
+    bench, model = Bench(), Doubler()
+    idle = [Watched(f"m/{n}", Doubler(), BatchPolicy(8), BatchingPays(), Recorder()) for n in range(200)]
+    for lane in idle:
+        bench.device.add(lane)
+        bench.send(lane, 1.0)
+    bench.run()
+    used = bench.lane(model)
+    bench.send(used, 1.0)
+    bench.run()
+    looks = sum(lane.looks for lane in idle)
+    for v in range(100):
+        bench.send(used, float(v))
+        bench.run()
+    assert sum(lane.looks for lane in idle) == looks
+    assert len(model.batches) == 101
+    assert all(work.failure is None for work in bench.finished)
+
+
 def test_idle_slots_share_a_backlog() -> None:
     """Two free slots take half each."""
     bench, model = Bench(slots=2), Doubler()
