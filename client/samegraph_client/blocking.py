@@ -486,7 +486,7 @@ class Results(Iterator[Outcome]):
                     client._pump()
 
     def _fill(self) -> None:
-        """Read items while there is room for them."""
+        """Read items while there is room for them, but no more than one while an outcome is there to be handed out."""
         client, job = self._client, self._job
         while True:
             with client._lock:
@@ -508,6 +508,8 @@ class Results(Iterator[Outcome]):
                 call.on_done = self._waking(call.on_done)
                 client._dispatcher.submit(call, client._clock())
                 client._pump()
+                if job.has_outcome():
+                    return
 
     def _waking(self, then: Callable[[Call, float], object]) -> Callable[[Call, float], object]:
         def on_done(call: Call, now: float) -> None:

@@ -204,6 +204,10 @@ class Job:
         """Note that there are no more items."""
         self._exhausted = True
 
+    def has_outcome(self) -> bool:
+        """Whether there is an outcome to hand out, or a failure to raise."""
+        return self._failure is not None or (self._next_out in self._finished if self._ordered else bool(self._completed))
+
     def next_outcome(self) -> Outcome | None:
         """Return the next outcome to hand out, if it is there.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,8 @@ from .errors import ExtraMissing, VideoUnreadable
 from .many import Frame
 
 FrameFormat = Literal["png", "bmp", "jpeg"]
+#: Pixel formats that FFmpeg converts to BGR with the same values as to RGB; of the others some round differently.
+_SAME_EITHER_WAY = frozenset(("yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p", "rgb24", "bgr24"))
 #: Messages of the decoder that a report keeps; all are counted.
 _MOST_MESSAGES = 20
 
@@ -142,6 +145,8 @@ class Frames:
             return []
 
     def _encoded(self, picture: Any) -> bytes:
+        if self._format == "bmp" and picture.format.name in _SAME_EITHER_WAY:
+            return _bitmap(picture.reformat(format="bgr24"))
         options: dict[str, Any] = {
             "png": {"compress_level": 1},
             "bmp": {},
@@ -150,6 +155,17 @@ class Frames:
         buffer = io.BytesIO()
         picture.to_image().save(buffer, format=self._format, **options)
         return buffer.getvalue()
+
+
+def _bitmap(picture: Any) -> bytes:
+    """Return a BGR picture as a BMP file, byte for byte as Pillow writes it."""
+    plane, width, height = picture.planes[0], picture.width, picture.height
+    pixels, step, row = memoryview(plane), plane.line_size, 3 * width
+    padding = bytes(-row % 4)
+    size = (row + len(padding)) * height
+    head = struct.pack("<2sIHHIIiiHHIIiiII", b"BM", 54 + size, 0, 0, 54, 40, width, height, 1, 24, 0, size, 3780, 3780, 0, 0)
+    rows = (pixels[start : start + row] for start in range((height - 1) * step, -1, -step))  # the lowest first
+    return b"".join((head, *((piece for line in rows for piece in (line, padding)) if padding else rows)))
 
 
 def _av() -> Any:

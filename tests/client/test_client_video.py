@@ -7,6 +7,7 @@ import io
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -69,6 +70,19 @@ def test_default_formats_do_not_alter_pixels(clip: Path, image_format: str) -> N
     """What is sent decodes to exactly what FFmpeg decoded."""
     sent = [pixels(frame.content) for frame in Frames(clip, image_format)]  # type: ignore[arg-type]
     assert all(np.array_equal(ours, theirs) for ours, theirs in zip(sent, decoded(clip), strict=True))
+
+
+@pytest.mark.parametrize("pixel_format", ["yuv420p", "yuvj420p", "yuv422p", "yuv444p", "rgb24", "bgr24", "nv12", "gray", "yuv420p10le"])
+@pytest.mark.parametrize("size", [(64, 48), (66, 50), (101, 77), (7, 3), (1, 1)], ids=str)
+def test_bitmaps_are_those_of_pillow(clip: Path, pixel_format: str, size: tuple[int, int]) -> None:
+    """Byte for byte, whatever the stream's pixels are and however rows are padded."""
+    picture: Any = av.VideoFrame(*size, pixel_format)
+    noise = np.random.default_rng(3)
+    for plane in picture.planes:
+        plane.update(noise.integers(0, 256, plane.buffer_size, dtype=np.uint8).tobytes())
+    buffer = io.BytesIO()
+    picture.to_image().save(buffer, format="BMP")
+    assert Frames(clip)._encoded(picture) == buffer.getvalue()
 
 
 def test_jpeg_is_smaller_and_not_exact(clip: Path) -> None:
