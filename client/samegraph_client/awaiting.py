@@ -57,10 +57,11 @@ class AsyncClient:
         sleep: Callable[[float], Awaitable[None]] | None = None,
     ) -> None:
         self._core = Core(base_url, policy or RetryPolicy(), dict(headers or {}), wire, unit_header, clock)
-        self._dispatcher = Dispatcher(gate or Gate(), budget or RetryBudget(), tuple(hooks))
+        self._dispatcher = Dispatcher(gate or Gate(), budget or RetryBudget(), tuple(hooks), self._core.limit_asked())
         self._transport = transport or AsyncHttpxTransport()
         self._clock, self._sleep = clock, sleep or asyncio.sleep
         self._sending: dict[Call, asyncio.Task[Answer]] = {}
+        self._readers: set[asyncio.Event] = set()  # of bursts that would read on if the window were wider
         self._timer: asyncio.Task[None] | None = None
         self._alarm = math.inf
 
@@ -255,8 +256,12 @@ class AsyncClient:
         else:
             error = task.exception()
             reply = error if isinstance(error, Exception) else None if error is not None else task.result()
+        before = self.gate.limit
         self._dispatcher.landed(attempt, reply, self._clock())
         self._pump()
+        if self.gate.limit > before:
+            for changed in self._readers:
+                changed.set()
 
 
 class AsyncResults(AsyncIterator[Outcome]):
@@ -304,7 +309,11 @@ class AsyncResults(AsyncIterator[Outcome]):
             if outcome is not None or self._job.done:
                 return outcome
             self._changed.clear()
-            await self._changed.wait()
+            self._client._readers.add(self._changed)
+            try:
+                await self._changed.wait()
+            finally:
+                self._client._readers.discard(self._changed)
 
     def _fill(self) -> None:
         """Read items while there is room for them."""

@@ -69,7 +69,7 @@ class Client:
         sleep: Callable[[float], None] | None = None,
     ) -> None:
         self._core = Core(base_url, policy or RetryPolicy(), dict(headers or {}), wire, unit_header, clock)
-        self._dispatcher = Dispatcher(gate or Gate(), budget or RetryBudget(), tuple(hooks))
+        self._dispatcher = Dispatcher(gate or Gate(), budget or RetryBudget(), tuple(hooks), self._core.limit_asked())
         self._transport = transport or HttpxTransport()
         self._clock, self._sleep = clock, sleep
         self._lock = threading.Lock()
@@ -78,6 +78,7 @@ class Client:
         self._idle: list[threading.Condition] = []
         self._threads: set[threading.Thread] = set()
         self._waiting: list[threading.Condition] = []
+        self._readers: set[threading.Condition] = set()  # of bursts that would read on if the window were wider
         self._timekeeper: threading.Condition | None = None
         self._alarm = math.inf  # when the timekeeper wakes
         self._closed = False
@@ -361,8 +362,12 @@ class Client:
 
     def _land(self, attempt: Attempt, reply: Answer | Exception) -> None:
         with self._lock:
+            before = self.gate.limit
             self._dispatcher.landed(attempt, reply, self._clock())
             self._pump()
+            if self.gate.limit > before:
+                for condition in self._readers:
+                    condition.notify()
 
     def _pump(self) -> None:
         """Hand out what is due; wake the timekeeper if its time has changed."""
@@ -482,7 +487,11 @@ class Results(Iterator[Outcome]):
                     client._appoint()
                     return outcome
                 if not job.wants_item():
-                    client._wait(self._condition)
+                    client._readers.add(self._condition)
+                    try:
+                        client._wait(self._condition)
+                    finally:
+                        client._readers.discard(self._condition)
                     client._pump()
 
     def _fill(self) -> None:

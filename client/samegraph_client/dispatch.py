@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 from .errors import ClientError, DeadlineExceeded, ServerError, TransportFailure, Unreachable, from_answer
 from .gate import Gate
 from .hints import Advertised, advertised
-from .policy import RetryBudget, Tries, has_hint
+from .policy import RetryBudget, RetryPolicy, Tries, has_hint
 
 if TYPE_CHECKING:
     from .core import Prediction
@@ -28,6 +28,10 @@ TICK_S = 1e-6
 PROBE_S = 2.0
 #: A proxy that cuts answers off sooner than this, in seconds, is not impatient but broken.
 IMPATIENT_S = 1.0
+#: Longest that the question for the server's limit may take, in seconds.
+ASK_S = 5.0
+#: Shortest and longest pause, in seconds, before it is put again to a server that is not there, and its part of the time waited so far.
+ASK_AGAIN_S, ASK_LATEST_S, ASK_RATIO = 0.05, 1.0, 0.1
 #: Part of a proxy's patience that the server is told, so that its answer is through in time.
 PATIENCE_RATIO = 0.9
 INTERACTIVE, BATCH = 0, 1
@@ -167,9 +171,10 @@ class Dispatcher:
         gate: The window of the server.
         budget: Tokens for retries without a hint.
         hooks: Each is called with every event.
+        ask: Asks the server for its limit, once a burst's window is full; None asks nobody. No call waits for the answer.
     """
 
-    def __init__(self, gate: Gate, budget: RetryBudget, hooks: tuple[Hook, ...] = ()) -> None:
+    def __init__(self, gate: Gate, budget: RetryBudget, hooks: tuple[Hook, ...] = (), ask: Request | None = None) -> None:
         self.gate = gate
         self._budget = budget
         self._hooks = hooks
@@ -178,6 +183,10 @@ class Dispatcher:
         self._deadlines: Heap = []
         self._order = 0
         self._answered = False
+        self._ask = ask
+        self._asking: Call | None = None
+        self._ask_from = -math.inf
+        self._ask_since: float | None = None
         self._patience_s = math.inf  # of whatever is between here and the server, as far as it has shown
 
     def submit(self, call: Call, now: float) -> None:
@@ -196,6 +205,11 @@ class Dispatcher:
             call = heapq.heappop(self._ready)[2]
             if call.state == "waiting":
                 attempts.append(self._launch(call, now))
+        if now + TICK_S >= self._ask_from and self._wants_limit():
+            assert self._ask is not None
+            self._ask_since = now if self._ask_since is None else self._ask_since
+            self._asking = Call(_question(self._ask), Tries(RetryPolicy(), now), state="sent", request=self._ask)
+            attempts.append(Attempt(self._asking, self._ask, ASK_S, now))
         return attempts
 
     def wake_at(self) -> float:
@@ -208,11 +222,16 @@ class Dispatcher:
         times = [heap[0][0] for heap in (self._delayed, self._deadlines) if heap]
         if self._ready and self.gate.has_room():
             times.append(self.gate.paused_until)
+        if self._wants_limit():
+            times.append(self._ask_from)
         return min(times, default=math.inf)
 
     def landed(self, attempt: Attempt, reply: Answer | Exception | None, now: float) -> None:
         """Take note of how an attempt ended; None when it was cancelled before it had an answer."""
         call = attempt.call
+        if call is self._asking:
+            self._heard(reply, now)
+            return
         self.gate.landed()
         if reply is None:
             self.cancel(call)
@@ -260,6 +279,26 @@ class Dispatcher:
         self._end(call, now)
 
     # -- inside ------------------------------------------------------------------------------------------------------------------------
+
+    def _wants_limit(self) -> bool:
+        """Whether to ask the server how much it takes at once: calls of a burst wait for a window that nobody has told the size of."""
+        if self._ask is None or self._asking is not None or not self.gate.wants_limit:
+            return False
+        return any(call.state == "waiting" and call.patient for _, _, call in (*self._ready[:1], *self._delayed[:1]))
+
+    def _heard(self, reply: Answer | Exception | None, now: float) -> None:
+        """Take what the server said to the question for its limit; one that is not there yet is asked again, one without limits never."""
+        self._asking = None
+        if isinstance(reply, Answer) and reply.status not in (429, 502, 503, 504):
+            said = advertised(reply.headers)
+            self._ask_since = None
+            self._answered = True
+            self.gate.told(said)
+            if said is None:
+                self._ask = None
+        else:
+            waited_s = 0.0 if self._ask_since is None else now - self._ask_since
+            self._ask_from = now + min(ASK_LATEST_S, max(ASK_AGAIN_S, ASK_RATIO * waited_s))
 
     def _queue(self, call: Call, now: float) -> None:
         call.state = "waiting"
@@ -394,3 +433,8 @@ def _too_late(call: Call, last: ClientError | None, wait_s: float | None) -> Dea
     )
     error.attempts = call.tries.attempts
     return error
+
+
+def _question(request: Request) -> Exchange:
+    """Ask for the limit; the answer goes to the gate, never back in here."""
+    raise LookupError((yield request))

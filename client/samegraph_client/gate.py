@@ -84,6 +84,19 @@ class Gate:
         elif not self._advertised and self.in_flight + 1 >= self.limit:  # growing an unused window would measure nothing
             self._window = min(self._window + (1.0 / self._window if self.cuts else 1.0), float(self._most))
 
+    @property
+    def wants_limit(self) -> bool:
+        """Whether to ask the server: it is away, or the window is full, may be wider, and is not the server's own figure yet."""
+        return self._probing or (not self._advertised and not self.has_room() and self._window < self._most)
+
+    def told(self, said: Advertised | None) -> None:
+        """Learn that the server is there, and follow what it says to somebody who only asks."""
+        if self._probing:
+            self._probing = False
+            self.paused_until = -math.inf
+        if said is not None:
+            self._follow(said, at_least=1)
+
     def refused(self, said: Advertised | None, sent_at: float, now: float, wait_s: float) -> None:
         """Learn from a request the server refused or let time out, after it has landed; pauses the gate once per round.
 

@@ -2,7 +2,7 @@
 
 Forty frames as a test; `BURST_FRAMES=300` sends as many as the founding scenario had and prints the figures of docs/loadtest.md, and
 `BURST_CLIP=file` takes them from that clip, from its beginning again when it has fewer. The saturated rate is that between the first and
-the last tenth of the answers of a run of its own: once with the client reading a clip twice as long, as in the burst, and once with pictures
+the last tenth of the answers of a run of its own: once with the client reading a clip twice as long, as in the burst, once with pictures
 that were encoded beforehand.
 """
 

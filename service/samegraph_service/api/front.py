@@ -602,6 +602,18 @@ class Front:
                 return advert
         return _NO_ADVERT if caller is None else self._any_advert(caller, response)
 
+    def advert_to(self, named: str | None, address: str) -> dict[str, str]:
+        """Return the headers that tell somebody who only asks what he may have in flight.
+
+        Args:
+            named: The caller as the header names him, if one is set and it does.
+            address: Where he asks from.
+        """
+        if not self.limits.advertise:
+            return {}
+        most, free = self.gate.quota(self.gate.callers.of(address if named is None else named[:256]))
+        return {name.decode(): value.decode() for name, value in _make_advert(most, free, 0 if free else 1).pairs}
+
     def _any_advert(self, caller: Caller, response: Response) -> Advert:
         if isinstance(response.error, Refused):
             return _make_advert(self.gate.quota(caller)[0], 0, math.ceil(response.error.retry_after_s or 0.0))

@@ -89,9 +89,15 @@ def _server(router: APIRouter, service: Callable[[], Service]) -> None:
         return {"live": True}
 
     @router.get("/v2/health/ready", tags=["v2"], summary="Whether the server is ready", responses=_NOT_READY)
-    async def ready() -> JSONResponse:
-        answer, _ = service().readiness()
-        return JSONResponse({"ready": answer}, status_code=200 if answer else 503)
+    async def ready(request: Request) -> JSONResponse:
+        running = service()
+        answer, _ = running.readiness()
+        response = JSONResponse({"ready": answer}, status_code=200 if answer else 503)
+        if answer:
+            header = running.front.limits.caller_header
+            named = request.headers.get(header.decode()) if header else None
+            response.headers.update(running.front.advert_to(named, request.client.host if request.client else ""))
+        return response
 
 
 def _models(router: APIRouter, service: Callable[[], Service]) -> None:
