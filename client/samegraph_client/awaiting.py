@@ -259,7 +259,7 @@ class AsyncClient:
         before = self.gate.limit
         self._dispatcher.landed(attempt, reply, self._clock())
         self._pump()
-        if self.gate.limit > before:
+        if self.gate.follows_server and self.gate.limit > before:
             for changed in self._readers:
                 changed.set()
 

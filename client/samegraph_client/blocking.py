@@ -365,7 +365,7 @@ class Client:
             before = self.gate.limit
             self._dispatcher.landed(attempt, reply, self._clock())
             self._pump()
-            if self.gate.limit > before:
+            if self.gate.follows_server and self.gate.limit > before:
                 for condition in self._readers:
                     condition.notify()
 

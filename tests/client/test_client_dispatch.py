@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from itertools import pairwise
 
 import pytest
 import tenacity
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samegraph_client.dispatch import BATCH, INTERACTIVE, Answer, Attempt, Call, Dispatcher, Event
+from samegraph_client.dispatch import BATCH, INTERACTIVE, Answer, Attempt, Call, Dispatcher, Event, Request
 from samegraph_client.errors import ClientError, ConnectionFailed, DeadlineExceeded, Refused, ServerFault, Unreachable
 from samegraph_client.gate import Gate
 from samegraph_client.policy import RetryBudget, RetryPolicy, Tries
@@ -344,6 +345,71 @@ def test_the_burst_through_the_gate(server: Slots, gate: Gate | None, makespan_s
     for at, index, hint_s in burst.refused:
         returns = [time for time, sent in burst.sent if sent == index and time >= at]
         assert not returns or returns[0] >= at + hint_s - 2e-6
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_limit_that_is_asked_for_is_as_good_as_a_known_one(seed: int) -> None:
+    """One question beside the first requests, and no frame waits for the first answer, which takes ten seconds."""
+    burst = Simulation(Slots(queue=20, hint="ticket", advertise=24), seed=seed, ask=True)
+    burst.run()
+    assert (burst.lost, burst.asked, len(burst.sent)) == (0, 1, 300)
+    assert burst.over_limit <= 0
+    assert burst.makespan_s <= 155
+    assert sum(at < 1 for at, _ in burst.sent) == 24
+
+
+def asking(gate: Gate, calls: int, patient: bool = True) -> Dispatcher:
+    """Return a dispatcher that may ask, with so many calls."""
+    dispatcher = Dispatcher(gate, RetryBudget(), ask=Request("GET", "/limit", {}, b""))
+    for index in range(calls):
+        dispatcher.submit(call(index, patient=patient), 0.0)
+    return dispatcher
+
+
+def test_nobody_is_asked_for_a_limit_that_would_not_help() -> None:
+    """While there is room, for single calls, for a window that cannot grow, and once the server has told."""
+    assert [a.request.method for a in asking(Gate(8), 8).due(0.0)] == ["POST"] * 8
+    assert [a.request.method for a in asking(Gate(2), 4, patient=False).due(0.0)] == ["POST"] * 2
+    assert [a.request.method for a in asking(Gate(2, 2), 4).due(0.0)] == ["POST"] * 2
+    dispatcher = asking(Gate(2), 9)
+    first, _, question = dispatcher.due(0.0)
+    assert question.request.method == "GET"
+    dispatcher.landed(first, Answer(200, {"ratelimit": '"inflight";r=1'}, b""), 1.0)
+    assert [a.request.method for a in dispatcher.due(1.0)] == ["POST"]
+
+
+@pytest.mark.parametrize("status", [200, 404, 401])
+def test_a_server_without_limits_is_asked_once(status: int) -> None:
+    """Whatever it answers; the window is learned as before."""
+    dispatcher = asking(Gate(2), 9)
+    first, _, question = dispatcher.due(0.0)
+    dispatcher.landed(question, Answer(status, {}, b""), 0.1)
+    assert dispatcher.gate.limit == 2
+    dispatcher.landed(first, GOOD, 1.0)
+    assert [a.request.method for a in dispatcher.due(1.0)] == ["POST"] * 2
+
+
+def test_a_server_that_is_away_is_asked_until_it_is_there() -> None:
+    """Ever more rarely, in proportion to the time it has been away; then everything that waits may leave at once."""
+    dispatcher = asking(Gate(2), 9)
+    away = Unreachable("connection refused")
+    for attempt in dispatcher.due(0.0):
+        dispatcher.landed(attempt, away, 0.0)
+    now, asked = 0.0, [0.0]
+    while now < 10:
+        now = dispatcher.wake_at()
+        for attempt in dispatcher.due(now):
+            dispatcher.landed(attempt, away, now)
+            asked += [now] if attempt.request.method == "GET" else []
+    pauses = [later - earlier for earlier, later in pairwise(asked)]
+    assert all(later >= 0.999 * earlier for earlier, later in pairwise(pauses))
+    assert pauses[0] == pytest.approx(0.05)
+    assert pauses[-1] == pytest.approx(0.1 * asked[-2], rel=0.01)
+    while not (questions := [a for a in dispatcher.due(now) if a.request.method == "GET"]):
+        now = dispatcher.wake_at()
+    dispatcher.landed(questions[0], Answer(200, {"ratelimit": '"inflight";r=5'}, b""), now)
+    assert dispatcher.gate.limit >= 5
+    assert dispatcher.gate.is_open(now)
 
 
 def test_a_slower_caller_is_not_starved_by_the_order() -> None:

@@ -44,9 +44,8 @@ def test_killed_process_goes_on_where_it_was(tmp_path: Path) -> None:
 
         def counted(request: object) -> Reply:
             reply = plain(request)  # type: ignore[arg-type]
-            if len(server.received) == 25:
+            if len(server.received) >= 25:  # two may have come between one's coming and its being counted
                 enough.set()
-            if len(server.received) >= 25:
                 hold.wait(30)  # the last ones are in flight when the process dies
             return reply
 

@@ -85,7 +85,9 @@ class Simulation:
         most_in_flight: The most there ever were, and by how much that exceeded the gate's limit when they were sent.
     """
 
-    def __init__(self, server: Slots, n: int = 300, seed: int = 0, deadline_s: float = 600.0, gate: Gate | None = None) -> None:
+    def __init__(
+        self, server: Slots, n: int = 300, seed: int = 0, deadline_s: float = 600.0, gate: Gate | None = None, ask: bool = False
+    ) -> None:
         self.random = random.Random(seed)
         self.now = 0.0
         self.server, self.n = server, n
@@ -100,7 +102,8 @@ class Simulation:
         self._policy = RetryPolicy(
             wait=wait_full_jitter(uniform=self.random.uniform), hint_wait=wait_hint(uniform=self.random.uniform), deadline_s=deadline_s
         )
-        self.dispatcher = Dispatcher(gate or Gate(), RetryBudget())
+        self.asked = 0
+        self.dispatcher = Dispatcher(gate or Gate(), RetryBudget(), ask=Request("GET", "/limit", {}, b"") if ask else None)
         self._index: dict[Call, int] = {}
         for index in range(n):
             call = Call(exchange(index), Tries(self._policy, 0.0), BATCH, True, deadline_s, self._done)  # type: ignore[arg-type]
@@ -138,11 +141,21 @@ class Simulation:
     def _pump(self) -> None:
         for attempt in self.dispatcher.due(self.now):
             self.over_limit = max(self.over_limit, self.dispatcher.gate.in_flight - self.dispatcher.gate.limit)
+            if attempt.call not in self._index:
+                self._told(attempt)
+                continue
             index = self._index[attempt.call]
             self.sent.append((self.now, index))
             server = self.server
             server.front_free = max(server.front_free, self.now + ROUND_TRIP_S / 2) + server.front_s
             self._at(server.front_free, lambda attempt=attempt, index=index: self._arrive(attempt, index))  # type: ignore[misc]
+
+    def _told(self, attempt: Attempt) -> None:
+        """Answer the question for the limit."""
+        self.asked += 1
+        inside = len(self.server.busy) + len(self.server.waiting)
+        answer = Answer(200, self.server.headers(inside), b"")
+        self._at(self.now + ROUND_TRIP_S, lambda: self.dispatcher.landed(attempt, answer, self.now))
 
     def _arrive(self, attempt: Attempt, index: int) -> None:
         server = self.server
