@@ -106,6 +106,9 @@ class GraphWriter:
     """Collects nodes, constants, inputs and outputs of one graph, with names that say where in the pipeline they come from.
 
     Internal names start with "/", which no raw field or value name may, so they never collide.
+
+    Attributes:
+        rows: Training rows of the graph's only input, for steps inside an estimator; None where nobody asks.
     """
 
     name: str
@@ -114,6 +117,7 @@ class GraphWriter:
     inputs: list[onnx.ValueInfoProto] = field(default_factory=list)
     outputs: list[onnx.ValueInfoProto] = field(default_factory=list)
     sparse: dict[str, Sparse] = field(default_factory=dict)  # by the tensor of its values
+    rows: Array | None = None
     _counts: dict[str, int] = field(default_factory=dict)
     _constants: dict[tuple[object, ...], str] = field(default_factory=dict)
     _matrices: dict[tuple[tuple[str, int], ...], str] = field(default_factory=dict)
@@ -141,6 +145,13 @@ class GraphWriter:
         self.nodes.append(helper.make_node(op, list(inputs), [result], name=unique, domain=domain, **attributes))
         return result
 
+    def several(self, op: str, inputs: Sequence[str], count: int, *, at: str, **attributes: Any) -> list[str]:
+        """Append one node and return the names of its `count` outputs."""
+        unique = self._unique(f"/{at}/{op}")
+        results = [f"{unique}_{i}" for i in range(count)]
+        self.nodes.append(helper.make_node(op, list(inputs), results, name=unique, **attributes))
+        return results
+
     def constant(self, value: Array | Sequence[str], *, at: str) -> str:
         """Add an initializer (equal ones are shared) and return its name; a sequence of str becomes a string tensor."""
         array = np.asarray(value)
@@ -167,6 +178,14 @@ class GraphWriter:
     def concat(self, tensors: Sequence[str], *, at: str) -> str:
         """Join [n, ·] tensors along their last axis; one tensor stays as it is."""
         return tensors[0] if len(tensors) == 1 else self.node("Concat", tensors, at=at, axis=1)
+
+    def product(self, left: str, right: str, *, at: str) -> str:
+        """Multiply two matrices.
+
+        Gemm and not MatMul: ONNX Runtime 1.31 fuses a scalar factor beside a MatMul into it as a float32 attribute, in float64 graphs too,
+        with which a kernel of support vectors was off by 6e-8.
+        """
+        return self.node("Gemm", [left, right], at=at)
 
     def single(self, column: Column, *, at: str) -> str:
         """Return a [n, 1] tensor of one column in its own element type."""

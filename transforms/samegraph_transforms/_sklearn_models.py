@@ -7,14 +7,16 @@ and casts to float32 exactly where the estimator does (trees do, histogram gradi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import numpy as np
 import onnx
 from sklearn.dummy import DummyClassifier, DummyRegressor
 from sklearn.ensemble import (
+    BaggingClassifier,
+    BaggingRegressor,
     ExtraTreesClassifier,
     ExtraTreesRegressor,
     GradientBoostingClassifier,
@@ -46,13 +48,28 @@ from sklearn.linear_model import (
     SGDRegressor,
 )
 from sklearn.naive_bayes import BernoulliNB, ComplementNB, MultinomialNB
+from sklearn.pipeline import Pipeline
 from sklearn.svm import LinearSVC, LinearSVR
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor, ExtraTreeClassifier, ExtraTreeRegressor
 
 from ._boosted_files import Boosted, read_boosted
-from ._sklearn_graph import Block, GraphWriter, Sparse
+from ._sklearn_answer import (
+    Answer,
+    EmitModel,
+    above,
+    argmax,
+    constant,
+    linear_scores,
+    logistic,
+    many_classes,
+    product_of,
+    two_classes,
+    two_columns,
+)
+from ._sklearn_ensembles import ENSEMBLE_WRITERS, parts
+from ._sklearn_estimators import ESTIMATOR_EMITTERS, MORE_LINEAR_REGRESSORS, NETWORKS, bayes_answer, refuse_parameters
+from ._sklearn_graph import Block, Column, GraphWriter, Sparse
 from ._sklearn_site import StepContext
-from ._sklearn_sparse import sparse_dot
 from ._sklearn_steps import emit_step
 from ._sklearn_trees import Tree, constant_tree, emit_trees, from_histogram_tree, from_sklearn_tree
 from .boosted import emit_boosted
@@ -73,6 +90,7 @@ BOOSTERS: Final = (GradientBoostingClassifier, GradientBoostingRegressor)
 HISTOGRAM_BOOSTERS: Final = (HistGradientBoostingClassifier, HistGradientBoostingRegressor)
 SUPPORTED: Final = (
     *LINEAR_CLASSIFIERS, *SCORERS, *NAIVE_BAYES, *LINEAR_REGRESSORS, *TREES, *FORESTS, *BOOSTERS, *HISTOGRAM_BOOSTERS,
+    *(kind for kinds, _ in ESTIMATOR_EMITTERS for kind in kinds), *ENSEMBLE_WRITERS,
 )  # fmt: skip
 
 
@@ -92,16 +110,16 @@ class OutputNames:
     Attributes:
         label: The class a classifier chooses.
         probability: Its probabilities.
+        score: What a classifier without probabilities decides by: its `decision_function`, one column a class.
         value: A regressor's answer.
         features: The matrix between preprocessing and model.
-        score: The scores of a classifier that gives no probabilities.
     """
 
     label: str = "label"
     probability: str = "probability"
+    score: str = "score"
     value: str = "value"
     features: str = "features"
-    score: str = "score"
 
     @property
     def columns(self) -> str:
@@ -147,7 +165,9 @@ def refuse_unsupported(estimator: Any, at: str) -> None:
     if type(estimator) not in SUPPORTED:
         names = ", ".join(sorted([*(t.__name__ for t in SUPPORTED), *(name for _, name in BOOSTED)]))
         raise UnsupportedStep(f"{at} is a {type(estimator).__name__}, which has no exact graph; supported are {names}", step=at)
-    if getattr(estimator, "n_outputs_", 1) != 1 or (isinstance(estimator, LINEAR_REGRESSORS) and np.ndim(estimator.coef_) != 1):
+    tables = isinstance(estimator, (*LINEAR_REGRESSORS, *MORE_LINEAR_REGRESSORS)) and np.ndim(estimator.coef_) != 1
+    networks = isinstance(estimator, NETWORKS) and hasattr(estimator, "classes_")
+    if tables or (getattr(estimator, "n_outputs_", 1) != 1 and not networks):
         raise UnsupportedStep(
             f"{at} ({type(estimator).__name__}) was trained on a table of targets; train it on one, as a 1-D array", step=at
         )
@@ -155,6 +175,31 @@ def refuse_unsupported(estimator: Any, at: str) -> None:
         isinstance(estimator.init_, str) or type(estimator.init_) in (DummyClassifier, DummyRegressor)
     ):
         raise UnsupportedStep(f"{at}: init={type(estimator.init_).__name__} is a model of its own; leave init at None or 'zero'", step=at)
+    refuse_parameters(estimator, at)
+    if type(estimator) in ENSEMBLE_WRITERS:
+        for place, part in parts(estimator, at):
+            _refuse_inside(part, place)
+
+
+def _refuse_other_precision(estimator: Any, at: str) -> None:
+    for name in ("coef_", "theta_", "_fit_X", "feature_log_prob_"):
+        found = getattr(estimator, name, None)
+        if getattr(found, "dtype", np.float64) != np.float64:
+            raise UnsupportedStep(f"{at}: was trained in {found.dtype}; train it on float64", step=at)  # type: ignore[union-attr]
+    if isinstance(estimator, NETWORKS) and estimator.coefs_[0].dtype != np.float64:
+        raise UnsupportedStep(f"{at}: was trained in {estimator.coefs_[0].dtype}; train it on float64", step=at)
+
+
+def _refuse_inside(part: Any, at: str) -> None:
+    """Refuse an estimator inside another one that cannot be written there."""
+    if type(part) is Pipeline:
+        _refuse_inside(part.steps[-1][1], f"{at}.{part.steps[-1][0]}")
+        return
+    if type(part).__module__.startswith("xgboost"):
+        raise UnsupportedStep(f"{at}: {type(part).__name__} answers in float32, which is not exact inside another estimator", step=at)
+    if isinstance(part, HISTOGRAM_BOOSTERS) and getattr(part, "_preprocessor", None) is not None:
+        raise UnsupportedStep(f"{at}: native categories inside another estimator have no graph; encode them in a step before", step=at)
+    refuse_unsupported(part, at)
 
 
 def emit_features(context: StepContext, estimator: Any, at: str, block: Block, data: Any) -> Block:
@@ -191,7 +236,7 @@ def reference_features(estimator: Any, data: Any) -> np.ndarray:
 
 
 def build_model(
-    estimator: Any, at: str, n_features: int, names: OutputNames, *, sparse: bool = False
+    estimator: Any, at: str, n_features: int, names: OutputNames, *, rows: np.ndarray | None = None, sparse: bool = False
 ) -> tuple[onnx.ModelProto, list[Output]]:
     """Write the model stage.
 
@@ -200,6 +245,7 @@ def build_model(
         at: Its path in the pipeline.
         n_features: Columns of the features matrix.
         names: What inputs and outputs are called.
+        rows: Training rows of the features matrix, for pipelines inside the estimator.
         sparse: Whether the features are sparse rows: values [n, elements] and their columns.
 
     Returns:
@@ -208,17 +254,13 @@ def build_model(
     Raises:
         UnsupportedStep: It was trained in another precision, or its loss or classes have no exact graph.
     """
-    coefficients = np.asarray(getattr(estimator, "coef_", getattr(estimator, "feature_log_prob_", np.zeros(0))))
-    if coefficients.dtype != np.float64:
-        raise UnsupportedStep(f"{at}: was trained in {coefficients.dtype}; train it on float64", step=at)
-    writer = GraphWriter("model")
+    writer = GraphWriter("model", rows=rows)
     if sparse:
         features = writer.input(names.features, "float64", "elements")
         writer.sparse[features] = Sparse(writer.input(names.columns, "int64", "elements"), features, n_features)
     else:
         features = writer.input(names.features, "float64", n_features)
-    emit = _emit_boosted if is_boosted(estimator) else next(emit for types, emit in _EMITTERS if isinstance(estimator, types))
-    answer = emit(writer, estimator, at, features)
+    answer = emit_estimator(writer, estimator, at, features)
     outputs = (
         _give_classes(writer, estimator, at, answer, names)
         if hasattr(estimator, "classes_")
@@ -227,24 +269,39 @@ def build_model(
     return writer.build(), outputs
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What a model's graph has worked out.
+def emit_estimator(writer: GraphWriter, estimator: Any, at: str, features: str) -> Answer:
+    """Write one estimator, alone or inside another one.
 
-    Attributes:
-        value: A regressor's answer, [n, 1].
-        index: A classifier's class index, int64 [n].
-        probability: Its probabilities, float64 [n, n_classes].
-        score: Its scores, float64 [n, n_classes], when it has no probabilities.
+    Raises:
+        UnsupportedStep: Something in it has no exact graph.
     """
+    _refuse_other_precision(estimator, at)
+    if is_boosted(estimator):
+        return _emit_boosted(writer, estimator, at, features)
+    if type(estimator) is Pipeline:
+        return _emit_inner_pipeline(writer, estimator, at, features)
+    ensemble = type(estimator) in ENSEMBLE_WRITERS
+    whole = isinstance(estimator, (BaggingClassifier, BaggingRegressor)) or getattr(estimator, "passthrough", False)
+    if features in writer.sparse and (whole if ensemble else not isinstance(estimator, _READ_SPARSE)):
+        sparse = writer.sparse[features]
+        features = writer.dense(sparse, list(range(sparse.width)), at=at)
+    if ensemble:
+        return ENSEMBLE_WRITERS[type(estimator)](writer, estimator, at, features, emit_estimator)
+    emit: EmitModel = next(emit for types, emit in _EMITTERS if isinstance(estimator, types))
+    return emit(writer, estimator, at, features)
 
-    value: str = ""
-    index: str = ""
-    probability: str = ""
-    score: str = ""
 
-
-_Emit: TypeAlias = Callable[[GraphWriter, Any, str, str], Answer]
+def _emit_inner_pipeline(writer: GraphWriter, pipeline: Any, at: str, features: str) -> Answer:
+    """Write a pipeline that is part of an estimator: its steps read the features."""
+    if writer.rows is None or features != writer.inputs[0].name:
+        raise UnsupportedStep(f"{at}: a pipeline here has no exact graph; put its steps before the whole estimator", step=at)
+    rows: Any = writer.rows
+    block: Block = [Column(f"feature {i}", features, i, rows.shape[1], "float64") for i in range(rows.shape[1])]
+    context = StepContext(writer, "")
+    for name, step in pipeline.steps[:-1]:
+        block, rows = emit_step(context, step, f"{at}.{name}", block, rows)
+    last_name, last = pipeline.steps[-1]
+    return emit_estimator(writer, last, f"{at}.{last_name}", writer.matrix(block, at=f"{at}.{last_name}"))
 
 
 def _give_value(writer: GraphWriter, estimator: Any, answer: Answer, names: OutputNames) -> list[Output]:
@@ -259,21 +316,30 @@ def _give_classes(writer: GraphWriter, estimator: Any, at: str, answer: Answer, 
     label = writer.node("Gather", [writer.constant(classes, at=names.label), answer.index], at=names.label, axis=0)
     writer.output(label, names.label, dtype, [])
     number: Any = np.dtype(answer_dtype(estimator)).name
-    by, best, each = names.probability, "The most probable class.", "The probability of each class."
-    if answer.score:
-        by, best = names.score, "The class of the highest score."
-        each = "The decision function: a score for each class" + ("; the first is minus the second." if len(classes) == 2 else ".")
-    writer.output(answer.score or answer.probability, by, number, [len(classes)])
+    if answer.probability:
+        deciding, tensor, words = names.probability, answer.probability, "The probability of each class."
+    elif answer.score:
+        deciding, words = names.score, "The score of each class; the largest decides."
+        tensor = answer.score
+        if len(classes) == 2:
+            tensor = writer.concat([writer.node("Neg", [tensor], at=names.score), tensor], at=names.score)
+    else:
+        return [Output(name=names.label, dtype=dtype, description="The class with the most votes.")]  # type: ignore[arg-type]
+    writer.output(tensor, deciding, number, [len(classes)])
     return [
-        Output(name=names.label, dtype=dtype, description=best, decided_by=by),  # type: ignore[arg-type]
-        Output(
-            name=by,
-            dtype=number,
-            shape=[len(classes)],
-            description=each,
-            element_names=[str(c) for c in classes],
-        ),
+        Output(name=names.label, dtype=dtype, description="The most probable class.", decided_by=deciding),  # type: ignore[arg-type]
+        Output(name=deciding, dtype=number, shape=[len(classes)], description=words, element_names=[str(c) for c in classes]),
     ]
+
+
+def reference_scores(estimator: Any, pipeline: Any, frame: Any, names: OutputNames) -> dict[str, np.ndarray]:
+    """Return what the training code decides by, under the name it has in the package: probabilities, else scores, else nothing."""
+    if hasattr(estimator, "predict_proba"):
+        return {names.probability: np.asarray(pipeline.predict_proba(frame), dtype=answer_dtype(estimator))}
+    if not hasattr(estimator, "decision_function"):
+        return {}
+    scores = np.asarray(pipeline.decision_function(frame), dtype=np.float64)
+    return {names.score: np.stack([-scores, scores], axis=1) if scores.ndim == 1 else scores}
 
 
 def class_table(estimator: Any, at: str) -> tuple[np.ndarray, str]:
@@ -295,55 +361,9 @@ def class_table(estimator: Any, at: str) -> tuple[np.ndarray, str]:
 # --- pieces -----------------------------------------------------------------------------------------------------------
 
 
-def _constant(writer: GraphWriter, value: Any, at: str) -> str:
-    return writer.constant(np.asarray(value, dtype=np.float64), at=at)
-
-
-def _two_classes(writer: GraphWriter, score: str, at: str, *, comparison: str, doubled: bool = False) -> Answer:
-    """Two probabilities from one score per row, [n, 1]: the logistic function and what is left of 1.
-
-    The operator `Sigmoid` is not used: ONNX Runtime's loses all relative precision for scores far below zero.
-    """
-    compared = writer.node(comparison, [score, _constant(writer, 0.0, at)], at=at)
-    axis = writer.constant(np.array([1], dtype=np.int64), at=at)
-    index = writer.cast(writer.node("Squeeze", [compared, axis], at=at), "int64", at=at)
-    if doubled:
-        score = writer.node("Mul", [score, _constant(writer, 2.0, at)], at=at)
-    one = _constant(writer, 1.0, at)
-    decay = writer.node("Exp", [writer.node("Neg", [score], at=at)], at=at)
-    second = writer.node("Div", [one, writer.node("Add", [one, decay], at=at)], at=at)
-    first = writer.node("Sub", [one, second], at=at)
-    return Answer(index=index, probability=writer.concat([first, second], at=at))
-
-
-def _many_classes(writer: GraphWriter, scores: str, at: str) -> Answer:
-    """Softmax as training computes it: subtract the largest, exponentiate, divide by the sum."""
-    axis = writer.constant(np.array([1], dtype=np.int64), at=at)
-    shifted = writer.node("Sub", [scores, writer.node("ReduceMax", [scores, axis], at=at)], at=at)
-    powers = writer.node("Exp", [shifted], at=at)
-    total = writer.node("ReduceSum", [powers, axis], at=at)
-    return Answer(index=_argmax(writer, scores, at), probability=writer.node("Div", [powers, total], at=at))
-
-
-def _argmax(writer: GraphWriter, scores: str, at: str) -> str:
-    return writer.node("ArgMax", [scores], at=at, axis=1, keepdims=0)
-
-
 def _as_float32(writer: GraphWriter, tensor: str, at: str) -> str:
     """Round to float32 as trees do in training; thresholds stay double and are compared with the rounded value."""
     return writer.cast(writer.cast(tensor, "float32", at=at), "float64", at=at)
-
-
-def _scores(writer: GraphWriter, estimator: Any, at: str, features: str) -> str:
-    product = _product(writer, features, np.atleast_2d(np.asarray(estimator.coef_, dtype=np.float64)).T, at)
-    return writer.node("Add", [product, _constant(writer, np.atleast_1d(estimator.intercept_), at)], at=at)
-
-
-def _product(writer: GraphWriter, features: str, table: np.ndarray, at: str) -> str:
-    """Features times a matrix of coefficients [n_features, k]; sparse ones in scipy's order."""
-    if features in writer.sparse:
-        return sparse_dot(writer, writer.sparse[features], table, at=at)
-    return writer.node("MatMul", [features, _constant(writer, table, at)], at=at)
 
 
 def _for_trees(writer: GraphWriter, features: str, targets: list[list[Tree]], at: str) -> tuple[str, list[list[Tree]]]:
@@ -359,55 +379,48 @@ def _for_trees(writer: GraphWriter, features: str, targets: list[list[Tree]], at
 
 
 def _emit_linear_classifier(writer: GraphWriter, estimator: Any, at: str, features: str) -> Answer:
-    scores = _scores(writer, estimator, at, features)
+    scores = linear_scores(writer, estimator, at, features)
     if len(estimator.classes_) == 2:
-        return _two_classes(writer, scores, at, comparison="Greater")
-    return _many_classes(writer, scores, at)
+        return two_classes(writer, scores, at, comparison="Greater")
+    return many_classes(writer, scores, at)
 
 
 def _emit_scorer(writer: GraphWriter, estimator: Any, at: str, features: str) -> Answer:
-    scores = _scores(writer, estimator, at, features)
+    scores = linear_scores(writer, estimator, at, features)
     two = len(estimator.classes_) == 2
     if hasattr(estimator, "predict_proba"):
         return _two_of_a_score(writer, estimator, scores, at) if two else _one_versus_rest(writer, estimator, scores, at)
     if not two:
-        return Answer(index=_argmax(writer, scores, at), score=scores)
-    index = _two_classes(writer, scores, at, comparison="Greater").index
-    return Answer(index=index, score=writer.concat([writer.node("Neg", [scores], at=at), scores], at=at))
+        return Answer(index=argmax(writer, scores, at), score=scores)
+    return Answer(index=above(writer, scores, at), score=scores)
 
 
 def _two_of_a_score(writer: GraphWriter, estimator: Any, scores: str, at: str) -> Answer:
-    logistic = _two_classes(writer, scores, at, comparison="Greater")
     if estimator.loss == "log_loss":
-        return logistic
+        return two_classes(writer, scores, at, comparison="Greater")
     second = _half_clipped(writer, scores, at)
-    first = writer.node("Sub", [_constant(writer, 1.0, at), second], at=at)
-    return Answer(index=logistic.index, probability=writer.concat([first, second], at=at))
+    return Answer(index=above(writer, scores, at), probability=two_columns(writer, second, at), score=scores)
 
 
 def _one_versus_rest(writer: GraphWriter, estimator: Any, scores: str, at: str) -> Answer:
     """Each class's own probability by their sum; where all are 0, as likely as one another."""
-    one = _constant(writer, 1.0, at)
-    if estimator.loss == "log_loss":
-        decay = writer.node("Exp", [writer.node("Neg", [scores], at=at)], at=at)
-        each = writer.node("Div", [one, writer.node("Add", [one, decay], at=at)], at=at)
-    else:
-        each = _half_clipped(writer, scores, at)
+    one = constant(writer, 1.0, at)
+    each = logistic(writer, scores, at) if estimator.loss == "log_loss" else _half_clipped(writer, scores, at)
     axis = writer.constant(np.array([1], dtype=np.int64), at=at)
-    none = writer.node("Equal", [writer.node("ReduceSum", [each, axis], at=at), _constant(writer, 0.0, at)], at=at)
+    none = writer.node("Equal", [writer.node("ReduceSum", [each, axis], at=at), constant(writer, 0.0, at)], at=at)
     each = writer.node("Where", [none, one, each], at=at)
     total = writer.node("ReduceSum", [each, axis], at=at)
-    return Answer(index=_argmax(writer, scores, at), probability=writer.node("Div", [each, total], at=at))
+    return Answer(index=argmax(writer, scores, at), probability=writer.node("Div", [each, total], at=at), score=scores)
 
 
 def _half_clipped(writer: GraphWriter, scores: str, at: str) -> str:
     """(clip(score, -1, 1) + 1) / 2, the probability of the modified Huber loss."""
-    bounded = writer.node("Max", [writer.node("Min", [scores, _constant(writer, 1.0, at)], at=at), _constant(writer, -1.0, at)], at=at)
-    return writer.node("Div", [writer.node("Add", [bounded, _constant(writer, 1.0, at)], at=at), _constant(writer, 2.0, at)], at=at)
+    bounded = writer.node("Max", [writer.node("Min", [scores, constant(writer, 1.0, at)], at=at), constant(writer, -1.0, at)], at=at)
+    return writer.node("Div", [writer.node("Add", [bounded, constant(writer, 1.0, at)], at=at), constant(writer, 2.0, at)], at=at)
 
 
 def _emit_naive_bayes(writer: GraphWriter, estimator: Any, at: str, features: str) -> Answer:
-    """Log likelihoods, then what is left of them when their logarithm of the sum of powers is taken off, and its power."""
+    """Joint log likelihoods of counts, and the probabilities behind them."""
     table = np.asarray(estimator.feature_log_prob_, dtype=np.float64)
     prior: Any = estimator.class_log_prior_
     if isinstance(estimator, BernoulliNB):
@@ -415,26 +428,21 @@ def _emit_naive_bayes(writer: GraphWriter, estimator: Any, at: str, features: st
         table, prior = table - absent, prior + absent.sum(axis=1)
         if estimator.binarize is not None:
             features = _binarized(writer, features, float(estimator.binarize), at)
-    joint = _product(writer, features, table.T, at)
+    joint = product_of(writer, features, table.T, at)
     if not isinstance(estimator, ComplementNB) or len(estimator.classes_) == 1:
-        joint = writer.node("Add", [joint, _constant(writer, prior, at)], at=at)
-    axis = writer.constant(np.array([1], dtype=np.int64), at=at)
-    most = writer.node("ReduceMax", [joint, axis], at=at)
-    total = writer.node("ReduceSum", [writer.node("Exp", [writer.node("Sub", [joint, most], at=at)], at=at), axis], at=at)
-    evidence = writer.node("Add", [writer.node("Log", [total], at=at), most], at=at)
-    probability = writer.node("Exp", [writer.node("Sub", [joint, evidence], at=at)], at=at)
-    return Answer(index=_argmax(writer, joint, at), probability=probability)
+        joint = writer.node("Add", [joint, constant(writer, prior, at)], at=at)
+    return bayes_answer(writer, estimator, at, joint)
 
 
 def _binarized(writer: GraphWriter, features: str, threshold: float, at: str) -> str:
-    found = writer.cast(writer.node("Greater", [features, _constant(writer, threshold, at)], at=at), "float64", at=at)
+    found = writer.cast(writer.node("Greater", [features, constant(writer, threshold, at)], at=at), "float64", at=at)
     if features in writer.sparse:
         writer.sparse[found] = replace(writer.sparse[features], values=found)
     return found
 
 
 def _emit_linear_regressor(writer: GraphWriter, estimator: Any, at: str, features: str) -> Answer:
-    return Answer(value=_scores(writer, estimator, at, features))
+    return Answer(value=linear_scores(writer, estimator, at, features))
 
 
 def _emit_forest(writer: GraphWriter, estimator: Any, at: str, features: str) -> Answer:
@@ -443,9 +451,9 @@ def _emit_forest(writer: GraphWriter, estimator: Any, at: str, features: str) ->
     targets = [[from_sklearn_tree(tree, tree.value[:, 0, k]) for tree in trees] for k in range(width)]
     features, targets = _for_trees(writer, features, targets, at)
     total = emit_trees(writer, _as_float32(writer, features, at), targets, at=at)
-    mean = writer.node("Div", [total, _constant(writer, float(len(trees)), at)], at=at) if isinstance(estimator, FORESTS) else total
+    mean = writer.node("Div", [total, constant(writer, float(len(trees)), at)], at=at) if isinstance(estimator, FORESTS) else total
     if hasattr(estimator, "classes_"):
-        return Answer(index=_argmax(writer, mean, at), probability=mean)
+        return Answer(index=argmax(writer, mean, at), probability=mean)
     return Answer(value=mean)
 
 
@@ -460,15 +468,15 @@ def _emit_booster(writer: GraphWriter, estimator: Any, at: str, features: str) -
     if not hasattr(estimator, "classes_"):
         return Answer(value=raw)
     if len(targets) == 1:
-        return _two_classes(writer, raw, at, comparison="GreaterOrEqual", doubled=estimator.loss == "exponential")
-    return _many_classes(writer, raw, at)
+        return two_classes(writer, raw, at, comparison="GreaterOrEqual", doubled=estimator.loss == "exponential")
+    return many_classes(writer, raw, at)
 
 
 def _emit_histogram_booster(writer: GraphWriter, estimator: Any, at: str, features: str) -> Answer:
     start = np.asarray(estimator._baseline_prediction, dtype=np.float64).reshape(-1)
     raw = emit_trees(writer, features, histogram_targets(estimator, start), at=at)
     if hasattr(estimator, "classes_"):
-        return _two_classes(writer, raw, at, comparison="Greater") if len(start) == 1 else _many_classes(writer, raw, at)
+        return two_classes(writer, raw, at, comparison="Greater") if len(start) == 1 else many_classes(writer, raw, at)
     link = type(estimator._loss.link).__name__
     if link == "IdentityLink":
         return Answer(value=raw)
@@ -495,7 +503,10 @@ def _emit_boosted(writer: GraphWriter, estimator: Any, at: str, features: str) -
     return Answer(value=answer.value, index=answer.index, probability=answer.probability)
 
 
-_EMITTERS: Final[tuple[tuple[tuple[type, ...], _Emit], ...]] = (
+#: These read sparse rows as they are; all others get a table.
+_READ_SPARSE: Final = (*LINEAR_CLASSIFIERS, *SCORERS, *NAIVE_BAYES, *LINEAR_REGRESSORS, *TREES, *FORESTS, *BOOSTERS)
+
+_EMITTERS: Final[tuple[tuple[tuple[type, ...], EmitModel], ...]] = (
     (LINEAR_CLASSIFIERS, _emit_linear_classifier),
     (SCORERS, _emit_scorer),
     (NAIVE_BAYES, _emit_naive_bayes),
@@ -503,4 +514,5 @@ _EMITTERS: Final[tuple[tuple[tuple[type, ...], _Emit], ...]] = (
     ((*TREES, *FORESTS), _emit_forest),
     (BOOSTERS, _emit_booster),
     (HISTOGRAM_BOOSTERS, _emit_histogram_booster),
+    *ESTIMATOR_EMITTERS,
 )

@@ -152,6 +152,14 @@ def _interpolation(site: Site, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray
     )
 
 
+def emit_interpolation(site: Site, tensor: str, x: np.ndarray, y: np.ndarray) -> str:
+    """Write `numpy.interp(tensor, x, y)` for one column [n, 1]; x sorted, float64."""
+    slopes, starts, values = _interpolation(site, x, y)
+    places = site.writer.cast(emit_places(site.writer, tensor, [x], at=site.at, side="right"), "int64", at=site.at)
+    slope, start, value = (site.node("Gather", site.number(part), places, axis=0) for part in (slopes, starts, values))
+    return site.node("Add", site.node("Mul", slope, site.node("Sub", tensor, start)), value)
+
+
 def _emit_quantiles(site: Site, block: Block) -> Block:
     if sparse.issparse(site.data):
         raise site.unsupported("it transforms sparse data; make the steps before it dense")
@@ -260,6 +268,13 @@ def function_name(function: object) -> str | None:
     return name if name in _FUNCTIONS and getattr(np, function.__name__, None) is function else None
 
 
+def emit_function(site: Site, function: object, x: str) -> str:
+    """Write a NumPy function that `function_name` knows."""
+    name = function_name(function)
+    assert name is not None
+    return _FUNCTIONS[name][0](site, x)
+
+
 def _emit_function(site: Site, block: Block) -> Block:
     step = site.step
     if step.func is None:
@@ -297,7 +312,7 @@ def _components(site: Site, block: Block) -> str:
     components = np.asarray(site.step.components_)
     if components.dtype != np.float64:
         raise site.unsupported(f"it was fitted in {components.dtype}; fit it on float64")
-    return site.node("MatMul", matrix_of(site, block), site.number(components.T))
+    return site.writer.product(matrix_of(site, block), site.number(components.T), at=site.at)
 
 
 def _projected(site: Site, tensor: str) -> Block:

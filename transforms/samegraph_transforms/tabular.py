@@ -54,6 +54,7 @@ from ._sklearn_models import (
     emit_features,
     is_boosted,
     reference_features,
+    reference_scores,
     refuse_unsupported,
 )
 from ._sklearn_site import StepContext
@@ -155,7 +156,7 @@ class _Author:
             for name, facts in self.reference.facts.items()
         }
         preprocess, width, sparse = self._preprocess()
-        model, self.outputs = build_model(self.estimator, self.at, width, names, sparse=sparse)
+        model, self.outputs = build_model(self.estimator, self.at, width, names, rows=self.rows, sparse=sparse)
         counted = self.context.counted
         self.stages = [DraftStage("preprocess.batch", preprocess), DraftStage("model", model)]
         if counted:
@@ -170,8 +171,10 @@ class _Author:
             raise AuthoringError(
                 f"override of {unknown[0]!r}: the pipeline reads no such column; it reads {', '.join(self.reference.facts)}"
             )
-        answers = [self.names.label, self.names.probability] if hasattr(self.estimator, "classes_") else [self.names.value]
-        taken = [n for n in (*answers, self.names.score, self.names.features, self.names.columns) if n in self.reference.facts]
+        answers = (
+            [self.names.label, self.names.probability, self.names.score] if hasattr(self.estimator, "classes_") else [self.names.value]
+        )
+        taken = [n for n in (*answers, self.names.features, self.names.columns) if n in self.reference.facts]
         if taken:
             raise AuthoringError(f"the column {taken[0]!r} has the name of an output; call the output otherwise: names=OutputNames(...)")
 
@@ -184,6 +187,7 @@ class _Author:
         for at, step in self.steps:
             block, data = emit_step(self.context, step, at, block, data)
         block = emit_features(self.context, self.estimator, self.at, block, data)
+        self.rows = None if scipy_sparse.issparse(data) else reference_features(self.estimator, data)
         if not block:
             raise AuthoringError("the pipeline gives no feature to its estimator; nothing depends on the input")
         writer = self.context.writer
@@ -485,7 +489,7 @@ def _names_of(draft: PackageDraft) -> OutputNames:
     features = draft.stages[-1].model.graph.input[0].name
     label = next((o for o in draft.outputs if o.decided_by is not None), None)
     if label is None or label.decided_by is None:
-        return OutputNames(value=draft.outputs[0].name, features=features)
+        return OutputNames(label=draft.outputs[0].name, value=draft.outputs[0].name, features=features)
     return OutputNames(label=label.name, probability=label.decided_by, score=label.decided_by, features=features)
 
 
@@ -540,11 +544,8 @@ def reference_answers(
             return {names.value: np.asarray(reference.pipeline.predict(frame), dtype=answer_dtype(estimator))}, values
         dtype = class_table(estimator, at)[0].dtype
         label = np.asarray(reference.pipeline.predict(frame)).astype(np.str_ if dtype.kind == "U" else dtype)
-        if not hasattr(estimator, "predict_proba"):
-            score = np.asarray(reference.pipeline.decision_function(frame), dtype=np.float64)
-            return {names.label: label, names.score: np.stack([-score, score], axis=1) if score.ndim == 1 else score}, values
-        probability = np.asarray(reference.pipeline.predict_proba(frame), dtype=answer_dtype(estimator))
-    return {names.label: label, names.probability: probability}, values
+        scores = reference_scores(estimator, reference.pipeline, frame, names)
+    return {names.label: label, **scores}, values
 
 
 def _reference_values(estimator: Any, data: Any, names: OutputNames, elements: str | None) -> dict[str, np.ndarray]:
