@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import subprocess
 import venv
@@ -11,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from image_oracle import call_model
 from onnx.reference import ReferenceEvaluator
 from samegraph_transforms.executor import OrtExecutor
-from samegraph_transforms.torch_functions import TORCH_FILTERS, TorchFilter
+from samegraph_transforms.image import Preprocess
+from samegraph_transforms.image_imports import from_huggingface, from_torchvision
+from samegraph_transforms.torch_functions import ARITHMETICS, TORCH_FILTERS, Arithmetic, TorchFilter, torch_resize_function
 from samegraph_transforms.torch_resize import resize_uint8
 
 from scripts.exactness_sections import _torch_reference
@@ -29,10 +33,11 @@ REFERENCE_CASES = 100
 ABOUT = """PyTorch's `interpolate(antialias=True)` on uint8 tensors: {images:,} images a filter (noise, black and white noise,
 gradients; sides from 1 to 256 pixels before and after, 1 to 4 channels, both memory layouts by turns), resized by PyTorch {torch}
 on a CPU with {cpu}. *ONNX* is the function in the package, run by ONNX Runtime, *onnx.reference* the same function in an evaluator
-that shares no code with it, on the first {reference} images, *NumPy* the step as it is called in training. All of it is in whole
-numbers. No native kernel stands in for these functions.
+that shares no code with it, on the first {reference} images, *NumPy* the step as it is called in training. Levels are compared. No
+native kernel stands in for these functions. *float32* is the same against version 1 of torchvision's functions, which resize a uint8
+tensor in float32 and round; both sides are at least 2 there.
 
-Whole pipelines on tensors (Hugging Face's fast processors, torchvision v2), as they are imported, are compared with the golden files
+Whole pipelines on tensors (Hugging Face's fast processors, torchvision), as they are imported, are compared with the golden files
 that `scripts/references/tensors.py` made: {files} images a pipeline, every element of the float32 tensors."""
 
 
@@ -46,12 +51,13 @@ def measure(work: Path, scale: float) -> dict[str, Any]:
     made = json.loads((directory / "about.json").read_text())
     reference = min(count, REFERENCE_CASES)
     rows = []
-    for name in TORCH_FILTERS:
-        expected = np.load(directory / f"{name}.npy")
-        bodies, numpy = compare(_bodies(name, count), expected), compare(_numpy(name, count), expected)
-        evaluated = compare(_evaluated(name, reference), expected)
+    for arithmetic, filter_ in itertools.product(ARITHMETICS, TORCH_FILTERS):
+        expected = np.load(directory / f"{arithmetic}_{filter_}.npy")
+        bodies, numpy = compare(_bodies(filter_, arithmetic, count), expected), compare(_numpy(filter_, arithmetic, count), expected)
+        evaluated = compare(_evaluated(filter_, arithmetic, reference), expected)
         differences = [bodies.different, evaluated.different, numpy.different]
-        rows.append([f"`TorchResize`, {name}", f"PyTorch {made['torch']}", bodies.inputs, bodies.elements, *differences])
+        library = f"PyTorch {made['torch']}" if arithmetic == "integer" else f"torchvision {made['torchvision']}, version 1"
+        rows.append([f"`TorchResize`, {filter_}, {arithmetic}", library, bodies.inputs, bodies.elements, *differences])
     head = ["step", "reference", "images", "elements", "different, ONNX", "different, onnx.reference", "different, NumPy"]
     pipelines = table("", ["importer and pipeline", "reference", "images", "elements", "different", "largest ULP"], _pipelines())
     about = ABOUT.format(images=count, reference=reference, files=len(_files()), **made)
@@ -69,22 +75,30 @@ def environment(work: Path) -> Path:
     return python
 
 
-def _bodies(name: TorchFilter, count: int) -> Iterator[np.ndarray]:
-    executor = OrtExecutor(call_model(f"TorchResizeTo_{name}", size_input=True))
-    for array, size in _torch_reference.cases(count):
+def _cases(arithmetic: Arithmetic, count: int) -> Iterator[tuple[np.ndarray, tuple[int, int]]]:
+    return ((array, _torch_reference.size_of(arithmetic, size)) for array, size in _torch_reference.cases(count))
+
+
+def _model(filter_: TorchFilter, arithmetic: Arithmetic) -> onnx.ModelProto:
+    return call_model(torch_resize_function(filter_, arithmetic).replace("Resize_", "ResizeTo_"), size_input=True)
+
+
+def _bodies(filter_: TorchFilter, arithmetic: Arithmetic, count: int) -> Iterator[np.ndarray]:
+    executor = OrtExecutor(_model(filter_, arithmetic))
+    for array, size in _cases(arithmetic, count):
         yield executor.run({"X": array, "size": np.array(size)})[0]
 
 
-def _evaluated(name: TorchFilter, count: int) -> Iterator[np.ndarray]:
-    evaluator = ReferenceEvaluator(call_model(f"TorchResizeTo_{name}", size_input=True))
-    for array, size in _torch_reference.cases(count):
+def _evaluated(filter_: TorchFilter, arithmetic: Arithmetic, count: int) -> Iterator[np.ndarray]:
+    evaluator = ReferenceEvaluator(_model(filter_, arithmetic))
+    for array, size in _cases(arithmetic, count):
         (got,) = evaluator.run(None, {"X": array, "size": np.array(size)})
         yield np.asarray(got)
 
 
-def _numpy(name: TorchFilter, count: int) -> Iterator[np.ndarray]:
-    for array, size in _torch_reference.cases(count):
-        yield resize_uint8(array, size, name)
+def _numpy(filter_: TorchFilter, arithmetic: Arithmetic, count: int) -> Iterator[np.ndarray]:
+    for array, size in _cases(arithmetic, count):
+        yield resize_uint8(array, size, filter_, arithmetic)
 
 
 # ---------------------------------------------------------------- pipelines
@@ -97,14 +111,12 @@ def _files() -> dict[str, bytes]:
 
 def _pipelines() -> Iterator[list[Any]]:
     """Yield a row for each pipeline of the golden files. Large tensors are there as digests: of one that differs all counts."""
-    from samegraph_transforms.image_imports import from_huggingface, from_torchvision
-
     known = json.loads((REFERENCES / "tensors" / "cases.json").read_text())
     versions = known["versions"]
     with np.load(REFERENCES / "tensors" / "tensors.npz") as tensors:
         for name, case in known["cases"].items():
             fast = case["importer"] == "huggingface"
-            preprocess = from_huggingface(case["config"]) if fast else from_torchvision(_rebuilt(case["transforms"]))
+            preprocess = from_huggingface(case["config"]) if fast else _torchvision(case)
             count = Count()
             for file, content in _files().items():
                 got, expected = preprocess(content), tensors[f"{name}/{file}"]
@@ -115,6 +127,10 @@ def _pipelines() -> Iterator[list[Any]]:
             library = f"transformers {versions['transformers']}" if fast else f"torchvision {versions['torchvision']}"
             importer = "`from_huggingface`" if fast else "`from_torchvision`"
             yield [f"{importer}, `{name}`", library, count.inputs, count.elements, count.different, count.ulp]
+
+
+def _torchvision(case: dict[str, Any]) -> Preprocess:
+    return from_torchvision(_rebuilt(case["transforms"]), given=case.get("given", "image"))
 
 
 def _rebuilt(recorded: dict[str, Any]) -> Any:

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch  # type: ignore[import-not-found,unused-ignore]
+import torchvision.transforms as v1  # type: ignore[import-not-found,unused-ignore]
 import torchvision.transforms.v2 as v2  # type: ignore[import-not-found,unused-ignore]
 import transformers  # type: ignore[import-not-found,unused-ignore]
 from images import MEAN, STD, kept, recorded, transformed  # type: ignore[import-not-found,unused-ignore]
@@ -31,6 +32,7 @@ from PIL import Image
 from samegraph_transforms.image_imports import from_huggingface, from_torchvision
 from samegraph_transforms.torch_functions import TORCH_FILTERS
 from samegraph_transforms.torch_resize import resize_uint8
+from torchvision.models import EfficientNet_B0_Weights, ResNet50_Weights, ViT_B_16_Weights  # type: ignore[import-not-found,unused-ignore]
 
 ROOT = Path(__file__).parents[2]
 REFERENCES = ROOT / "tests" / "transforms" / "references"
@@ -44,12 +46,15 @@ def files() -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (*sorted((REFERENCES / "images").glob("*.png")), photo)}
 
 
-def interpolated(array: np.ndarray, size: tuple[int, int], mode: str, *, channels_last: bool) -> np.ndarray:
-    """Resize uint8 [H, W, C] as a tensor in either memory layout."""
+def interpolated(array: np.ndarray, size: tuple[int, int], mode: str, *, channels_last: bool, float32: bool) -> np.ndarray:
+    """Resize uint8 [H, W, C] as a tensor in either memory layout, with PyTorch itself or with version 1 of torchvision's functions."""
     tensor = torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))[None]
     if channels_last:
         tensor = tensor.contiguous(memory_format=torch.channels_last)
-    resized = torch.nn.functional.interpolate(tensor, size=size, mode=mode, antialias=True)[0]
+    if float32:
+        resized = v1.functional.resize(tensor, list(size), v1.InterpolationMode(mode), antialias=True)[0]
+    else:
+        resized = torch.nn.functional.interpolate(tensor, size=size, mode=mode, antialias=True)[0]
     return np.ascontiguousarray(resized.numpy().transpose(1, 2, 0))
 
 
@@ -64,9 +69,11 @@ def resizes() -> tuple[list[dict[str, Any]], int]:
         array = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
         if seed % 3 == 0:
             array = (array // 128) * np.uint8(255)
-        answer = interpolated(array, wanted, mode, channels_last=seed % 5 == 0)
-        different += not np.array_equal(answer, resize_uint8(array, wanted, mode))
-        made.append({"seed": seed, "shape": shape, "size": wanted, "mode": mode, "sha256": hashlib.sha256(answer.tobytes()).hexdigest()})
+        case = {"seed": seed, "shape": shape, "size": wanted, "mode": mode}
+        for arithmetic in ("integer", "float32") if min(wanted) > 1 else ("integer",):
+            answer = interpolated(array, wanted, mode, channels_last=seed % 5 == 0, float32=arithmetic == "float32")
+            different += not np.array_equal(answer, resize_uint8(array, wanted, mode, arithmetic))
+            made.append({**case, "arithmetic": arithmetic, "sha256": hashlib.sha256(answer.tobytes()).hexdigest()})
     return made, different
 
 
@@ -93,8 +100,21 @@ def huggingface_cases() -> dict[str, Any]:
     }
 
 
+def given_tensors() -> dict[str, Any]:
+    """Return name → transforms that are given a tensor."""
+    bicubic, to_float = v1.InterpolationMode.BICUBIC, v1.ConvertImageDtype(torch.float32)
+    return {
+        "v1-tensor": v1.Compose([v1.Resize(33), v1.CenterCrop(28), to_float, v1.Normalize(MEAN, STD)]),
+        "v1-tensor-exact-bicubic": v1.Compose([v1.Resize((27, 30), bicubic), to_float]),
+        "v2-given-tensor": v2.Compose([v2.Resize(33), v2.CenterCrop(28), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]),
+        "weights-resnet50-tensor": ResNet50_Weights.IMAGENET1K_V2.transforms(),
+        "weights-efficientnet-tensor": EfficientNet_B0_Weights.IMAGENET1K_V1.transforms(),
+        "weights-vit-tensor": ViT_B_16_Weights.IMAGENET1K_SWAG_E2E_V1.transforms(),
+    }
+
+
 def torchvision_cases() -> dict[str, Any]:
-    """Return name → transforms of version 2 that resize tensors."""
+    """Return name → transforms of version 2 that make a tensor and resize it."""
     bicubic = v2.InterpolationMode.BICUBIC
     to_float = v2.ToDtype(torch.float32, scale=True)
     return {
@@ -109,6 +129,11 @@ def torchvision_cases() -> dict[str, Any]:
 def processed(processor: Any, image: Image.Image) -> np.ndarray:
     """Return what a fast image processor makes of an image."""
     return np.asarray(processor(image, return_tensors="pt")["pixel_values"][0].numpy())
+
+
+def transformed_tensor(transform: Any, image: Image.Image) -> np.ndarray:
+    """Return what transforms make of an image that is a tensor already."""
+    return np.asarray(transform(torch.from_numpy(np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1)))).numpy())
 
 
 def main() -> int:
@@ -127,6 +152,9 @@ def main() -> int:
     for name, transform in torchvision_cases().items():
         cases[name] = {"importer": "torchvision", "transforms": recorded(transform)}
         run[name] = (partial(transformed, transform), from_torchvision(transform))
+    for name, transform in given_tensors().items():
+        cases[name] = {"importer": "torchvision", "given": "tensor", "transforms": recorded(transform)}
+        run[name] = (partial(transformed_tensor, transform), from_torchvision(transform, given="tensor"))
     for name, (reference, ours) in run.items():
         for file, content in files().items():
             image = Image.open(io.BytesIO(content)).convert("RGB")

@@ -1084,7 +1084,7 @@ def _sources() -> dict[str, str]:
     for name, semantics in itertools.product(FILTERS, SEMANTICS):
         texts += [t.substitute(kind=_kind(name, semantics)) for t in (_RESIZE, _RESIZE_SHORTER_SIDE)]
         texts += [_RESIZE_BY.substitute(rule=rule, kind=_kind(name, semantics)) for rule in SIZE_RULES]
-    texts += torch_sources({name: kernel.radius for name, kernel in _FILTER_BODIES.items()}, BLOCK)
+    texts += torch_sources({str(name): kernel.radius for name, kernel in _FILTER_BODIES.items()}, BLOCK)
     return {text.split(maxsplit=1)[0]: _without_comments(text) for text in texts}
 
 

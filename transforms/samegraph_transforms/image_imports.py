@@ -42,7 +42,7 @@ from .image import (
     ToL,
     ToRGB,
 )
-from .torch_functions import TORCH_FILTERS
+from .torch_functions import TORCH_FILTERS, Arithmetic
 from .torch_resize import TorchResize
 
 __all__ = ["from_huggingface", "from_timm", "from_torchvision"]
@@ -62,6 +62,7 @@ class _Pipeline:
         shorter: The shorter side is at least this long.
         tensor: Whether the image has become a tensor: resizes are PyTorch's then.
         floating: Whether its values are floats.
+        arithmetic: How a tensor is resized.
         channels: How many the image has.
         crops: What became of five or ten crops: they are a tuple until they are `stacked`; None without crops.
         plain: Whether the tensor is a plain one, not torchvision's `Image`.
@@ -74,6 +75,7 @@ class _Pipeline:
     shorter: int = 0
     tensor: bool = False
     floating: bool = False
+    arithmetic: Arithmetic = "integer"
     channels: int = 3
     crops: Literal["tuple", "stacked"] | None = None
     plain: bool = False
@@ -127,7 +129,7 @@ class _Pipeline:
         if name not in TORCH_FILTERS:
             raise self.refuse(step, f"has interpolation {name!r} on a tensor; exact are {', '.join(TORCH_FILTERS)}")
         sides = [int(s) for s in size]
-        self.steps.append(TorchResize(sides[0] if len(sides) == 1 else (sides[0], sides[1]), name))
+        self.steps.append(TorchResize(sides[0] if len(sides) == 1 else (sides[0], sides[1]), name, self.arithmetic))
 
     def center_crop(
         self, step: str, size: Sequence[int], rounding: Literal["half_even", "floor"], *, colour: int | Sequence[int] = 0
@@ -193,9 +195,10 @@ def from_torchvision(
         AuthoringError: The transforms do not end in a float tensor of one shape.
     """
     pipeline = _Pipeline("torchvision", semantics, tensor=given == "tensor", plain=given == "tensor", each=each_crop)
-    if pipeline.tensor and not _is_v2(transforms):
-        _refuse_version_1(pipeline, transforms)
     if type(transforms).__name__ == "ImageClassification":
+        if pipeline.tensor and not getattr(transforms, "antialias", True):
+            raise pipeline.refuse("ImageClassification.resize", "has antialias=False on a tensor, which has no exact step")
+        pipeline.arithmetic = "float32"
         pipeline.resize("ImageClassification.resize", transforms.resize_size, _interpolation(transforms))
         pipeline.center_crop("ImageClassification.center_crop", transforms.crop_size, "half_even")
         pipeline.steps += [ToFloat(), Divide(255)]
@@ -262,10 +265,9 @@ def _sizes(value: Any) -> list[int]:
 
 
 def _torchvision_resize(pipeline: _Pipeline, transform: Any) -> None:
-    if pipeline.tensor:
-        _refuse_version_1(pipeline, transform)
-        if not getattr(transform, "antialias", True):
-            raise pipeline.refuse("Resize", "has antialias=False on a tensor, which has no exact step")
+    if pipeline.tensor and not getattr(transform, "antialias", True):
+        raise pipeline.refuse("Resize", "has antialias=False on a tensor, which has no exact step")
+    pipeline.arithmetic = "integer" if _is_v2(transform) else "float32"
     most = getattr(transform, "max_size", None)
     if transform.size is None:
         if most is None:
@@ -407,14 +409,6 @@ def _crop_or_pad(pipeline: _Pipeline, transform: Any) -> None:
 
 def _is_v2(transform: Any) -> bool:
     return ".v2" in type(transform).__module__
-
-
-def _refuse_version_1(pipeline: _Pipeline, transform: Any) -> None:
-    name = type(transform).__name__
-    if name in ("Resize", "ImageClassification") and not _is_v2(transform):
-        raise pipeline.refuse(
-            name, "of version 1 resizes tensors in float32 and has no exact step; give it a Pillow image, or use version 2"
-        )
 
 
 def _to_tensor(pipeline: _Pipeline, _: Any) -> None:

@@ -58,7 +58,7 @@ from .functions import (
     resize_function,
 )
 from .opsets import DOMAIN, IR_VERSION, opset_imports
-from .torch_functions import TORCH_FILTERS, torch_resize_function
+from .torch_functions import ARITHMETICS, TORCH_FILTERS, torch_resize_function
 
 #: Raised whenever the cases or their comparison change, so that old verdicts are not taken for new ones.
 BATTERY_VERSION: Final = 2
@@ -744,7 +744,10 @@ def _torch_size(node: onnx.NodeProto) -> Callable[[Size], Size] | None:
 
 
 #: Whether the attribute `size` is the shorter side.
-_TORCH_FUNCTIONS: Final = {torch_resize_function(f, shorter_side=shorter): shorter for f in TORCH_FILTERS for shorter in (False, True)}
+_TORCH_FUNCTIONS: Final = {
+    torch_resize_function(filter_, arithmetic, shorter_side=shorter): shorter
+    for filter_, arithmetic, shorter in itertools.product(TORCH_FILTERS, ARITHMETICS, (False, True))
+}
 
 
 def size_after(node: onnx.NodeProto) -> Callable[[Size], Size] | None:

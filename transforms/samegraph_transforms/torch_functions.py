@@ -10,12 +10,21 @@ and vector instructions change nothing.
 A weight is two signed digits of base 256, which reach from -32,896 to 32,639. The largest positive weights lie above that and the negative
 ones far within it, so the digits are those of the negated weight, and the sum is taken away instead of added.
 
-    TorchResize_{filter}             [H,W,C] → [h,w,C]      attribute size = [h, w]
-    TorchResizeShorterSide_{filter}  [H,W,C] → [h,w,C]      attribute size: the shorter side; the longer int(size × long / short)
+Version 1 of torchvision's functions makes float32 of uint8 first, and rounds what both passes made to the nearest level, half to even.
+Then weights and sums are float32, and the last bit is that of the compiled loop, here PyTorch 2.15's for x86-64 with AVX2 or AVX-512, found
+out by measuring: weights by fused multiply-adds, sums in the order of the taps, see `_FLOAT_RESAMPLE`. It counts where a sum lies next to
+half a level.
+
+    TorchResize_{filter}                  [H,W,C] → [h,w,C]    attribute size = [h, w]; in integers
+    TorchResizeShorterSide_{filter}       [H,W,C] → [h,w,C]    attribute size: the shorter side; the longer int(size × long / short)
+    TorchFloatResize_{filter}             [H,W,C] → [h,w,C]    as TorchResize, in float32
+    TorchFloatResizeShorterSide_{filter}  [H,W,C] → [h,w,C]    as TorchResizeShorterSide, in float32
+    FusedMultiplyAdd                      a, b, c → a × b + c of float32, rounded once
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from string import Template
 from typing import Final, Literal, get_args
 
@@ -24,6 +33,10 @@ from .errors import AuthoringError
 TorchFilter = Literal["bilinear", "bicubic"]
 
 TORCH_FILTERS: Final[tuple[TorchFilter, ...]] = get_args(TorchFilter)
+#: How the sums are made: in integers, or in float32 and rounded at the end; see the module's docstring.
+Arithmetic = Literal["integer", "float32"]
+ARITHMETICS: Final[tuple[Arithmetic, ...]] = get_args(Arithmetic)
+_FLOAT: Final[dict[Arithmetic, str]] = {"integer": "", "float32": "Float"}
 
 # (n_in, n_out: int64 [1]) → rows: int64 [blocks, taps], the input rows each block reads; digits: uint8 [blocks, 2·block, taps], the
 # negated weights in base 256, high digit first, offset by 128; precision: uint32 [1], how many of their bits are a fraction.
@@ -207,16 +220,252 @@ TorchResizeTo_$filter (X, size) => (Y) {
 }
 """)
 
+# (n_in, n_out: int64 [1]) → first, count: int64 [n_out], the taps each output row reads; weights: float32 [n_out, taps], zero after them.
+_FLOAT_TAPS: Final = Template("""
+TorchFloatTaps_$filter (n_in, n_out) => (first, count, weights) {
+    zero_single = Constant <value = float {0}> ()
+    one_single = Constant <value = float {1}> ()
+    half = Constant <value = double {0.5}> ()
+    one = Constant <value = double {1}> ()
+    radius = Constant <value = float {$radius}> ()
+    in_single = Cast <to = 1> (n_in)
+    out_single = Cast <to = 1> (n_out)
+    scale = Div (in_single, out_single)
+    filter_scale = Max (scale, one_single)
+    support = Mul (radius, filter_scale)
+    filter_scale_double = Cast <to = 11> (filter_scale)
+    inverse_double = Div (one, filter_scale_double)
+    inverse_single = Cast <to = 1> (inverse_double)
+    inverse = Cast <to = 11> (inverse_single)
+    support_up = Ceil (support)
+    support_whole = Cast <to = 7> (support_up)
+    i1 = Constant <value = int64[1] {1}> ()
+    support_twice = Add (support_whole, support_whole)
+    most_taps = Add (support_twice, i1)
+
+    # center = (output + 0.5) × scale in double, rounded; what follows is float32 up to a sum with 0.5, which is double
+    scalar = Constant <value = int64[0] {}> ()
+    n = Reshape (n_out, scalar)
+    i0_scalar = Constant <value = int64 {0}> ()
+    i1_scalar = Constant <value = int64 {1}> ()
+    output = Range (i0_scalar, n, i1_scalar)
+    output_double = Cast <to = 11> (output)
+    output_middle = Add (output_double, half)
+    scale_double = Cast <to = 11> (scale)
+    center_double = Mul (output_middle, scale_double)
+    center = Cast <to = 1> (center_double)
+    lower = Sub (center, support)
+    lower_double = Cast <to = 11> (lower)
+    lower_half = Add (lower_double, half)
+    lower_whole = Cast <to = 7> (lower_half)
+    i0 = Constant <value = int64[1] {0}> ()
+    first = Max (lower_whole, i0)
+    upper = Add (center, support)
+    upper_double = Cast <to = 11> (upper)
+    upper_half = Add (upper_double, half)
+    upper_whole = Cast <to = 7> (upper_half)
+    stop = Min (upper_whole, n_in)
+    count_inside = Sub (stop, first)
+    count = Min (count_inside, most_taps)
+
+    longest = ReduceMax <keepdims = 0> (count)
+    tap = Range (i0_scalar, longest, i1_scalar)
+    column = Constant <value = int64[2] {-1, 1}> ()
+    first_column = Reshape (first, column)
+    count_column = Reshape (count, column)
+    center_column = Reshape (center, column)
+    position = Add (first_column, tap)
+    position_single = Cast <to = 1> (position)
+    from_center = Sub (position_single, center_column)
+    from_center_double = Cast <to = 11> (from_center)
+    from_center_middle = Add (from_center_double, half)
+    x_double = Mul (from_center_middle, inverse)
+    x_single = Cast <to = 1> (x_double)
+    x = Abs (x_single)
+    w = samegraph.TorchFloatKernel_$filter (x)
+    inside = Less (tap, count_column)
+    raw = Where (inside, w, zero_single)
+    tap_axis = Constant <value = int64 {1}> ()
+    sums = CumSum (raw, tap_axis)
+    end = Constant <value = int64[1] {-1}> ()
+    total = Gather <axis = 1> (sums, end)
+    weights = Div (raw, total)
+}
+""")
+
+_FLOAT_KERNELS: Final[dict[TorchFilter, str]] = {
+    "bilinear": """
+TorchFloatKernel_bilinear (x) => (w) {
+    zero = Constant <value = float {0}> ()
+    one = Constant <value = float {1}> ()
+    slope = Sub (one, x)
+    inside = Less (x, one)
+    w = Where (inside, slope, zero)
+}
+""",
+    "bicubic": """
+TorchFloatKernel_bicubic (x) => (w) {
+    zero = Constant <value = float {0}> ()
+    one = Constant <value = float {1}> ()
+    two = Constant <value = float {2}> ()
+    near_3 = Constant <value = float {1.5}> ()
+    near_2 = Constant <value = float {-2.5}> ()
+    far_3 = Constant <value = float {-0.5}> ()
+    far_2 = Constant <value = float {2.5}> ()
+    far_1 = Constant <value = float {-4}> ()
+    n1 = samegraph.FusedMultiplyAdd (near_3, x, near_2)
+    n2 = Mul (n1, x)
+    near = samegraph.FusedMultiplyAdd (n2, x, one)
+    f1 = samegraph.FusedMultiplyAdd (far_3, x, far_2)
+    f2 = samegraph.FusedMultiplyAdd (f1, x, far_1)
+    far = samegraph.FusedMultiplyAdd (f2, x, two)
+    is_near = Less (x, one)
+    is_far = Less (x, two)
+    far_or_none = Where (is_far, far, zero)
+    w = Where (is_near, near, far_or_none)
+}
+""",
+}
+
+# a × b + c of float32, rounded once. The product is exact in double. The sum s in double may round, by `error` exactly; that matters only
+# where s lies at or next to the middle of two floats, where it is compared with that middle together with the error.
+_FUSED: Final = """
+FusedMultiplyAdd (a, b, c) => (y) {
+    a_double = Cast <to = 11> (a)
+    b_double = Cast <to = 11> (b)
+    c_double = Cast <to = 11> (c)
+    p = Mul (a_double, b_double)
+    s = Add (p, c_double)
+    c_part = Sub (s, p)
+    p_part = Sub (s, c_part)
+    p_error = Sub (p, p_part)
+    c_error = Sub (c_double, c_part)
+    error = Add (p_error, c_error)
+    zero = Constant <value = double {0}> ()
+    two = Constant <value = double {2}> ()
+    little = Constant <value = double {8.8817841970012523e-16}> ()
+    size = Abs (s)
+    step = Mul (size, little)
+    s_below = Sub (s, step)
+    s_above = Add (s, step)
+    below = Cast <to = 1> (s_below)
+    above = Cast <to = 1> (s_above)
+    below_double = Cast <to = 11> (below)
+    above_double = Cast <to = 11> (above)
+    both = Add (below_double, above_double)
+    middle = Div (both, two)
+    off = Sub (s, middle)
+    beyond = Add (off, error)
+    is_above = Greater (beyond, zero)
+    is_below = Less (beyond, zero)
+    even = Cast <to = 1> (middle)
+    not_above = Where (is_below, below, even)
+    y = Where (is_above, above, not_above)
+}
+"""
+
+# X: float32 [N, A, C], size: int64 [1] → float32 [size, A, C]. The first product is the sum to begin with. Then PyTorch's build for
+# x86-64 takes the taps by fours, rounding each product before it is added, and adds up to three that are left by fused operations.
+_FLOAT_RESAMPLE: Final = Template("""
+TorchFloatRows_$filter (X, size) => (Y) {
+    n_in = Shape <start = 0, end = 1> (X)
+    row_shape = Shape <start = 1> (X)
+    first, count, weights = samegraph.TorchFloatTaps_$filter (n_in, size)
+    flat = Constant <value = int64[2] {0, -1}> ()
+    X_rows = Reshape (X, flat)
+    i0 = Constant <value = int64[1] {0}> ()
+    i1 = Constant <value = int64[1] {1}> ()
+    i4 = Constant <value = int64[1] {4}> ()
+    scalar = Constant <value = int64[0] {}> ()
+    column = Constant <value = int64[2] {-1, 1}> ()
+    last_row = Sub (n_in, i1)
+    after_first = Sub (count, i1)
+    fours = Div (after_first, i4)
+    by_fours = Mul (fours, i4)
+    taps_1 = Shape <start = 1, end = 2> (weights)
+    more_taps_1 = Sub (taps_1, i1)
+    more_taps = Reshape (more_taps_1, scalar)
+    row_0 = Gather (X_rows, first)
+    weight_0 = Slice (weights, i0, i1, i1)
+    sum_0 = Mul (row_0, weight_0)
+    go_on = Constant <value = bool {1}> ()
+    sums = Loop (more_taps, go_on, sum_0) <
+        body = add_tap (int64 i, bool keep_on, float[rows, columns] sum) => (bool still, float[rows, columns] added) {
+            still = Identity (keep_on)
+            j = Add (i, i1)
+            position = Add (first, j)
+            valid = Min (position, last_row)
+            row = Gather (X_rows, valid)
+            weight = Gather <axis = 1> (weights, j)
+            product = Mul (row, weight)
+            plain = Add (sum, product)
+            is_inside_1 = Less (j, count)
+            is_left_1 = Greater (j, by_fours)
+            is_fused_1 = And (is_inside_1, is_left_1)
+            is_fused_number = Cast <to = 7> (is_fused_1)
+            any_fused_number = ReduceMax <keepdims = 0> (is_fused_number)
+            any_fused = Cast <to = 9> (any_fused_number)
+            next = If (any_fused) <
+                then_branch = fuse () => (mixed) {
+                    fused = samegraph.FusedMultiplyAdd (row, weight, sum)
+                    is_fused = Reshape (is_fused_1, column)
+                    mixed = Where (is_fused, fused, plain)
+                },
+                else_branch = do_not_fuse () => (unmixed) { unmixed = Identity (plain) }
+            >
+            is_inside = Reshape (is_inside_1, column)
+            added = Where (is_inside, next, sum)
+        }
+    >
+    any = Constant <value = int64[1] {-1}> ()
+    shape = Concat <axis = 0> (size, row_shape)
+    Y = Reshape (sums, shape)
+}
+""")
+
+# X: uint8 [H, W, C], size: int64 [2] = (height, width) → uint8 [height, width, C]
+_FLOAT_RESIZE_TO: Final = Template("""
+TorchFloatResizeTo_$filter (X, size) => (Y) {
+    height, width = Split <axis = 0, num_outputs = 2> (size)
+    height_in = Shape <start = 0, end = 1> (X)
+    width_in = Shape <start = 1, end = 2> (X)
+    scalar = Constant <value = int64[0] {}> ()
+    X_float = Cast <to = 1> (X)
+    same_width_1 = Equal (width_in, width)
+    same_width = Reshape (same_width_1, scalar)
+    wide = If (same_width) <
+        then_branch = keep_width () => (kept_width) { kept_width = Identity (X_float) },
+        else_branch = change_width () => (changed_width) {
+            columns = Transpose <perm = [1, 2, 0]> (X_float)
+            resized = samegraph.TorchFloatRows_$filter (columns, width)
+            changed_width = Transpose <perm = [2, 0, 1]> (resized)
+        }
+    >
+    same_height_1 = Equal (height_in, height)
+    same_height = Reshape (same_height_1, scalar)
+    levels = If (same_height) <
+        then_branch = keep_height () => (kept_height) { kept_height = Identity (wide) },
+        else_branch = change_height () => (changed_height) { changed_height = samegraph.TorchFloatRows_$filter (wide, height) }
+    >
+    black = Constant <value = float {0}> ()
+    white = Constant <value = float {255}> ()
+    not_below = Max (levels, black)
+    clipped = Min (not_below, white)
+    rounded = Round (clipped)
+    Y = Cast <to = 2> (rounded)
+}
+""")
+
 _RESIZE: Final = Template("""
-TorchResize_$filter <size> (X) => (Y) {
+Torch${float}Resize_$filter <size> (X) => (Y) {
     height_width = Constant <value_ints: ints = @size> ()
-    Y = samegraph.TorchResizeTo_$filter (X, height_width)
+    Y = samegraph.Torch${float}ResizeTo_$filter (X, height_width)
 }
 """)
 
 # The longer side is int(size × long / short), a correctly rounded double quotient, cut: what Python computes in torchvision.
 _RESIZE_SHORTER_SIDE: Final = Template("""
-TorchResizeShorterSide_$filter <size> (X) => (Y) {
+Torch${float}ResizeShorterSide_$filter <size> (X) => (Y) {
     shorter = Constant <value_int: int = @size> ()
     size_in = Shape <start = 0, end = 2> (X)
     short = ReduceMin <keepdims = 1> (size_in)
@@ -225,23 +474,25 @@ TorchResizeShorterSide_$filter <size> (X) => (Y) {
     short_double = Cast <to = 11> (short)
     quotient = Div (product_double, short_double)
     height_width = Cast <to = 7> (quotient)
-    Y = samegraph.TorchResizeTo_$filter (X, height_width)
+    Y = samegraph.Torch${float}ResizeTo_$filter (X, height_width)
 }
 """)
 
 
-def torch_resize_function(filter: TorchFilter, *, shorter_side: bool = False) -> str:  # noqa: A002 - as in `functions`
+def torch_resize_function(filter: TorchFilter, arithmetic: Arithmetic = "integer", *, shorter_side: bool = False) -> str:  # noqa: A002
     """Name the function that resizes uint8 as PyTorch does with `antialias=True`.
 
     Raises:
-        AuthoringError: The filter is unknown; the message lists what there is.
+        AuthoringError: The filter or the arithmetic is unknown; the message lists what there is.
     """
     if filter not in TORCH_FILTERS:
         raise AuthoringError(f"there is no bit-exact {filter!r} resize of tensors; choose one of {', '.join(TORCH_FILTERS)}")
-    return f"TorchResize{'ShorterSide' if shorter_side else ''}_{filter}"
+    if arithmetic not in ARITHMETICS:
+        raise AuthoringError(f"unknown arithmetic {arithmetic!r}; choose one of {', '.join(ARITHMETICS)}")
+    return f"Torch{_FLOAT[arithmetic]}Resize{'ShorterSide' if shorter_side else ''}_{filter}"
 
 
-def torch_sources(radius: dict[str, float], block: int) -> list[str]:
+def torch_sources(radius: Mapping[str, float], block: int) -> list[str]:
     """Return the text of every function.
 
     Args:
@@ -249,5 +500,9 @@ def torch_sources(radius: dict[str, float], block: int) -> list[str]:
         block: Output rows per matrix product.
     """
     facts = {"block": block, "block_last": block - 1, "block_2": 2 * block}
-    templates = (_TAPS, _RESAMPLE, _RESIZE_TO, _RESIZE, _RESIZE_SHORTER_SIDE)
-    return [t.substitute(facts, filter=name, radius=radius[name]) for name in TORCH_FILTERS for t in templates]
+    passes = (_TAPS, _RESAMPLE, _RESIZE_TO, _FLOAT_TAPS, _FLOAT_RESAMPLE, _FLOAT_RESIZE_TO)
+    texts = [_FUSED, *_FLOAT_KERNELS.values()]
+    for name in TORCH_FILTERS:
+        texts += [t.substitute(facts, filter=name, radius=radius[name]) for t in passes]
+        texts += [t.substitute(filter=name, float=float_) for float_ in _FLOAT.values() for t in (_RESIZE, _RESIZE_SHORTER_SIDE)]
+    return texts
