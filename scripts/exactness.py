@@ -49,18 +49,17 @@ ORDER = (
     "boosters",
 )
 #: Offered, and in no table yet: the page lists what is. A test refuses anything else without a row.
-UNMEASURED = {
-    "from_timm", "from_onnx", "from_sklearn", "Pipeline", "ColumnTransformer", "FeatureUnion", "SimpleImputer", "StandardScaler",
-    "RobustScaler", "MaxAbsScaler", "MinMaxScaler", "OneHotEncoder", "OrdinalEncoder", "TargetEncoder", "MissingIndicator",
-    "Binarizer", "FunctionTransformer", "KBinsDiscretizer", "Normalizer", "PCA", "PolynomialFeatures", "PowerTransformer",
-    "QuantileTransformer", "TruncatedSVD", "TEXT_EMITTERS", "LogisticRegression", "LogisticRegressionCV", "LinearSVC",
-    "RidgeClassifier", "RidgeClassifierCV", "SGDClassifier", "Perceptron", "PassiveAggressiveClassifier", "MultinomialNB",
-    "ComplementNB", "BernoulliNB", "LinearRegression", "Ridge", "RidgeCV", "Lasso", "LassoCV", "LassoLars", "Lars", "ElasticNet",
-    "ElasticNetCV", "BayesianRidge", "HuberRegressor", "SGDRegressor", "LinearSVR", "DecisionTreeClassifier", "DecisionTreeRegressor",
-    "ExtraTreeClassifier", "ExtraTreeRegressor", "RandomForestClassifier", "RandomForestRegressor", "ExtraTreesClassifier",
-    "ExtraTreesRegressor", "GradientBoostingClassifier", "GradientBoostingRegressor", "HistGradientBoostingClassifier",
-    "HistGradientBoostingRegressor", "XGBClassifier", "XGBRegressor", "XGBRFClassifier", "XGBRFRegressor", "LGBMClassifier",
-    "LGBMRegressor",
+UNMEASURED: set[str] = {
+    "from_timm", "from_onnx", "Pipeline", "ColumnTransformer", "FeatureUnion", "SimpleImputer", "StandardScaler", "RobustScaler",
+    "MaxAbsScaler", "MinMaxScaler", "OneHotEncoder", "OrdinalEncoder", "TargetEncoder", "MissingIndicator", "Binarizer",
+    "FunctionTransformer", "KBinsDiscretizer", "Normalizer", "PCA", "PolynomialFeatures", "PowerTransformer", "QuantileTransformer",
+    "TruncatedSVD", "CountVectorizer", "TfidfVectorizer", "TfidfTransformer", "HashingVectorizer", "LogisticRegression",
+    "LogisticRegressionCV", "LinearSVC", "RidgeClassifier", "RidgeClassifierCV", "SGDClassifier", "Perceptron",
+    "PassiveAggressiveClassifier", "MultinomialNB", "ComplementNB", "BernoulliNB", "LinearRegression", "Ridge", "RidgeCV", "Lasso",
+    "LassoCV", "LassoLars", "Lars", "ElasticNet", "ElasticNetCV", "BayesianRidge", "HuberRegressor", "SGDRegressor", "LinearSVR",
+    "DecisionTreeClassifier", "DecisionTreeRegressor", "ExtraTreeClassifier", "ExtraTreeRegressor", "RandomForestClassifier",
+    "RandomForestRegressor", "ExtraTreesClassifier", "ExtraTreesRegressor", "GradientBoostingClassifier", "GradientBoostingRegressor",
+    "HistGradientBoostingClassifier", "HistGradientBoostingRegressor",
 }  # fmt: skip
 
 #: Heads of the columns that the summary adds up, in the words sections use.
@@ -104,6 +103,8 @@ def registered() -> dict[str, list[str]]:
     """
     filters = [f"`resize`, {name}" for name in _strings("functions.py", "FilterName")]
     filters += [f"`TorchResize`, {name}" for name in _strings("torch_functions.py", "TorchFilter")]
+    if (TRANSFORMS / "opencv_functions.py").exists():
+        filters += [f"`cv2.resize`, INTER_{name.upper()}" for name in _strings("opencv_functions.py", "CvFilter")]
     importers = [name for path in sorted(TRANSFORMS.glob("[!_]*.py")) for name in _functions(path) if name.startswith("from_")]
     estimators = [*_supported("_sklearn_steps.py", "_EMITTERS"), *_supported("_sklearn_models.py", "SUPPORTED")]
     estimators += [name for name in _strings("_sklearn_models.py", "BOOSTED") if "." not in name]
@@ -144,23 +145,41 @@ def _strings(path: str, name: str) -> list[str]:
 
 
 def _supported(path: str, name: str) -> list[str]:
-    """Return the classes in a registry: a tuple of them, of other such tuples, or the keys of a dictionary; parts may be other modules'."""
-    parts = {name: value for part in sorted(TRANSFORMS.glob("_*.py")) for name, value in _values(part.name).items()} | _values(path)
-    nodes = [parts[name]]
+    """Return the classes in a registry: a tuple of them, of such tuples or pairs, or a dictionary by them; parts may be other modules'."""
+    nodes: list[tuple[str, ast.expr]] = [(path, ast.Name(name))]
     found = []
     while nodes:
-        node = nodes.pop(0)
-        inner: list[ast.expr] = []
+        module, node = nodes.pop(0)
+        inner: list[tuple[str, ast.expr]] = []
         if isinstance(node, ast.Dict):
-            inner = [value if key is None else key for key, value in zip(node.keys, node.values, strict=True)]
-        elif isinstance(node, ast.Tuple | ast.Starred):
-            inner = node.elts if isinstance(node, ast.Tuple) else [node.value]
-        elif isinstance(node, ast.Name) and node.id in parts:
-            inner = [parts[node.id]]
+            inner = [(module, value if key is None else key) for key, value in zip(node.keys, node.values, strict=True)]
+        elif isinstance(node, ast.Tuple):
+            inner = [(module, part) for part in node.elts]
+        elif isinstance(node, ast.Starred):
+            inner = [(module, node.value)]
+        elif isinstance(node, ast.GeneratorExp):  # the first of each pair
+            inner = [(module, pair.elts[0]) for pair in _pairs(module, node.generators[0].iter)]
         elif isinstance(node, ast.Name):
-            found.append(node.id)
+            where, called = _imported(module).get(node.id, (module, node.id))
+            value = _values(where).get(called)
+            found += [node.id] if value is None else []
+            inner = [] if value is None else [(where, value)]
         nodes = [*inner, *nodes]
     return found
+
+
+def _pairs(module: str, node: ast.expr) -> list[ast.Tuple]:
+    assert isinstance(node, ast.Name)
+    where, called = _imported(module).get(node.id, (module, node.id))
+    value = _values(where)[called]
+    assert isinstance(value, ast.Tuple)
+    return [pair for pair in value.elts if isinstance(pair, ast.Tuple)]
+
+
+def _imported(module: str) -> dict[str, tuple[str, str]]:
+    """Return what a module takes from its neighbours: its name for it → their file, and their name."""
+    nodes = [node for node in _tree(module).body if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module]
+    return {alias.asname or alias.name: (f"{node.module}.py", alias.name) for node in nodes for alias in node.names}
 
 
 # ---------------------------------------------------------------- the page

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +29,37 @@ for float32, 1e-7 of the largest answer for float64."""
 HEAD = ["importer and model", "reference", "rows", "elements", "different", "largest ULP", "decisions flipped"]
 
 
+PIPELINES = """Pipelines of scikit-learn that end with the libraries' own classes, fitted and packed by `scripts/references/boosters.py` in
+the environment that trains the example models, with the two libraries beside it. Rows are those of training and edge rows; elements are
+counted in batches of several sizes, each stage and output."""
+
+PIPELINE_HEAD = ["importer, last step and pipeline", "reference", "rows", "elements", "different", "largest ULP", "decisions flipped"]
+
+
 def measure(work: Path, scale: float) -> dict[str, Any]:  # noqa: ARG001 - the golden files are all there is
-    """Compare every golden file."""
+    """Compare every golden file, then fit and pack the pipelines."""
     versions = dict(re.findall(r"^(xgboost|lightgbm)==([\d.]+)", REQUIREMENTS.read_text(encoding="utf-8"), re.MULTILINE))
     rows = [_row(path, versions) for path in sorted(p for p in REFERENCES.iterdir() if p.suffix != ".npz")]
-    return section("XGBoost and LightGBM", ABOUT, [table("", HEAD, rows)], ["numpy", "onnx", onnx_runtime()])
+    tables = [table("", HEAD, rows), table(PIPELINES, PIPELINE_HEAD, _pipelines(work, versions))]
+    return section("XGBoost and LightGBM", ABOUT, tables, ["numpy", "onnx", onnx_runtime()])
+
+
+def _pipelines(work: Path, versions: dict[str, str]) -> list[list[Any]]:
+    """Install the libraries alone, and let the environment that trains fit with them."""
+    beside = work / "boosters"
+    python = ROOT / ".venv-build" / "bin" / "python"
+    if not beside.exists():
+        wanted = [f"{name}=={version}" for name, version in versions.items()]
+        subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", beside, *wanted], check=True)
+    script = ROOT / "scripts" / "references" / "boosters.py"
+    paths = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "transforms"), str(beside)])}
+    done = subprocess.run([python, script, "--pipelines"], check=True, stdout=subprocess.PIPE, text=True, env=paths)
+    rows = []
+    for name, estimator, count, elements, different, ulp, flips in json.loads(done.stdout.splitlines()[-1]):
+        library = "XGBoost" if estimator.startswith("XGB") else "LightGBM"
+        reference = f"{library} {versions[library.lower()]}"
+        rows.append([f"`from_sklearn`, `{estimator}`, {name}", reference, count, elements, different, ulp, flips])
+    return rows
 
 
 def _row(path: Path, versions: dict[str, str]) -> list[Any]:

@@ -6,16 +6,17 @@ By hand, in an environment of its own:
     /tmp/boosters/bin/python scripts/references/boosters.py
 
 Writes tests/transforms/references/boosters/: each model as its library saves it, and rows with the library's answers. Then fits pipelines
-that end with the libraries' scikit-learn classes, makes packages of them and compares those with the pipelines; ends with 1 when an answer
-differs by more than promised.
+that end with the libraries' scikit-learn classes, makes packages of them and compares those with the pipelines, and prints how far apart
+they are, as JSON; ends with 1 when an answer differs by more than promised. With `--pipelines` it does this only.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightgbm  # type: ignore[import-not-found,unused-ignore]
 import numpy as np
@@ -160,8 +161,8 @@ def frame() -> tuple[pd.DataFrame, np.ndarray]:
     return made, y
 
 
-def pipelines(repository: str) -> int:
-    """Pack pipelines that end with the libraries' classes; return how many answers were compared."""
+def pipelines(repository: str) -> list[Compared]:
+    """Pack pipelines that end with the libraries' classes, which proves them."""
     rows, y = frame()
     two = np.where(y > 0.4, "yes", "no")
     one_hot = ColumnTransformer(
@@ -187,33 +188,46 @@ def pipelines(repository: str) -> int:
         "lgbm-regressor": (one_hot, lightgbm.LGBMRegressor(**quiet), y),
         "lgbm-categories": (codes, lightgbm.LGBMClassifier(categorical_feature=[4], min_data_per_group=5, **quiet), two),
     }
-    compared = 0
+    compared = []
     for name, (columns, model, target) in cases.items():
         pipeline = Pipeline([("columns", columns), ("model", model)]).fit(rows, target)
-        compared += packed(pipeline, rows, name, repository)
+        compared.append(packed(pipeline, rows, name, repository))
     alone = xgboost.XGBRegressor(**small).fit(rows[COLUMNS[:4]], y)
-    compared += packed(alone, rows[COLUMNS[:4]], "xgb-alone", repository)
+    compared.append(packed(alone, rows[COLUMNS[:4]], "xgb-alone", repository))
     nested = make_pipeline(StandardScaler(), lightgbm.LGBMRegressor(**quiet)).fit(rows[COLUMNS[:4]], y)
-    return compared + packed(nested, rows[COLUMNS[:4]], "lgbm-scaled", repository)
+    return [*compared, packed(nested, rows[COLUMNS[:4]], "lgbm-scaled", repository)]
 
 
-def packed(pipeline: Any, rows: pd.DataFrame, name: str, repository: str) -> int:
-    """Pack one pipeline, which proves it, and print what was measured."""
+class Compared(NamedTuple):
+    """How far a pipeline's package is from the pipeline: `estimator` is its last step's class, a ULP the largest."""
+
+    name: str
+    estimator: str
+    rows: int
+    elements: int
+    different: int
+    ulp: int
+    flips: int
+
+
+def packed(pipeline: Any, rows: pd.DataFrame, name: str, repository: str) -> Compared:
+    """Pack one pipeline, which proves it."""
     draft = from_sklearn(pipeline, rows, name=name, version=1)
     edges = edge_rows(pipeline, rows, draft)
     samples = [
         *capture(pipeline, rows, edges, draft=draft),
         *capture(pipeline, rows, rows, draft=draft, rows_per_request=16, prefix="training"),
     ]
-    package = pack(draft, samples, repository)
-    measured = package.manifest.measured
-    print(name, *(f"{m.tensor}: {m.different} of {m.elements} differ, {m.max_ulp} ULP, {m.flips} flips;" for m in measured))
-    return sum(m.elements for m in measured)
+    m = pack(draft, samples, repository).manifest.measured
+    last = pipeline[-1] if isinstance(pipeline, Pipeline) else pipeline
+    elements, different, flips = (sum(getattr(one, what) for one in m) for what in ("elements", "different", "flips"))
+    return Compared(name, type(last).__name__, len(rows) + len(edges), elements, different, max(one.max_ulp for one in m), flips)
 
 
 if __name__ == "__main__":
-    OUT.mkdir(parents=True, exist_ok=True)
-    write_xgboost()
-    write_lightgbm()
+    if "--pipelines" not in sys.argv:
+        OUT.mkdir(parents=True, exist_ok=True)
+        write_xgboost()
+        write_lightgbm()
     with tempfile.TemporaryDirectory() as packages:
-        print(f"{pipelines(packages):,} elements compared")
+        print(json.dumps(pipelines(packages)))
