@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import onnx
 import pytest
@@ -23,6 +24,8 @@ from samegraph_transforms.errors import NotExact
 from samegraph_transforms.executor import OrtExecutor
 from samegraph_transforms.image import CenterCrop, Decode, Normalize, Preprocess, Resize, Step, ToCHW, ToFloat, ToRGB
 from samegraph_transforms.manifest import Batching, Missing, Output, RawField, Tolerance
+from samegraph_transforms.opencv import CvResize
+from samegraph_transforms.opencv_functions import CvFilter
 from samegraph_transforms.pack import pack
 from samegraph_transforms.package import write_package
 from samegraph_transforms.verify import verify
@@ -121,6 +124,21 @@ def test_a_resize_without_antialiasing_is_refused_by_name(tmp_path: Path) -> Non
     pixels = rows[:, low] * (1 - part)[:, None] + rows[:, np.minimum(low + 1, 77)] * part[:, None]
     error = refused(tmp_path, package_draft, [replace(golden, values={"pixels": pixels.round().astype(np.uint8)[None]})])
     assert (error.node, error.kind, error.tensor) == ("resize_2", "resize", "pixels")
+
+
+@pytest.mark.parametrize(("filter_", "function"), [("linear", "OpenCVResize_linear"), ("area", "OpenCVResize_area")])
+def test_opencvs_resize_declared_as_pillows_is_refused_by_name(tmp_path: Path, filter_: CvFilter, function: str) -> None:
+    """Training resized with cv2, the package says Pillow: the resize is at fault, and OpenCV's function is named."""
+    interpolation = {"linear": cv2.INTER_LINEAR, "area": cv2.INTER_AREA}[filter_]
+    trained_steps, wrong = steps(size=24), Preprocess(steps(size=24, resize="bilinear"))
+    trained_steps[3] = CvResize((24, 24), filter_)
+    trained = Preprocess(trained_steps)
+    cropped = Preprocess([*steps(size=24)[:3], Resize((78, 78), "nearest")]).item(photo())
+    np.testing.assert_array_equal(trained.item(photo()), cv2.resize(cropped, (24, 24), interpolation=interpolation))
+    error = refused(tmp_path, *image_package(trained, wrong, small_network(24)))
+    assert (error.node, error.kind, error.tensor) == ("resize_2", "resize", "pixels")
+    assert f"with {function} in its place the values are training's" in str(error)
+    pack(*image_package(trained, trained, small_network(24)), tmp_path / "right")
 
 
 def test_another_crop_is_not_taken_for_a_resize(tmp_path: Path) -> None:

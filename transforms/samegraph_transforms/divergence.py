@@ -36,6 +36,7 @@ from .functions import function_names, library
 from .golden import GoldenSample, SampleResult
 from .itemplan import compile_item_plan
 from .manifest import BINARY_KINDS, Manifest, Stage, Tolerance
+from .opencv_functions import needs_cv2
 from .opsets import DOMAIN, IR_VERSION
 from .package import Package
 from .runtime import PackageRuntime
@@ -669,8 +670,13 @@ def _relatives(name: str) -> list[str]:
     """Return the functions that take and give what `name` does: other filters first, then the other order of passes."""
     head, _, rest = name.partition("_")
     order = rest.rpartition("_")[2]
-    found = [other for other in function_names() if other.partition("_")[0] == head and other != name]
-    return sorted(found, key=lambda other: not other.endswith(order))
+    heads = _SAME_CALL if head in _SAME_CALL else (head,)
+    found = [other for other in function_names() if other.partition("_")[0] in heads and other != name and not needs_cv2([other])]
+    return sorted(found, key=lambda other: (other.partition("_")[0] != head, not other.endswith(order)))
+
+
+#: Functions that take a size of (height, width) alike.
+_SAME_CALL = ("PillowResize", "OpenCVResize")
 
 
 def _run_function(one: StageTrace, node: onnx.NodeProto) -> dict[str, np.ndarray]:

@@ -75,6 +75,7 @@ from typing import Final, Literal, get_args
 import onnx
 from onnx import parser
 
+from . import opencv_functions
 from .errors import AuthoringError
 from .opsets import AI_ONNX, DOMAIN, DOMAIN_VERSION
 from .torch_functions import torch_sources
@@ -1085,6 +1086,7 @@ def _sources() -> dict[str, str]:
         texts += [t.substitute(kind=_kind(name, semantics)) for t in (_RESIZE, _RESIZE_SHORTER_SIDE)]
         texts += [_RESIZE_BY.substitute(rule=rule, kind=_kind(name, semantics)) for rule in SIZE_RULES]
     texts += torch_sources({str(name): kernel.radius for name, kernel in _FILTER_BODIES.items()}, BLOCK)
+    texts += opencv_functions.texts()
     return {text.split(maxsplit=1)[0]: _without_comments(text) for text in texts}
 
 

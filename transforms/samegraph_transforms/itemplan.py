@@ -42,11 +42,15 @@ from .kernels import (
     crop_fraction,
     crops_of,
     host_kernel,
+    is_opencv,
+    kernel_library,
     prove,
     resized_size,
     size_after,
 )
 from .manifest import BINARY_KINDS, Decoder, Manifest, RawField, Stage
+from .opencv_functions import needs_cv2
+from .opencv_kernels import check_required
 from .opsets import DOMAIN, IR_VERSION
 from .terms import OP_TYPE as COUNT_TERMS
 from .terms import TermCounter, term_counters
@@ -156,13 +160,15 @@ def compile_item_plan(
         model: preprocess.item.onnx.
         manifest: Names the stage's inputs and outputs, the decoders and the fields' limits.
         make_executor: How ONNX subgraphs are run.
-        kernels: `auto` uses host kernels where they are proven equal on this machine; `off` runs every function's ONNX body.
+        kernels: `auto` uses host kernels where they are proven equal on this machine; `off` runs every function's ONNX body, but for
+            those that are not exact as a graph (see opencv_kernels.py).
         cache_dir: Where kernel verdicts are kept; None for the user's cache directory.
         read_file: Returns the content of a file of the package; only needed where there are tokenizers.
 
     Raises:
         ManifestInvalid: The graph and the manifest do not fit: a decoder or tokenizer is missing, or reads what is no raw field.
-        EnvironmentUnfit: A decoder asks for a format that is not supported here, or the tokenizers' library is missing.
+        EnvironmentUnfit: A decoder asks for a format that is not supported here, the tokenizers' library is missing, or a kernel that is
+            required is missing or not equal to training's.
         ExecutionError: A subgraph does not load.
     """
     stage = manifest.stage(_STAGE)
@@ -330,6 +336,8 @@ class _Compiler:
     def _kernel_step(self, nodes: Sequence[onnx.NodeProto]) -> _Compiled | None:
         """Compile `nodes`, one or two, as a host kernel if there is one and it is proven equal here."""
         first, last = nodes[0], nodes[-1]
+        if first.domain == DOMAIN and needs_cv2([first.op_type]):
+            return self._required_step(first) if len(nodes) == 1 else None
         kernel = host_kernel(*nodes) if self.kernels == "auto" and all(n.op_type in self.functions for n in nodes) else None
         if kernel is None or any(len(n.input) != 1 for n in nodes) or first.input[0] in self.constants:
             return None
@@ -340,8 +348,17 @@ class _Compiler:
         proof = self.proofs[place]
         if not proof.equal:
             return None
-        step = Step(tuple(map(_label, nodes)), "kernel", f"Pillow {PIL.__version__}", _verdict(proof))
+        step = Step(tuple(map(_label, nodes)), "kernel", kernel_library(first), _verdict(proof))
         return _Compiled(step, partial(_run_kernel, first.input[0], last.output[0], kernel, self._fields_behind(first)))
+
+    def _required_step(self, node: onnx.NodeProto) -> _Compiled:
+        """Compile a node whose function is not exact as a graph: its library runs it, `kernels="off"` or not."""
+        note = check_required(node)
+        kernel = host_kernel(node)
+        if kernel is None:
+            raise self._invalid(f"node {_label(node)!r} of {_STAGE}: {node.op_type} has other attributes than it takes")
+        step = Step((_label(node),), "kernel", kernel_library(node), note)
+        return _Compiled(step, partial(_run_kernel, node.input[0], node.output[0], kernel, self._fields_behind(node)))
 
     # -- ONNX steps
 
@@ -577,7 +594,7 @@ def _value_types(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
     graph = shape_inference.infer_shapes(model).graph
     known = {v.name: _open_shape(v) for v in (*graph.value_info, *graph.input, *graph.output) if v.type.tensor_type.elem_type}
     for node in model.graph.node:
-        if _is_decoder(node) or host_kernel(node) is not None or resized_size(node) is not None:
+        if _is_decoder(node) or is_opencv(node) or host_kernel(node) is not None or resized_size(node) is not None:
             rank = 3 if crops_of(node) is None else 4
             known[node.output[0]] = helper.make_tensor_value_info(node.output[0], onnx.TensorProto.UINT8, _open_dims(node.output[0], rank))
         elif _is_tokenizer(node):

@@ -37,6 +37,7 @@ import PIL
 from onnx import helper, numpy_helper
 from PIL import Image, _imaging
 
+from . import opencv_kernels
 from .errors import InputError, SamegraphError
 from .executor import Executor
 from .functions import (
@@ -579,6 +580,8 @@ def host_kernel(node: onnx.NodeProto, then: onnx.NodeProto | None = None) -> Ker
             return _crop_kernel(window)
         if (crops := crops_of(node)) is not None:
             return _crops_kernel(node, crops[1])
+        if is_opencv(node):
+            return _opencv_kernel(node)
         if node.domain == DOMAIN and "colour" in _attributes(node):
             return _colour_kernel(node)
         if node.domain == DOMAIN and node.op_type in _pad_functions():
@@ -594,7 +597,35 @@ _PLAIN: Final[dict[str, Kernel]] = {
     "ToL": to_l,
     "FlipVertical": partial(flip, axis=0),
     "FlipHorizontal": partial(flip, axis=1),
+    "ReverseChannels": lambda pixels: Pixels(array=pixels.array()[:, :, ::-1]),
 }
+
+
+def is_opencv(node: onnx.NodeProto) -> bool:
+    """Whether `node` calls a function that OpenCV computes, if it is installed."""
+    return node.domain == DOMAIN and opencv_kernels.is_opencv(node.op_type)
+
+
+def kernel_library(node: onnx.NodeProto) -> str:
+    """Name the library behind the host kernel of `node`, with its version."""
+    return f"OpenCV {opencv_kernels.cv2_version()}" if is_opencv(node) else f"Pillow {PIL.__version__}"
+
+
+def _opencv_kernel(node: onnx.NodeProto) -> Kernel | None:
+    found = opencv_kernels.resizing(node)
+    kernel = None if found is None else opencv_kernels.resize_kernel(found[1])
+    if found is None or kernel is None:
+        return None
+    size_of, resize_to = found[0], kernel
+
+    def run(pixels: Pixels) -> Pixels:
+        if min(pixels.size) < 1:
+            raise InputError(EMPTY_IMAGE, code="wrong_shape")
+        size = size_of(pixels.size)
+        check_size(size)
+        return Pixels(array=resize_to(pixels.array(), size))
+
+    return run
 
 
 def _colour_kernel(node: onnx.NodeProto) -> Kernel | None:
@@ -725,6 +756,8 @@ def _crop_box(node: onnx.NodeProto) -> Window:
 def resized_size(node: onnx.NodeProto) -> Callable[[Size], Size] | None:
     """Return how a resize node makes its size out of the image's, None for any other node."""
     try:
+        if is_opencv(node) and (found := opencv_kernels.resizing(node)) is not None:
+            return found[0]
         resizing = _resizing(node)
         return _torch_size(node) if resizing is None else resizing.size
     except (KeyError, TypeError, ValueError):
@@ -759,6 +792,8 @@ def size_after(node: onnx.NodeProto) -> Callable[[Size], Size] | None:
     try:
         if (resizing := _resizing(node)) is not None:
             return lambda size: resizing.size(size) if min(size) else size
+        if is_opencv(node) and (found := opencv_kernels.resizing(node)) is not None:
+            return found[0]
         if (window := _cropping(node)) is not None:
             return lambda size: _window_size(window(size))
         attributes = _attributes(node)
@@ -773,7 +808,7 @@ def size_after(node: onnx.NodeProto) -> Callable[[Size], Size] | None:
     return None
 
 
-_SAME_SIZE: Final = ("ToRGB", "ToL", "OnBackground", "FlipHorizontal", "FlipVertical")
+_SAME_SIZE: Final = ("ToRGB", "ToL", "OnBackground", "FlipHorizontal", "FlipVertical", "ReverseChannels")
 
 
 def _window_size(window: Window) -> Size:
@@ -945,6 +980,8 @@ def _key(calls: Sequence[onnx.NodeProto], functions: Sequence[onnx.FunctionProto
     for part in (*calls, *functions):
         digest.update(hashlib.sha256(part.SerializeToString(deterministic=True)).digest())
     digest.update(json.dumps(_environment(), sort_keys=True).encode())
+    if any(map(is_opencv, calls)):
+        digest.update(opencv_kernels.cv2_identity().encode())
     return digest.hexdigest()
 
 

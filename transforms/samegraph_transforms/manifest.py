@@ -181,6 +181,17 @@ def _ids_and_mask() -> list[TokenArray]:
     return ["ids", "mask"]
 
 
+class HostKernel(_Model):
+    """A node whose function is not exact as a graph: its library runs it, on every machine that serves the package."""
+
+    node: str = Field(description="Name of the node in preprocess.item.onnx.")
+    function: str = Field(description="The function it calls.")
+    library: Literal["OpenCV"] = Field(default="OpenCV", description="The library that computes it.")
+    library_version: str = Field(description="Version of the library where the package was written.")
+    bound: int = Field(ge=0, description="Most levels between the library's pixels and the function's own, as measured.")
+    digest: Sha256 = Field(description="SHA-256 of what training's library makes of fixed images; another one is refused.")
+
+
 class Tokenizer(_Model):
     """Which tokenizer a `samegraph::Tokenize` host node stands for."""
 
@@ -415,6 +426,11 @@ class Manifest(_Model):
         default_factory=list,
         exclude_if=lambda vectorizers: not vectorizers,
         description="One per CountTerms node of preprocess.item.onnx. An empty list is left out.",
+    )
+    host_kernels: list[HostKernel] = Field(
+        default_factory=list,
+        exclude_if=lambda kernels: not kernels,
+        description="Nodes of preprocess.item.onnx that no graph computes exactly: their library must be there. An empty list is left out.",
     )
     batching: Batching = Field(default_factory=Batching, description="Hints for forming batches.")
     tolerances: dict[str, Tolerance] = Field(

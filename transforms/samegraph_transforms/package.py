@@ -25,6 +25,7 @@ from typing import Any, NoReturn, Self
 
 import onnx
 from google.protobuf.message import DecodeError
+from onnx import helper
 from pydantic import ValidationError
 
 from . import external
@@ -33,7 +34,8 @@ from .baseline import BASELINE, BASELINE_BEFORE, Baseline, baseline_bytes, parse
 from .draft import DraftStage, GoldenSample, PackageDraft
 from .errors import AuthoringError, DigestMismatch, ManifestInvalid, PackageError, PackageExists, UnsafePath
 from .golden import golden_files
-from .manifest import FORMAT, STAGE_FILES, FileEntry, Manifest, Measured, Stage
+from .manifest import FORMAT, STAGE_FILES, FileEntry, HostKernel, Manifest, Measured, Stage
+from .opencv_kernels import cv2_version, required_nodes
 from .paths import check_name, check_relative, is_version_name, leaves, open_plain, walk_files
 from .weights import Weights
 
@@ -663,6 +665,17 @@ def _check_model(model: onnx.ModelProto, what: str) -> None:
         raise AuthoringError(f"{what}: the graph is not valid ONNX: {str(error).strip().splitlines()[0]}") from error
 
 
+def _host_kernels(draft: PackageDraft) -> list[HostKernel]:
+    """Return what the manifest says of nodes that are not exact as a graph."""
+    nodes = [node for stage in draft.stages for node in required_nodes(stage.model.graph.node)]
+    found = []
+    for node in nodes:
+        values = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        digest, bound = values.get("digest", b""), values.get("bound", 0)
+        found.append(HostKernel(node=node.name, function=node.op_type, library_version=cv2_version(), bound=bound, digest=digest.decode()))
+    return found
+
+
 def _manifest(draft: PackageDraft, stages: list[Stage], golden_samples: int, files: Mapping[str, FileEntry]) -> Manifest:
     try:
         manifest = Manifest(
@@ -675,6 +688,7 @@ def _manifest(draft: PackageDraft, stages: list[Stage], golden_samples: int, fil
             decoders=list(draft.decoders),
             tokenizers=list(draft.tokenizers),
             vectorizers=list(draft.vectorizers),
+            host_kernels=_host_kernels(draft),
             batching=draft.batching,
             tolerances=dict(draft.tolerances),
             golden_samples=golden_samples,
