@@ -31,7 +31,7 @@ import torch  # type: ignore[import-not-found,unused-ignore]
 import torchvision.transforms as v1  # type: ignore[import-not-found,unused-ignore]
 import torchvision.transforms.v2 as v2  # type: ignore[import-not-found,unused-ignore]
 import transformers  # type: ignore[import-not-found,unused-ignore]
-from PIL import Image
+from PIL import Image, ImageOps
 from samegraph_transforms.image_imports import from_huggingface, from_timm, from_torchvision
 from torchvision.models import EfficientNet_B0_Weights, ResNet50_Weights, ViT_B_16_Weights  # type: ignore[import-not-found,unused-ignore]
 
@@ -218,7 +218,7 @@ def pipelines() -> tuple[dict[str, Any], dict[str, tuple[Callable[[Image.Image],
 
 def means() -> dict[str, np.ndarray]:
     """Return answers for crops and what torch makes of them: the mean over five and ten, added in order, and as `mean` adds."""
-    made = {}
+    made: dict[str, Any] = {}
     for crops in (5, 10):
         logits = torch.from_numpy(np.random.default_rng(crops).normal(0, 3, (40, crops, 11)).astype(np.float32))
         made |= {f"answers/{crops}": logits, f"answers/{crops}/mean": sum(logits.unbind(1)) / crops}
@@ -233,6 +233,7 @@ def main() -> int:
     """Write the references; return how many of our own tensors differ."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=0)
+    parser.add_argument("--sizes", type=int, default=0, help="images a rule of sizes, with --images")
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
     versions = {name: metadata.version(name) for name in ("transformers", "timm", "torch", "torchvision", "numpy", "pillow")}
@@ -240,7 +241,7 @@ def main() -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "cases.json").write_text(json.dumps({"versions": versions, "cases": cases}, indent=1) + "\n")
     if options.images:
-        return many(options.images, options.out, run)
+        return many(options.images, options.sizes, options.out, run)
     files = images()
     tensors, different, compared = means(), 0, 0
     for name, (reference, ours) in run.items():
@@ -260,7 +261,7 @@ def main() -> int:
     return min(different, 1)
 
 
-def many(count: int, out: Path, run: dict[str, tuple[Callable[[Image.Image], np.ndarray], Any]]) -> int:
+def many(count: int, sizes: int, out: Path, run: dict[str, tuple[Callable[[Image.Image], np.ndarray], Any]]) -> int:
     """Write `count` images as PNG and, case by case, the libraries' tensors of all of them."""
     rng = np.random.default_rng(2026)
     files = {f"{place}.png": png(content(rng, place)) for place in range(count)}
@@ -269,7 +270,30 @@ def many(count: int, out: Path, run: dict[str, tuple[Callable[[Image.Image], np.
     for name, (reference, _) in run.items():
         tensors = [reference(Image.open(io.BytesIO(data)).convert("RGB")) for data in files.values()]
         np.save(out / f"{name}.npy", np.stack(tensors))
+    (out / "sizes.json").write_text(json.dumps(sized(sizes)))
     return 0
+
+
+def sized(count: int) -> dict[str, list[Any]]:
+    """Return rule → (height, width, what was wanted, the size that the library makes of them), as many as asked for."""
+    rng = np.random.default_rng(31)
+    made: dict[str, list[Any]] = {rule: [] for rule in ("shorter_int", "longer_int", "capped", "within_round", "cover_round", "contain")}
+    of = v1.functional._compute_resized_output_size
+    while len(made["contain"]) < count:
+        height, width, *box = (int(v) for v in np.exp(rng.uniform(0, 6, 4)))
+        image, side, most = Image.new("L", (width, height)), box[0], box[0] + box[1]
+        rows = {
+            "shorter_int": ([side], of((height, width), [side])),
+            "longer_int": ([side], of((height, width), None, side, allow_size_none=True)),
+            "capped": ([side, most], of((height, width), [side], most)),
+            "within_round": (box, timm.data.transforms.ResizeKeepRatio.get_params(image, box, 1.0)),
+            "cover_round": (box, timm.data.transforms.ResizeKeepRatio.get_params(image, box, 0.0)),
+        }
+        contained = ImageOps.contain(image, (box[1], box[0]), Image.Resampling.NEAREST)
+        rows["contain"] = (box, [contained.height, contained.width])
+        for rule, (wanted, size) in rows.items():
+            made[rule].append([height, width, wanted, [max(1, int(v)) for v in size]])  # of no lines the library makes an error, we one
+    return made
 
 
 def content(rng: np.random.Generator, place: int) -> np.ndarray:

@@ -491,7 +491,7 @@ class _Detective:
     def _repairs(self, one: StageTrace, suspect: _Suspect) -> Iterator[tuple[str, Kind, dict[str, np.ndarray]]]:
         """Yield ways to make a node right: a sentence, the kind, and what it would make then."""
         node = suspect.node
-        if node.domain == DOMAIN and node.op_type in function_names() and "Resize" in node.op_type:
+        if node.domain == DOMAIN and node.op_type in function_names() and any(word in node.op_type for word in ("Resize", "Crop", "Flip")):
             for other in _relatives(node.op_type):
                 changed = onnx.NodeProto()
                 changed.CopyFrom(node)
@@ -667,7 +667,13 @@ def _stage_run(one: StageTrace, changed: Mapping[str, np.ndarray]) -> dict[str, 
 
 
 def _relatives(name: str) -> list[str]:
-    """Return the functions that take and give what `name` does: other filters first, then the other order of passes."""
+    """Return the functions that take and give what `name` does.
+
+    Of a resize, other filters first, then the other order of passes; of a centre crop other roundings, of ten crops the other flip.
+    """
+    for one, other in (("Horizontal", "Vertical"), ("Vertical", "Horizontal")):
+        if name.endswith(one):
+            return [name.removesuffix(one) + other]
     head, _, rest = name.partition("_")
     order = rest.rpartition("_")[2]
     heads = _SAME_CALL if head in _SAME_CALL else (head,)
