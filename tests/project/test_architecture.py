@@ -88,7 +88,7 @@ CORE = (
     "errors",
 )
 WEB = {"fastapi", "starlette", "uvicorn", "httptools", "python_multipart", "httpx2", "httpx"}
-TRAINING = {"sklearn", "pandas", "scipy", "torch", "skl2onnx"}
+TRAINING = {"sklearn", "pandas", "scipy", "torch", "skl2onnx", "tensorflow", "keras", "tf2onnx"}
 UNPICKLERS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 
 

@@ -23,7 +23,7 @@ from samegraph_transforms.draft import GoldenSample, PackageDraft
 from samegraph_transforms.errors import AuthoringError, NotExact, UnsupportedStep
 from samegraph_transforms.image import Decode, Preprocess, Resize, ToRGB
 from samegraph_transforms.inspection import inspect, provenance_rows
-from samegraph_transforms.manifest import DEFAULT_TOLERANCES, Importer, Provenance
+from samegraph_transforms.manifest import DEFAULT_TOLERANCES, Batching, Importer, Provenance
 from samegraph_transforms.onnx_import import from_onnx, golden_rows, golden_samples
 from samegraph_transforms.pack import pack
 from samegraph_transforms.package import Package
@@ -287,6 +287,27 @@ def test_a_batch_that_stays_fixed_runs_one_by_one_or_not_at_all(tmp_path: Path) 
     proven(draft, [{"X": x.reshape(2, 3)}], {"Y": x[None]}, tmp_path)
     with pytest.raises(AuthoringError, match="fixes the batch of 'X' at 4 and nothing shows that output 'Y' has a row per row"):
         from_onnx(fixed(4), name="flat", version=1)
+
+
+def test_a_row_that_its_batch_changes_is_refused_at_a_value_of_rows(tmp_path: Path) -> None:
+    """Named is the first node that gives the row something else in company, not one that tells how many there are."""
+    model = model_of(
+        [
+            helper.make_node("Shape", ["X"], ["shape"]),
+            helper.make_node("Gather", ["shape", "zero"], ["count"]),
+            helper.make_node("Cast", ["count"], ["many"], to=TensorProto.DOUBLE),
+            helper.make_node("Mul", ["X", "many"], ["Y"], name="scaled"),
+        ],
+        [("X", TensorProto.DOUBLE, ["n", 1])],
+        [("Y", TensorProto.DOUBLE, ["n", 1])],
+        zero=np.array(0),
+    )
+    rows = [{"X": 1.5}, {"X": 2.5}]
+    with pytest.raises(NotExact) as refused:
+        proven(from_onnx(model, name="company", version=1), rows, {"Y": np.array([[1.5], [2.5]])}, tmp_path)
+    assert (refused.value.node, refused.value.kind) == ("scaled", "accumulation")
+    alone = from_onnx(model, name="company", version=2, batching=Batching(max_batch_size=1))
+    proven(alone, rows, {"Y": np.array([[1.5], [2.5]])}, tmp_path)
 
 
 def test_shapes_that_the_file_declares_wrongly_are_declared_anew(tmp_path: Path) -> None:

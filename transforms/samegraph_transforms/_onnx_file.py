@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper, shape_inference
 
 from . import external
 from ._lineage import label, reads
+from ._tf2onnx import PRODUCER, repair
 from .errors import AuthoringError, UnsupportedStep
 from .opsets import OLDEST_AI_ONNX
 from .package import graph_names, parse_model
@@ -64,6 +65,8 @@ def read_onnx(source: bytes | Path | str | onnx.ModelProto) -> OnnxFile:
     """
     file = OnnxFile(_loaded(source))
     _tidy_opsets(file.model)
+    if file.model.producer_name == PRODUCER:
+        file.warnings += repair(file.model)
     for node in every_node(file.model):
         _check_operator(node, file)
     _remove_zip_maps(file)

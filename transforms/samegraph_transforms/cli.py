@@ -216,6 +216,48 @@ def _shape(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ..
         raise click.BadParameter("a shape is whole numbers and `any`, as in image=any,any,3") from error
 
 
+def _import_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add what all imports take."""
+    options = (
+        click.option("--name", required=True, help="The model's name."),
+        click.option("--version", type=click.IntRange(1), default=1, show_default=True, help="Its version."),
+        click.option(
+            "--rows",
+            "golden",
+            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            required=True,
+            help="JSON Lines: instances with the training code's answers.",
+        ),
+        click.option("--split-at", metavar="VALUE", help="Value where preprocessing ends: a stage of its own."),
+        click.option(
+            "--atol",
+            type=click.FloatRange(0),
+            default=0.0,
+            help="How far floats may be from training's, absolute, beside the usual 4 ULP: state it before you look.",
+        ),
+        click.option(
+            "--max-batch-size",
+            type=click.IntRange(1, 65536),
+            default=64,
+            show_default=True,
+            help="Most rows an execution; 1 where batches differ.",
+        ),
+        click.option(
+            "--into",
+            "repository",
+            type=click.Path(file_okay=False, path_type=Path),
+            default=Path("models"),
+            show_default=True,
+            help="The model repository.",
+        ),
+        click.option("--check", is_flag=True, help="Prove, but write nothing."),
+        click.option("--quiet", "-q", is_flag=True, help="Say nothing but warnings and the result."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 @import_.command(
     "onnx",
     short_help="Import an ONNX file that contains its preprocessing.",
@@ -233,68 +275,73 @@ Exit codes: 0 packed (or already there, unchanged), 1 refused: not exact, or an 
 """),
 )
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--name", required=True, help="The model's name.")
-@click.option("--version", type=click.IntRange(1), default=1, show_default=True, help="Its version.")
-@click.option(
-    "--rows",
-    "golden",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    required=True,
-    help="JSON Lines: instances with the training code's answers.",
-)
 @click.option(
     "--columns", multiple=True, callback=_named_columns, metavar="INPUT=a,b", help="Names of the columns of an input [n, k]: k fields."
 )
 @click.option(
     "--shape", "shapes", multiple=True, callback=_shape, metavar="INPUT=any,3", help="Shape of an instance, in place of the file's."
 )
-@click.option("--split-at", metavar="VALUE", help="Value where preprocessing ends: a stage of its own.")
-@click.option(
-    "--atol",
-    type=click.FloatRange(0),
-    default=0.0,
-    help="How far floats may be from training's, absolute, beside the usual 4 ULP: state it before you look.",
-)
 @click.option("--unbatched", is_flag=True, help="The graph takes one instance, without a batch dimension.")
-@click.option(
-    "--into",
-    "repository",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("models"),
-    show_default=True,
-    help="The model repository.",
-)
-@click.option("--check", is_flag=True, help="Prove, but write nothing.")
-@click.option("--quiet", "-q", is_flag=True, help="Say nothing but warnings and the result.")
-def import_onnx(
-    file: Path,
-    name: str,
-    version: int,
-    golden: Path,
-    split_at: str | None,
-    atol: float,
-    unbatched: bool,
-    repository: Path,
-    check: bool,
-    quiet: bool,
-    **how: Any,
-) -> None:
+@_import_options
+def import_onnx(file: Path, golden: Path, unbatched: bool, repository: Path, check: bool, quiet: bool, **how: Any) -> None:
     """Import FILE, which takes raw columns, text, or decoded images and does the preprocessing itself.
 
     The signature is read from the graph. Every row runs through the server's own code and is compared with what training answered; a
     file that differs by more than promised is refused, by name of the first node.
     """
-    from .manifest import DEFAULT_TOLERANCES
-    from .onnx_import import from_onnx, golden_rows, golden_samples
+    from .onnx_import import from_onnx
+
+    how["batched"] = False if unbatched else None
+    _import(from_onnx, file, golden, repository, check=check, quiet=quiet, **how)
+
+
+@import_.command(
+    "saved-model",
+    short_help="Import a Keras or TensorFlow SavedModel.",
+    epilog=_examples("""
+Examples:
+  samegraph import saved-model exported/ --name houses --rows golden.jsonl
+
+DIRECTORY is what model.export(...) wrote, preprocessing layers included. Rows are those of `samegraph import onnx --help`. The conversion
+needs TensorFlow and tf2onnx: pip install 'samegraph-transforms[keras]'.
+
+Exit codes: 0 packed (or already there, unchanged), 1 refused: not exact, or a layer that has no exact graph, 2 wrong usage.
+"""),
+)
+@click.argument("directory", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--signature", default="serving_default", show_default=True, help="Which of its signatures.")
+@_import_options
+def import_saved_model(directory: Path, golden: Path, repository: Path, check: bool, quiet: bool, **how: Any) -> None:
+    """Import the SavedModel in DIRECTORY by way of tf2onnx, what it gets wrong put right or refused by layer."""
+    from .keras_import import from_saved_model
+
+    _import(from_saved_model, directory, golden, repository, check=check, quiet=quiet, **how)
+
+
+def _import(
+    read: Callable[..., PackageDraft],
+    source: Path,
+    golden: Path,
+    repository: Path,
+    *,
+    check: bool,
+    quiet: bool,
+    atol: float,
+    max_batch_size: int,
+    **how: Any,
+) -> None:
+    """Make a draft of a source and of rows with training's answers, prove it and write it."""
+    from .manifest import DEFAULT_TOLERANCES, Batching
+    from .onnx_import import golden_rows, golden_samples
 
     rows, outputs, values = golden_rows(golden)
-    usual = DEFAULT_TOLERANCES["cpu.same"]
-    how["tolerances"] = DEFAULT_TOLERANCES | {"cpu.same": usual.model_copy(update={"atol": atol})}
-    draft = from_onnx(file, name=name, version=version, rows=rows, split_at=split_at, batched=False if unbatched else None, **how)
-    made = {name for stage in draft.stages for name in (stage.outputs or {}).values()}
+    wider = DEFAULT_TOLERANCES["cpu.same"].model_copy(update={"atol": atol})
+    tolerances = DEFAULT_TOLERANCES | {"cpu.same": wider}
+    draft = read(source, rows=rows, batching=Batching(max_batch_size=max_batch_size), tolerances=tolerances, **how)
+    made = {value for stage in draft.stages for value in (stage.outputs or {}).values()}
     for unchecked in sorted(set(values) - made):
         _stderr().print(f"{unchecked} is no value of a stage, so it is not compared; --split-at {unchecked} makes it one", soft_wrap=True)
-    kept = {name: array for name, array in values.items() if name in made}
+    kept = {value: array for value, array in values.items() if value in made}
     _pack_imported(draft, golden_samples(draft, rows, outputs, values=kept), repository, check=check, quiet=quiet)
 
 

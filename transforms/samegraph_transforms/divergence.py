@@ -356,7 +356,7 @@ class _Detective:
                 continue
             for node in alone.model.graph.node:
                 for name in node.output:
-                    if name not in alone.values or together.values[name].shape[1:] != alone.values[name].shape[1:]:
+                    if name not in alone.values or not _has_rows(alone.values[name], together.values[name]):
                         continue
                     found = compare(alone.values[name], together.values[name][:1], self.tolerance, tensor=name)
                     if not found.passed:
@@ -626,6 +626,13 @@ class _Detective:
         if isinstance(value, np.ndarray):
             return f"{value.dtype} {list(value.shape)}"
         return value
+
+
+def _has_rows(alone: np.ndarray, together: np.ndarray) -> bool:
+    """Whether a value has a row per instance; a shape, say, is one thing for the whole batch."""
+    if alone.ndim == 0 or together.ndim != alone.ndim:
+        return False
+    return alone.shape[0] == 1 and together.shape[0] > 1 and together.shape[1:] == alone.shape[1:]
 
 
 # --- nodes, run apart -----------------------------------------------------------------------------------------------------
