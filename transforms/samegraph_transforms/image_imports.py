@@ -325,7 +325,7 @@ def _stacking(function: Any) -> list[Any] | None:
     if getattr(function, "__name__", None) == "stack" and not hasattr(function, "__code__"):
         return []  # torch.stack itself, a function in C
     code, known = getattr(function, "__code__", None), getattr(function, "__globals__", {})
-    if code is None or code.co_names != ("torch", "stack") or getattr(known.get("torch"), "__name__", None) != "torch":
+    if code is None or code.co_names[:2] != ("torch", "stack") or getattr(known.get("torch"), "__name__", None) != "torch":
         return None
     for kind, template in enumerate(_STACKS):
         mine, theirs = _instructions(code), _instructions(template)
