@@ -180,6 +180,8 @@ def test_what_a_program_does_with_each_crop_can_be_said() -> None:
         from_torchvision([FIVE, own])
     with pytest.raises(UnsupportedStep, match="is a function, which cannot be read"):
         from_torchvision([FIVE, own, NORMALIZE, own], each_crop=[TENSOR])
+    with pytest.raises(AuthoringError, match="each_crop says what nothing here needs said"):
+        from_torchvision([transform(V2, "ToImage"), FIVE, stack, to_float()], each_crop=[])
     with pytest.raises(AuthoringError, match=r"left as a tuple; stack them, add Lambda\(torch.stack\)"):
         from_torchvision([TENSOR, FIVE])
 

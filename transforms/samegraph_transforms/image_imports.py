@@ -205,6 +205,10 @@ def from_torchvision(
         pipeline.normalize(transforms.mean, transforms.std)
         return pipeline.finish()
     _read_all(pipeline, transforms if isinstance(transforms, Sequence) else getattr(transforms, "transforms", [transforms]))
+    if pipeline.each is not None:
+        raise AuthoringError(
+            "torchvision: each_crop says what nothing here needs said: every transform after the crops can be read; leave it out"
+        )
     if pipeline.crops == "tuple":
         raise AuthoringError("torchvision: the crops are left as a tuple; stack them, add Lambda(torch.stack)")
     if not pipeline.floating:
@@ -223,7 +227,8 @@ def _read_all(pipeline: _Pipeline, listed: Sequence[Any]) -> None:
             continue
         said = own and pipeline.crops == "tuple" and pipeline.each is not None
         if said:
-            _stack(pipeline, name, [] if pipeline.each is None else pipeline.each)
+            each, pipeline.each = pipeline.each, None
+            _stack(pipeline, name, each or [])
         elif own:
             raise _unreadable(pipeline, name)
         elif pipeline.crops == "tuple" and name not in ("Lambda", "Compose"):
