@@ -26,14 +26,15 @@ from scripts.exactness_sections._counting import Count, compare, onnx_runtime, s
 
 ROOT = Path(__file__).resolve().parents[2]
 REFERENCES = ROOT / "tests" / "transforms" / "references"
-REQUIREMENTS = ("torch==2.15.0", "torchvision==0.29.2", "numpy==2.4.6")
+#: Versions of PyTorch with the torchvision that goes with each.
+VERSIONS = (("2.15.0", "0.29.2"), ("2.8.0", "0.23.0"))
 IMAGES = 2_000
 REFERENCE_CASES = 100
 
 ABOUT = """PyTorch's `interpolate(antialias=True)` on uint8 tensors: {images:,} images a filter (noise, black and white noise,
-gradients; sides from 1 to 256 pixels before and after, 1 to 4 channels, both memory layouts by turns), resized by PyTorch {torch}
-on a CPU with {cpu}. *ONNX* is the function in the package, run by ONNX Runtime, *onnx.reference* the same function in an evaluator
-that shares no code with it, on the first {reference} images, *NumPy* the step as it is called in training. Levels are compared. No
+gradients; sides from 1 to 256 pixels before and after, 1 to 4 channels, both memory layouts by turns), resized by two
+versions of PyTorch on a CPU with {cpu}. *ONNX* is the function in the package, run by ONNX Runtime, *onnx.reference* the same
+function in an evaluator that shares no code with it, on the first {reference} images, *NumPy* the step as it is called in training. Levels are compared. No
 native kernel stands in for these functions. *float32* is the same against version 1 of torchvision's functions, which resize a uint8
 tensor in float32 and round; both sides are at least 2 there.
 
@@ -44,33 +45,39 @@ that `scripts/references/tensors.py` made: {files} images a pipeline, every elem
 def measure(work: Path, scale: float) -> dict[str, Any]:
     """Let PyTorch make its results, in an environment that `work` keeps, and compare."""
     count = max(1, round(IMAGES * scale))
-    directory = work / f"golden-torch-{count}"
-    if not (directory / "about.json").exists():
-        directory.mkdir(exist_ok=True)
-        subprocess.run([environment(work), _torch_reference.__file__, str(count), directory], check=True)
-    made = json.loads((directory / "about.json").read_text())
-    reference = min(count, REFERENCE_CASES)
-    rows = []
+    rows: list[list[Any]] = []
+    capability = ""
+    for torch, torchvision in VERSIONS:
+        directory = work / f"golden-torch-{torch}-{count}"
+        if not (directory / "about.json").exists():
+            directory.mkdir(exist_ok=True)
+            subprocess.run([environment(work, torch, torchvision), _torch_reference.__file__, str(count), directory], check=True)
+        capability = json.loads((directory / "about.json").read_text())["cpu"]
+        rows += _compared(directory, torch, torchvision, count)
+    head = ["step", "reference", "images", "elements", "different, ONNX", "different, onnx.reference", "different, NumPy"]
+    pipelines = table("", ["importer and pipeline", "reference", "images", "elements", "different", "largest ULP"], _pipelines())
+    about = ABOUT.format(images=count, reference=min(count, REFERENCE_CASES), files=len(_files()), cpu=capability)
+    return section("Resizes of tensors", about, [table("", head, sorted(rows)), pipelines], ["numpy", "onnx", onnx_runtime()])
+
+
+def _compared(directory: Path, torch: str, torchvision: str, count: int) -> Iterator[list[Any]]:
+    """Yield a row for each arithmetic and filter."""
     for arithmetic, filter_ in itertools.product(ARITHMETICS, TORCH_FILTERS):
         expected = np.load(directory / f"{arithmetic}_{filter_}.npy")
         bodies, numpy = compare(_bodies(filter_, arithmetic, count), expected), compare(_numpy(filter_, arithmetic, count), expected)
-        evaluated = compare(_evaluated(filter_, arithmetic, reference), expected)
+        evaluated = compare(_evaluated(filter_, arithmetic, min(count, REFERENCE_CASES)), expected)
         differences = [bodies.different, evaluated.different, numpy.different]
-        library = f"PyTorch {made['torch']}" if arithmetic == "integer" else f"torchvision {made['torchvision']}, version 1"
-        rows.append([f"`TorchResize`, {filter_}, {arithmetic}", library, bodies.inputs, bodies.elements, *differences])
-    head = ["step", "reference", "images", "elements", "different, ONNX", "different, onnx.reference", "different, NumPy"]
-    pipelines = table("", ["importer and pipeline", "reference", "images", "elements", "different", "largest ULP"], _pipelines())
-    about = ABOUT.format(images=count, reference=reference, files=len(_files()), **made)
-    return section("Resizes of tensors", about, [table("", head, rows), pipelines], ["numpy", "onnx", onnx_runtime()])
+        library = f"PyTorch {torch}" if arithmetic == "integer" else f"torchvision {torchvision}, version 1, with PyTorch {torch}"
+        yield [f"`TorchResize`, {filter_}, {arithmetic}", library, bodies.inputs, bodies.elements, *differences]
 
 
-def environment(work: Path) -> Path:
-    """Make an environment with PyTorch, unless `work` has it, and return its Python."""
-    home = work / "torch"
+def environment(work: Path, torch: str, torchvision: str) -> Path:
+    """Make an environment with that PyTorch, unless `work` has it, and return its Python."""
+    home = work / f"torch-{torch}"
     python = home / "bin" / "python"
     if not (home / "ready").exists():
         venv.create(home, with_pip=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *REQUIREMENTS], check=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", f"torch=={torch}", f"torchvision=={torchvision}", "numpy"], check=True)
         (home / "ready").touch()
     return python
 

@@ -93,6 +93,7 @@ def huggingface_cases() -> dict[str, Any]:
         "hf-fast-clip": t.CLIPImageProcessorFast(),
         "hf-fast-clip-small": t.CLIPImageProcessorFast(**clip),
         "hf-fast-clip-odd": t.CLIPImageProcessorFast(size={"shortest_edge": 33}, crop_size={"height": 28, "width": 32}, resample=2),
+        "hf-fast-clip-padded": t.CLIPImageProcessorFast(size={"shortest_edge": 21}, crop_size={"height": 30, "width": 47}),
         "hf-fast-convnext": t.ConvNextImageProcessorFast(size={"shortest_edge": 28}, crop_pct=0.875),
         "hf-fast-convnext-odd": t.ConvNextImageProcessorFast(size={"shortest_edge": 27}, crop_pct=0.9, resample=3),
         "hf-fast-convnext-384": t.ConvNextImageProcessorFast(size={"shortest_edge": 384}),

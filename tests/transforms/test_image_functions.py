@@ -272,6 +272,8 @@ def _offset(margin: int, rounding: str) -> int:
         return margin // 2
     if rounding == "ceil":  # EfficientNet-Lite: ((h - c) + 1) // 2
         return (margin + 1) // 2
+    if rounding == "toward_zero":  # Hugging Face's fast processors: int((height - size) / 2.0), or (missing // 2) in front
+        return int(margin / 2.0)
     # torchvision: pad (missing // 2) in front when smaller, else int(round(margin / 2.0))
     return round(margin / 2.0) if margin >= 0 else -(-margin // 2)
 

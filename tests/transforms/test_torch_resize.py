@@ -211,6 +211,13 @@ def test_an_imported_pipeline_on_tensors_gives_the_library_s_tensors(name: str) 
             _assert_same(preprocess(file_content), tensors[f"{name}/{file}"])
 
 
+def test_the_margin_of_a_fast_processors_crop_is_cut_toward_zero() -> None:
+    """int(margin / 2), of what is left over and of what is missing; slow processors take margin // 2."""
+    config = {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 21}, "crop_size": {"height": 30, "width": 30}}
+    assert "rounding='toward_zero'" in repr(from_huggingface(config, processor="fast"))
+    assert "rounding='floor'" in repr(from_huggingface(config, processor="slow"))
+
+
 def _draft(preprocess: Preprocess) -> PackageDraft:
     shape = preprocess.output_shape
     values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", *shape]) for n in ("input", "tensor")]

@@ -59,8 +59,9 @@ attribute multiple, and never less than k:
     contain        `PIL.ImageOps.contain`: round(h / w × W) or round(w / h × H), size = [h, w]
 
 `{place}` is `top_left`, `bottom_right` or `center_{rounding}`; the last with (missing / 2) rows or columns in front, rounded as stated.
-`{rounding}` says what happens to an odd margin: `floor` (margin // 2), `ceil` ((margin + 1) // 2) or `half_even`
-(int(round(margin / 2)), as torchvision does, which pads a smaller image with (missing // 2) in front).
+`{rounding}` says what happens to an odd margin: `floor` (margin // 2), `ceil` ((margin + 1) // 2), `half_even`
+(int(round(margin / 2)), as torchvision does, which pads a smaller image with (missing // 2) in front) or `toward_zero` (int(margin / 2), as
+Hugging Face's fast processors do).
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ from .torch_functions import torch_sources
 #: Which Pillow's choice of the first pass: horizontal (`pillow<13`, which is right up to 12.1); the same, except for images more than a
 #: hundred times as high as wide that get lower (`pillow>=12.2,<13`); or by cost (`pillow>=13`).
 Semantics = Literal["pillow<13", "pillow>=13", "pillow>=12.2,<13"]
-Rounding = Literal["floor", "ceil", "half_even"]
+Rounding = Literal["floor", "ceil", "half_even", "toward_zero"]
 FilterName = Literal["bilinear", "bicubic", "box", "nearest", "hamming", "lanczos"]
 
 FILTERS: Final[tuple[FilterName, ...]] = get_args(FilterName)
@@ -842,6 +843,17 @@ _ROUNDING_BODIES: Final[dict[Rounding, str]] = {
         margin_double = Cast <to = 11> (margin)
         half = Div (margin_double, two)
         offset_double = Ceil (half)
+        offset = Cast <to = 7> (offset_double)
+        """,
+    "toward_zero": """
+        two = Constant <value = double {2}> ()
+        zero = Constant <value = double {0}> ()
+        margin_double = Cast <to = 11> (margin)
+        half = Div (margin_double, two)
+        inside = Floor (half)
+        outside = Ceil (half)
+        is_smaller = Less (half, zero)
+        offset_double = Where (is_smaller, outside, inside)
         offset = Cast <to = 7> (offset_double)
         """,
     "half_even": """

@@ -337,7 +337,7 @@ class PadTo(_ImageStep):
         colour: One level for all channels, or one for each.
         place: `center`, `top_left` or `bottom_right`.
         rounding: What happens to an odd number of missing rows or columns at the centre: `half_even` puts round(missing / 2) in front
-            (Pillow), `floor` missing // 2, `ceil` one more.
+            (Pillow), `floor` and `toward_zero` missing // 2, `ceil` one more.
     """
 
     size: int | tuple[int, int]
@@ -499,7 +499,8 @@ class CenterCrop(_ImageStep):
     Attributes:
         size: Side, or (height, width); where the image is smaller, it is surrounded with `colour`.
         fraction: Instead of `size`: a square of side int(fraction × the shorter side). EfficientNet-Lite: 224 / (224 + 32).
-        rounding: What happens to an odd margin: `half_even` (torchvision), `floor` (margin // 2) or `ceil` ((margin + 1) // 2).
+        rounding: What happens to an odd margin: `half_even` (torchvision), `floor` (margin // 2), `ceil` ((margin + 1) // 2) or
+            `toward_zero` (int(margin / 2), Hugging Face's fast processors).
         colour: One level for all channels, or one for each; what surrounds an image that is smaller than `size`.
     """
 

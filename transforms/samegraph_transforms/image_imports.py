@@ -20,7 +20,7 @@ from typing import Any, Final, Literal
 import numpy as np
 
 from .errors import AuthoringError, UnsupportedStep
-from .functions import PAD_MODES, FilterName, Semantics
+from .functions import PAD_MODES, FilterName, Rounding, Semantics
 from .image import (
     CenterCrop,
     Decode,
@@ -131,15 +131,9 @@ class _Pipeline:
         sides = [int(s) for s in size]
         self.steps.append(TorchResize(sides[0] if len(sides) == 1 else (sides[0], sides[1]), name, self.arithmetic))
 
-    def center_crop(
-        self, step: str, size: Sequence[int], rounding: Literal["half_even", "floor"], *, colour: int | Sequence[int] = 0
-    ) -> None:
+    def center_crop(self, step: str, size: Sequence[int], rounding: Rounding, *, colour: int | Sequence[int] = 0) -> None:
         """Add a crop of (height, width), which puts `colour` around a smaller image."""
         height, width = _height_width(size)
-        if self.tensor and rounding == "floor" and max(height, width) > self.shorter:
-            raise self.refuse(
-                step, f"of {height} × {width} may be larger than the image, which fast processors pad by a rule of their own; resize first"
-            )
         self.shorter = min(height, width)
         if any(isinstance(one, Normalize) for one in self.steps):
             raise self.refuse(step, "puts zeros around a smaller image, which are no pixels any more after Normalize; put it before")
@@ -595,7 +589,7 @@ def from_huggingface(
         _resized(pipeline, facts, known)
     if pipeline.tensor:
         if known.crop is None and kind != "Detr" and facts.get("do_center_crop"):
-            pipeline.center_crop("center_crop", _size(pipeline, "crop_size", facts.get("crop_size"), square=True), "floor")
+            pipeline.center_crop("center_crop", _size(pipeline, "crop_size", facts.get("crop_size"), square=True), "toward_zero")
         _fast_arithmetic(pipeline, facts, known)
         return pipeline.finish()
     rescale = bool(facts.get("do_rescale", True))
@@ -660,7 +654,7 @@ def _resized(pipeline: _Pipeline, facts: Mapping[str, Any], known: _Processor) -
         pipeline.resize("resize", size, _filter(pipeline, facts, known))
     if known.crop is not None and facts.get("do_center_crop", True):
         size = _size(pipeline, "crop_size", facts.get("crop_size", known.crop), square=True)
-        pipeline.center_crop("center_crop", size, "floor")
+        pipeline.center_crop("center_crop", size, "toward_zero" if pipeline.tensor else "floor")
 
 
 def _convnext(pipeline: _Pipeline, facts: Mapping[str, Any], known: _Processor) -> None:

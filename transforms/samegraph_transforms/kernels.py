@@ -501,7 +501,7 @@ def center_offset(margin: int, rounding: Rounding) -> int:
         return margin // 2
     if rounding == "ceil" or margin < 0:
         return (margin + 1) // 2
-    return round(margin / 2)
+    return margin // 2 if rounding == "toward_zero" else round(margin / 2)
 
 
 def center_window(size_in: Size, size: Size, rounding: Rounding) -> Window:
