@@ -32,11 +32,11 @@ IMAGES = 2_000
 REFERENCE_CASES = 100
 
 ABOUT = """PyTorch's `interpolate(antialias=True)` on uint8 tensors: {images:,} images a filter (noise, black and white noise,
-gradients; sides from 1 to 256 pixels before and after, 1 to 4 channels, both memory layouts by turns), resized by two
-versions of PyTorch on a CPU with {cpu}. *ONNX* is the function in the package, run by ONNX Runtime, *onnx.reference* the same
-function in an evaluator that shares no code with it, on the first {reference} images, *NumPy* the step as it is called in training. Levels are compared. No
-native kernel stands in for these functions. *float32* is the same against version 1 of torchvision's functions, which resize a uint8
-tensor in float32 and round; both sides are at least 2 there.
+gradients; sides from 1 to 256 pixels before and after, 1 to 4 channels, both memory layouts by turns), resized by two versions of
+PyTorch on a CPU with {cpu}. *ONNX* is the function in the package, run by ONNX Runtime, *onnx.reference* the same function in an
+evaluator that shares no code with it, on the first {reference} images, *NumPy* the step as it is called in training. Levels are
+compared. No native kernel stands in for these functions. *float32* is the same against version 1 of torchvision's functions, which
+resize a uint8 tensor in float32 and round; both sides are at least 2 there.
 
 Whole pipelines on tensors (Hugging Face's fast processors, torchvision), as they are imported, are compared with the golden files
 that `scripts/references/tensors.py` made: {files} images a pipeline, every element of the float32 tensors."""
