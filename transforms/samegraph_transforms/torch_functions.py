@@ -12,8 +12,8 @@ ones far within it, so the digits are those of the negated weight, and the sum i
 
 Version 1 of torchvision's functions makes float32 of uint8 first, and rounds what both passes made to the nearest level, half to even.
 Then weights and sums are float32, and the last bit is that of the compiled loop, here PyTorch's for x86-64 with AVX2 or AVX-512 (in 2.8 and
-2.15), found out by measuring: weights by fused multiply-adds, sums in the order of the taps, see `_FLOAT_RESAMPLE`. It counts where a sum lies next to
-half a level.
+2.15), found out by measuring: weights by fused multiply-adds, sums in the order of the taps, see `_FLOAT_RESAMPLE`. It counts where a sum
+lies next to half a level.
 
     TorchResize_{filter}                  [H,W,C] → [h,w,C]    attribute size = [h, w]; in integers
     TorchResizeShorterSide_{filter}       [H,W,C] → [h,w,C]    attribute size: the shorter side; the longer int(size × long / short)
