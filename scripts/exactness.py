@@ -102,6 +102,7 @@ def registered() -> dict[str, list[str]]:
     Read from the sources: the estimators' own library is not needed for it.
     """
     filters = [f"`resize`, {name}" for name in _strings("functions.py", "FilterName")]
+    filters += [f"INTER_{name.upper()}" for name in _strings("opencv_functions.py", "CvFilter")]
     filters += [f"`TorchResize`, {name}" for name in _strings("torch_functions.py", "TorchFilter")]
     if (TRANSFORMS / "opencv_functions.py").exists():
         filters += [f"`cv2.resize`, INTER_{name.upper()}" for name in _strings("opencv_functions.py", "CvFilter")]

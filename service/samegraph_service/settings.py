@@ -106,7 +106,8 @@ class ExecutionSettings(_Group):
     intra_op_threads: int = Field(default=1, ge=1, le=256, description="Threads inside one execution; 1 keeps float sums in one order.")
     max_batch_size: int | None = Field(default=None, ge=1, le=65536, description="Caps every model's own largest batch.")
     kernels: Literal["auto", "off"] = Field(
-        default="auto", description="off runs every preprocessing function by its ONNX body, never by a host library."
+        default="auto",
+        description="off runs every preprocessing function that is exact as a graph by its ONNX body, never by a host library.",
     )
     inline_below_s: float = Field(
         default=0.0005, ge=0, le=0.01, description="Executions predicted to be shorter run on the event loop; 0 never does."

@@ -446,13 +446,10 @@ def _ipp_preprocess() -> Preprocess:
 
 def test_the_semantics_of_cubic_are_found_by_trying() -> None:
     """What this thread's cv2 does decides, not its version."""
-    native_cv_semantics.cache_clear()
     assert CvResize((9, 9), "cubic").semantics == "opencv"
-    native_cv_semantics.cache_clear()
     cv2.ipp.setUseIPP(True)
     expected = "opencv" if np.array_equal(_cubic(True), _cubic(False)) else "opencv+ipp"
-    assert CvResize((9, 9), "cubic").semantics == expected
-    native_cv_semantics.cache_clear()
+    assert CvResize((9, 9), "cubic").semantics == native_cv_semantics() == expected
 
 
 def _cubic(ipp: bool) -> np.ndarray:

@@ -21,7 +21,7 @@ import onnx
 from onnx import helper
 
 from .errors import AuthoringError, EnvironmentUnfit
-from .opencv_functions import CV_KINDS, CV_SIZE_RULES, CvFilter, CvSemantics, needs_cv2, opencv_resize_function
+from .opencv_functions import CV_KINDS, CV_ROUNDINGS, CV_SIZE_RULES, CvFilter, CvRounding, CvSemantics, needs_cv2, opencv_resize_function
 
 Size = tuple[int, int]
 
@@ -98,9 +98,8 @@ def cv_resize(array: np.ndarray, size: Size, kind: str) -> np.ndarray:
     return made.reshape(*size, array.shape[2])
 
 
-@cache
 def native_cv_semantics() -> CvSemantics:
-    """Find out whether the installed cv2 computes `INTER_CUBIC` itself or hands it to IPP, by resizing noise as this thread is set.
+    """Find out whether the installed cv2 computes `INTER_CUBIC` itself or hands it to IPP, by resizing noise as this thread is set now.
 
     Raises:
         AuthoringError: cv2 is not installed.
@@ -137,7 +136,7 @@ def _noise(size: Size) -> np.ndarray:
 # ---------------------------------------------------------------- sizes
 
 
-_WHOLE: Final[dict[str, Callable[[float], int]]] = {
+_WHOLE: Final[dict[CvRounding, Callable[[float], int]]] = {
     "int": int,
     "round": round,
     "ceil": math.ceil,
@@ -158,8 +157,8 @@ def opencv_size(rule: str, size_in: Size, size: Sequence[int], multiple: int = 1
         size: The side, or height and width of the box.
         multiple: What both sides are to be a multiple of.
     """
-    by, _, rounding = rule.removesuffix("_half_up").rpartition("_") if not rule.endswith("_half_up") else (rule[:-8], "", "half_up")
-    whole = _WHOLE[rounding]
+    rounding = next(name for name in CV_ROUNDINGS if rule.endswith(f"_{name}"))
+    by, whole = rule.removesuffix(f"_{rounding}"), _WHOLE[rounding]
     if by == "inside":
         ratio = min(size[0] / size_in[0], size[1] / size_in[1])
         exact = [side * ratio for side in size_in]
