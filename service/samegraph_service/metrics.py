@@ -175,8 +175,8 @@ class AdmissionMetrics:
         if len(histogram.pending) >= SORT_AT:
             histogram.sort()
 
-    def families(self, seen: Seen, replayed: Mapping[str, int]) -> Iterable[Metric | HistogramFamily]:
-        """Give everything, with what became of tickets and of repeated requests."""
+    def families(self, seen: Seen, replayed: Mapping[str, int], abandoned: Mapping[str, int]) -> Iterable[Metric | HistogramFamily]:
+        """Give everything, with what became of tickets, of repeated requests and of those whose callers left."""
         yield HistogramFamily(
             "samegraph_hint_error_seconds",
             "Between the moment a refused caller was first promised and the one at which a place came free.",
@@ -191,6 +191,12 @@ class AdmissionMetrics:
             "Requests answered with the computation of another under the same key.",
             ("how",),
             [((how,), n) for how, n in replayed.items()],
+        )
+        yield _counter(
+            "samegraph_abandoned_requests",
+            "Requests with an idempotency key whose last caller left.",
+            ("how",),
+            [((how,), n) for how, n in abandoned.items()],
         )
 
 

@@ -149,7 +149,13 @@ class Service:
                 priorities=admission.priorities,
                 advertise=admission.advertise,
             ),
-            repeats=Repeats(loop, keep_s=admission.replay_s, max_keys=admission.max_keys, max_bytes=admission.replay_bytes),
+            repeats=Repeats(
+                loop,
+                keep_s=admission.replay_s,
+                max_keys=admission.max_keys,
+                max_bytes=admission.replay_bytes,
+                max_abandoned=admission.max_abandoned,
+            ),
             capture=None if self.capture is None else self.capture.tap,
             experiments=self.experiments,
             sign=None if self.prediction_ids is None else AnswerSigner(self.prediction_ids),
@@ -418,7 +424,7 @@ class Service:
     def _admission(self) -> Iterable[Metric | HistogramFamily]:
         repeats = self.front.repeats
         return self.admission_metrics.families(
-            self.gate.tickets.seen, {"joined": repeats.joined, "stored": repeats.stored, "reused": repeats.reused}
+            self.gate.tickets.seen, {"joined": repeats.joined, "stored": repeats.stored, "reused": repeats.reused}, repeats.went_on
         )
 
     def _gauges(self) -> Iterable[tuple[str, str, float]]:
@@ -438,6 +444,7 @@ class Service:
         yield "samegraph_tickets_waiting", "Refused callers who hold a ticket.", len(self.gate.tickets)
         yield "samegraph_callers", "Callers that are told apart.", len(self.gate.callers)
         yield "samegraph_stored_answers", "Answers kept for repeated requests.", self.front.repeats.kept
+        yield "samegraph_abandoned_requests", "Requests that run on although their callers have left.", self.front.repeats.abandoned
         yield "samegraph_stored_answers_bytes", "Bytes of their bodies.", self.front.repeats.bytes
         yield "samegraph_predicted_drain_seconds", "Predicted run time of everything that waits.", self.device.pending_s()
 

@@ -137,6 +137,12 @@ class AdmissionSettings(_Group):
         default=120.0, ge=0, le=86400, description="Seconds the answer to an idempotency key is kept; 0 keeps none, and joins only."
     )
     replay_bytes: int = Field(default=64 * MIB, ge=0, description="Most bytes of such answers.")
+    max_abandoned: int = Field(
+        default=256,
+        ge=0,
+        le=100_000,
+        description="Most requests with an idempotency key, for each model, that run on after their callers have left; 0 drops them all.",
+    )
     priorities: bool = Field(default=True, description="Whether callers may choose a priority; false takes all as normal.")
     advertise: bool = Field(default=True, description="Whether answers to predictions carry the in-flight limit.")
 

@@ -239,7 +239,7 @@ def test_a_failure_is_not_stored(server: LiveServer) -> None:
 
 
 def test_who_joins_keeps_the_computation_going_when_the_first_one_leaves(server: LiveServer) -> None:
-    """A lost connection costs no work; when everybody has left there is nothing to do."""
+    """A lost connection costs no work."""
     ran = server.metric("samegraph_instances_total")
     head: dict[str, Any] = {"x_tenant": "i", "idempotency_key": "four"}
     with Held(server) as held:
@@ -252,16 +252,85 @@ def test_who_joins_keeps_the_computation_going_when_the_first_one_leaves(server:
         held.let_go()
         assert is_right(second.result())
     assert server.metric("samegraph_instances_total") == ran + 1
-    head["idempotency_key"] = "five"
+    server.service.front.repeats.joined = 0
+
+
+def left(server: LiveServer, how: str) -> float:
+    return server.metric("samegraph_abandoned_requests_total", how=how)
+
+
+def test_what_everybody_has_left_goes_on_and_is_found_again(server: LiveServer) -> None:
+    """Both callers of a key hang up; who comes back while it runs joins it, who comes later gets the stored answer."""
+    ran, kept = server.metric("samegraph_instances_total"), left(server, "kept")
+    head: dict[str, Any] = {"x_tenant": "i", "idempotency_key": "five"}
     with Held(server) as held:
         with Wire(server.port) as first, Wire(server.port) as follower:
             first.send(request(body=BODY, **head))
             held.until_waiting(1)
             follower.send(request(body=BODY, **head))
-            until(lambda: server.service.front.repeats.joined == 2)
-        until(lambda: server.service.gate.load.requests == 0)
-    assert server.metric("samegraph_instances_total") == ran + 1
+            until(lambda: server.service.front.repeats.joined == 1)
+        until(lambda: server.metric("samegraph_abandoned_requests") == 1)
+        again = held.send(**head)
+        until(lambda: server.metric("samegraph_abandoned_requests") == 0)
+        held.let_go()
+        assert is_right(again.result())
+    assert again.result().headers["samegraph-replayed"] == "joined"
+    head["idempotency_key"] = "seven"
+    with Held(server) as held:
+        with Wire(server.port) as wire:
+            wire.send(request(body=BODY, **head))
+            held.until_waiting(1)
+        until(lambda: server.metric("samegraph_abandoned_requests") == 1)
+        held.let_go()
+    until(lambda: server.metric("samegraph_abandoned_requests") == 0)
+    later = server.predict("plants", BODY, **{"x-tenant": "i", "idempotency-key": "seven"})
+    assert (is_right(later), later.headers["samegraph-replayed"]) == (True, "stored")
+    assert server.metric("samegraph_instances_total") == ran + 2
+    assert left(server, "kept") == kept + 2
     server.service.front.repeats.joined = 0
+
+
+def test_without_a_key_who_has_left_never_runs(server: LiveServer) -> None:
+    """Nobody could ask for it again."""
+    ran, kept = server.metric("samegraph_instances_total"), left(server, "kept")
+    with Held(server) as held:
+        with Wire(server.port) as wire:
+            wire.send(request(body=BODY, x_tenant="i"))
+            held.until_waiting(1)
+        until(lambda: server.service.gate.load.requests == 0)
+        held.let_go()
+    assert (server.metric("samegraph_instances_total"), left(server, "kept")) == (ran, kept)
+
+
+def test_what_was_left_does_not_outlive_its_deadline(server: LiveServer) -> None:
+    """It leaves its queue then, and its place with it."""
+    ran = server.metric("samegraph_instances_total")
+    head: dict[str, Any] = {"x_tenant": "i", "idempotency_key": "eight", "x_deadline_ms": "2000"}
+    with Held(server) as held:
+        with Wire(server.port) as wire:
+            wire.send(request(body=BODY, **head))
+            held.until_waiting(1)
+        until(lambda: server.service.gate.load.requests == 0)
+        held.let_go()
+    assert server.metric("samegraph_abandoned_requests") == 0
+    assert server.metric("samegraph_instances_total") == ran
+
+
+@pytest.mark.parametrize("most", [0, 1])
+def test_only_so_many_go_on_without_callers(repository: Path, most: int) -> None:
+    """Two are left; as many go on as may, the other is dropped unrun."""
+    execution = {"run_slots": 1, "inline_below_s": 0}
+    with live_server(repository, admission={"max_abandoned": most}, execution=execution) as server, Held(server) as held:
+        with Wire(server.port) as one, Wire(server.port) as two:
+            for number, wire in enumerate((one, two), 1):
+                wire.send(request(body=BODY, idempotency_key=f"key {number}"))
+                held.until_waiting(number)
+        until(lambda: left(server, "dropped") == 2 - most)
+        until(lambda: server.service.gate.load.requests == most)
+        assert (left(server, "kept"), server.metric("samegraph_abandoned_requests")) == (most, most)
+        held.let_go()
+        until(lambda: server.service.gate.load.requests == 0)
+        assert server.metric("samegraph_instances_total") == most
 
 
 def test_each_who_joined_is_bound_by_his_own_deadline(server: LiveServer) -> None:

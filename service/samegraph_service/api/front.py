@@ -675,7 +675,7 @@ class Front:
         self._leave(repeat, party, self.failed(error, party.request_id))
 
     def leave(self, party: Exchange, repeat: Repeat) -> None:
-        """The caller of one who waits for a computation is gone; when nobody waits for it any more it is given up."""
+        """The caller of one who waits for a computation is gone; when nobody waits for it any more it may go on for his return."""
         party.cancelled = True
         self._leave(repeat, party, self.failed(CallerGone("the caller hung up"), party.request_id))
 
@@ -685,9 +685,9 @@ class Front:
         if party is not leader:
             party.repeat = None
             self._deliver(party, response)
-            if not others and leader is not None:
+            if not others and leader is not None and not self._goes_on(repeat, leader, response):
                 Call.cancel(leader)
-        elif others:
+        elif others or self._goes_on(repeat, leader, response):
             leader.cancelled = False  # its computation goes on
             if self.limits.advertise:
                 response.advert = self._advert(party, response)
@@ -698,6 +698,10 @@ class Front:
                 leader.fail(response.error)
             else:
                 Call.cancel(leader)
+
+    def _goes_on(self, repeat: Repeat, leader: Exchange, response: Response) -> bool:
+        """Whether a computation goes on that nobody waits for: it is under way, and it was left, not late."""
+        return leader.running and isinstance(response.error, CallerGone) and self.repeats.abandon(repeat, leader.served.model)
 
     def crashed(self, exchange: Exchange, error: Exception) -> Response:
         """Log an exception nobody expected and return a response that does not tell it."""

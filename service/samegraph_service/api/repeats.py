@@ -30,9 +30,10 @@ class Repeat:
         parties: The exchanges that wait for it → the timer of their deadline, if they have one apart from the computation's.
         response: The stored answer, once there is one.
         expires: When that is forgotten.
+        abandoned: The model it is computed with although nobody waits for it; None while somebody does.
     """
 
-    __slots__ = ("expires", "fingerprint", "key", "leader", "parties", "response")
+    __slots__ = ("abandoned", "expires", "fingerprint", "key", "leader", "parties", "response")
 
     def __init__(self, key: Key, fingerprint: bytes, leader: Exchange) -> None:
         self.key = key
@@ -41,6 +42,7 @@ class Repeat:
         self.parties: dict[Exchange, Timer | None] = {leader: None}
         self.response: Response | None = None
         self.expires = 0.0
+        self.abandoned: str | None = None
 
 
 class Repeats:
@@ -51,6 +53,7 @@ class Repeats:
         keep_s: Seconds an answer is kept; 0 keeps none.
         max_keys: Most answers that are kept.
         max_bytes: Most bytes of their bodies.
+        max_abandoned: Most computations of one model that go on although nobody waits for them.
 
     Attributes:
         joined: Requests that were joined to one that ran.
@@ -58,13 +61,17 @@ class Repeats:
         reused: Requests that came under the key of another.
         evicted: Answers that were forgotten before their time, for want of room.
         bytes: Bytes of stored bodies.
+        went_on: Computations whose last caller left: those that were `kept` going, and those that were `dropped`.
     """
 
-    def __init__(self, loop: Loop, *, keep_s: float, max_keys: int, max_bytes: int) -> None:
+    def __init__(self, loop: Loop, *, keep_s: float, max_keys: int, max_bytes: int, max_abandoned: int = 0) -> None:
         self._loop = loop
         self._keep_s = keep_s
         self._max_keys = max_keys
         self._max_bytes = max_bytes
+        self._max_abandoned = max_abandoned
+        self._abandoned: dict[str, int] = {}  # model → computations nobody waits for
+        self.went_on = {"kept": 0, "dropped": 0}
         self._known: dict[Key, Repeat] = {}
         self._kept: OrderedDict[Key, Repeat] = OrderedDict()  # those with an answer, the oldest first
         self._timer: Timer | None = None
@@ -77,6 +84,11 @@ class Repeats:
     def kept(self) -> int:
         """Answers that are stored."""
         return len(self._kept)
+
+    @property
+    def abandoned(self) -> int:
+        """Computations nobody waits for."""
+        return sum(self._abandoned.values())
 
     def get(self, key: Key) -> Repeat | None:
         """Return what is known of a key."""
@@ -99,6 +111,7 @@ class Repeats:
         leader = repeat.leader
         assert leader is not None
         self.joined += 1
+        self._claimed(repeat)
         repeat.parties[party] = self._loop.call_at(deadline, late, repeat, party)
         if leader.running and leader.deadline < deadline:
             if leader in repeat.parties and repeat.parties[leader] is None:
@@ -112,8 +125,29 @@ class Repeats:
             timer.cancel()
         return bool(repeat.parties)
 
+    def abandon(self, repeat: Repeat, model: str) -> bool:
+        """The last who waited for a computation that is under way has left; return whether it goes on, so that a repetition finds it."""
+        here = self._abandoned.get(model, 0)
+        kept = self._keep_s > 0 and here < self._max_abandoned and self.abandoned < self._max_keys
+        self.went_on["kept" if kept else "dropped"] += 1
+        if kept:
+            self._abandoned[model] = here + 1
+            repeat.abandoned = model
+        return kept
+
+    def _claimed(self, repeat: Repeat) -> None:
+        """Somebody waits for it again, or it is over."""
+        model, repeat.abandoned = repeat.abandoned, None
+        if model is not None:
+            left = self._abandoned[model] - 1
+            if left:
+                self._abandoned[model] = left
+            else:
+                del self._abandoned[model]
+
     def finish(self, repeat: Repeat, response: Response) -> list[Exchange]:
         """The computation is over: keep a good answer, and return who waits for it."""
+        self._claimed(repeat)
         parties = list(repeat.parties)
         for timer in repeat.parties.values():
             if timer is not None:
