@@ -509,7 +509,7 @@ class Gate:
         position = self.tickets.position(ticket, caller.name)
         lane = asked.lane
         rate = None if lane is None else self._forecast.rate_per_s(lane)
-        wait = self._forecast.pending_s() if lane is None else late_s + self._place_free_s(lane, position)
+        wait = self._forecast.pending_s() if lane is None else late_s + self._place_free_s(lane, position, late_s > 0)
         told = hint_s(wait, self._max_hint_s, self._chance())
         if asked.timeout_s is not None and self._too_late(asked, caller, told):
             told = max(told, asked.timeout_s)
@@ -540,14 +540,20 @@ class Gate:
             return timeout_s is not None and told > timeout_s
         return bool(told + self.safe_finish_s(asked, caller, 1) + SLACK * lane.pace()[1] > timeout_s)
 
-    def _place_free_s(self, lane: Any, position: int) -> float:
-        """Return in how many seconds the place of the ticket at `position` comes free, with the slack."""
+    def _place_free_s(self, lane: Any, position: int, room: bool) -> float:
+        """Return in how many seconds the place of the ticket at `position` comes free, with the slack.
+
+        Args:
+            lane: Where it is to run.
+            position: How many in the line come before it.
+            room: Whether there are places, so that how much is accepted at once is up to those who come.
+        """
         rows_each = self.load.rows / self.load.requests if self.load.rows > self.load.requests > 0 else 1.0
         batch_s: float = lane.pace()[1]
         self.tickets.grace_s = max(0.1, batch_s)
         here = self.load.requests
         free = self._normal.max_requests - here  # those that were promised will be taken any moment
-        accepted = here + max(0, min(free, self.tickets.held(self._clock())))
+        accepted = self.limits.max_requests if room else here + max(0, min(free, self.tickets.held(self._clock())))
         slack_s = SLACK * batch_s
         return self._forecast.free_s(lane, int(position * rows_each), int(accepted * rows_each), slack_s) + slack_s
 
