@@ -38,7 +38,6 @@ from sklearn.linear_model import (
     LinearRegression,
     LogisticRegression,
     LogisticRegressionCV,
-    PassiveAggressiveClassifier,
     Perceptron,
     Ridge,
     RidgeClassifier,
@@ -82,7 +81,7 @@ LINEAR_REGRESSORS: Final = (
 )  # fmt: skip
 LINEAR_CLASSIFIERS: Final = (LogisticRegression, LogisticRegressionCV)
 #: Linear classifiers whose probabilities, if they have any, are made of one score per class.
-SCORERS: Final = (LinearSVC, RidgeClassifier, RidgeClassifierCV, SGDClassifier, Perceptron, PassiveAggressiveClassifier)
+SCORERS: Final = (LinearSVC, RidgeClassifier, RidgeClassifierCV, SGDClassifier, Perceptron)
 NAIVE_BAYES: Final = (MultinomialNB, ComplementNB, BernoulliNB)
 TREES: Final = (DecisionTreeClassifier, DecisionTreeRegressor, ExtraTreeClassifier, ExtraTreeRegressor)
 FORESTS: Final = (RandomForestClassifier, RandomForestRegressor, ExtraTreesClassifier, ExtraTreesRegressor)

@@ -24,7 +24,6 @@ class Counted:
         file: Content of the vectorizer's file.
         columns: Value with the columns of the terms that are there, int64 [terms].
         counts: Value with their counts, float64 [terms].
-        longest: Most different terms in a training row.
     """
 
     field: str
@@ -32,7 +31,6 @@ class Counted:
     file: bytes
     columns: str
     counts: str
-    longest: int
 
 
 @dataclass

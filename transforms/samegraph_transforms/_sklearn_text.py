@@ -14,9 +14,9 @@ from typing import Any, Final
 
 import numpy as np
 import onnx
+import pandas as pd
 from onnx import TensorProto, helper
 from pydantic import ValidationError
-from scipy import sparse as scipy_sparse
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import CountVectorizer, HashingVectorizer, TfidfTransformer, TfidfVectorizer
 from sklearn.pipeline import FeatureUnion, Pipeline
@@ -29,13 +29,15 @@ from .errors import AuthoringError
 from .manifest import MAX_SHAPE_BUCKETS, Ragged, RaggedInput, RawField, Vectorizer
 from .opsets import DOMAIN, IR_VERSION, opset_imports
 from .patterns import refuse_slow
-from .terms import OP_TYPE, terms_file
+from .terms import OP_TYPE, TermCounter, terms_file
 
 VECTORIZERS: Final = (CountVectorizer, TfidfVectorizer, HashingVectorizer)
 #: A text column's tensor begins with this: the batch stages never see the text.
 TEXT_TENSOR: Final = "/text/"
 #: Numbers of different terms that texts are padded to, as far as the training texts go.
 _BUCKETS: Final = (16, 64, 256, 1024, 4096)
+#: Training texts, the longest ones, whose terms are counted for that.
+_LOOKED_AT: Final = 500
 #: Most terms of one text: about a second of counting.
 _MAX_TERMS: Final = 1_000_000
 _INTEGERS: Final = (np.dtype("int64"), np.dtype("int32"))
@@ -122,8 +124,7 @@ def _counted(site: Site, block: Block) -> Sparse:
     declared, file = describe(step, f"count_{re.sub('[^A-Za-z0-9_]', '_', name)}_{len(context.counted) + 1}", site.unsupported)
     columns = context.writer.input(f"{name}.terms{suffix}", "int64", f"{name} terms{suffix}")
     counts = context.writer.input(f"{name}.counts{suffix}", "float64", f"{name} terms{suffix}")
-    longest = int(np.diff(scipy_sparse.csr_array(step.transform(site.data)).indptr).max(initial=0))
-    context.counted.append(Counted(name, declared, file, columns, counts, longest))
+    context.counted.append(Counted(name, declared, file, columns, counts))
     return Sparse(columns, counts, declared.n_features, counts=not declared.alternate_sign or declared.binary)
 
 
@@ -192,14 +193,22 @@ def item_graph(counted: Sequence[Counted]) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=opset_imports(), ir_version=IR_VERSION, producer_name="samegraph")
 
 
-def ragged_lengths(counted: Sequence[Counted]) -> list[Ragged]:
-    """Return how texts with different numbers of terms run together: few buckets, since padding is cheap here and waiting is not."""
+def ragged_lengths(counted: Sequence[Counted], training: pd.DataFrame) -> list[Ragged]:
+    """Return how texts with different numbers of terms run together: few buckets, since padding is cheap here and waiting is not.
+
+    Args:
+        counted: What is counted.
+        training: The training frame, whose longest text decides how far the buckets go.
+    """
     if not counted:
         return []
     most = next(n for n in range(len(_BUCKETS), 0, -1) if n ** len(counted) <= MAX_SHAPE_BUCKETS)
     found = []
     for one in counted:
-        wanted = [size for i, size in enumerate(_BUCKETS) if i == 0 or _BUCKETS[i - 1] < one.longest][-most:]
+        counter, texts = TermCounter(one.vectorizer, one.file), training[one.field].dropna()
+        looked_at = sorted(texts.tolist(), key=len)[-_LOOKED_AT:]  # long texts have most terms
+        longest = max((len(counter(text)[0]) for text in looked_at), default=0)
+        wanted = [size for i, size in enumerate(_BUCKETS) if i == 0 or _BUCKETS[i - 1] < longest][-most:]
         inputs = {one.columns: RaggedInput(axis=0, pad_value=0), one.counts: RaggedInput(axis=0, pad_value=0.0)}
         found.append(Ragged(inputs=inputs, buckets=wanted, max_padding_ratio=1.0, beyond="exact"))
     return found

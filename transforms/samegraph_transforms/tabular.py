@@ -161,9 +161,9 @@ class _Author:
         self.stages = [DraftStage("preprocess.batch", preprocess), DraftStage("model", model)]
         if counted:
             self.stages.insert(0, DraftStage("preprocess.item", item_graph(counted)))
-        self.ragged = ragged_lengths(counted)
         self.fields = self._fields()
         refuse_costly(self.fields, counted)
+        self.ragged = ragged_lengths(counted, self.reference.training)
 
     def _refuse_bad_names(self) -> None:
         unknown = [n for n in self.overrides if n not in self.reference.facts]
