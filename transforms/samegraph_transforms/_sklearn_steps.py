@@ -35,8 +35,7 @@ from ._sklearn_fields import quiet
 from ._sklearn_graph import NO_NULL, Block, Column
 from ._sklearn_numbers import NUMBER_EMITTERS
 from ._sklearn_site import Emit, Site, StepContext, clipped, matrix_of
-from ._sklearn_text import EMITTERS as TEXT_EMITTERS
-from ._sklearn_text import SPARSE_EMITTERS, scaled_rows
+from ._sklearn_text import SPARSE_EMITTERS, TEXT_EMITTERS, scaled_rows
 
 #: A value no training frame holds; encoders show with it what they do with unknown categories.
 _UNSEEN: Final = "\ue000unseen"

@@ -272,7 +272,7 @@ SPARSE_EMITTERS: Final[dict[type, Emit]] = {
     Normalizer: _emit_normalizer,
     TruncatedSVD: _emit_truncated_svd,
 }
-EMITTERS: Final[dict[type, Emit]] = {
+TEXT_EMITTERS: Final[dict[type, Emit]] = {
     CountVectorizer: _emit_count,
     TfidfVectorizer: _emit_tfidf,
     TfidfTransformer: _emit_tfidf_transformer,
