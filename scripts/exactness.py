@@ -53,12 +53,9 @@ UNMEASURED: set[str] = {
     "from_timm", "from_onnx", "Pipeline", "ColumnTransformer", "FeatureUnion", "SimpleImputer", "StandardScaler", "RobustScaler",
     "MaxAbsScaler", "MinMaxScaler", "OneHotEncoder", "OrdinalEncoder", "TargetEncoder", "MissingIndicator", "Binarizer",
     "FunctionTransformer", "KBinsDiscretizer", "Normalizer", "PCA", "PolynomialFeatures", "PowerTransformer", "QuantileTransformer",
-    "TruncatedSVD", "CountVectorizer", "TfidfVectorizer", "TfidfTransformer", "HashingVectorizer", "LogisticRegression",
-    "LogisticRegressionCV", "LinearSVC", "RidgeClassifier", "RidgeClassifierCV", "SGDClassifier", "Perceptron",
-    "PassiveAggressiveClassifier", "MultinomialNB", "ComplementNB", "BernoulliNB", "LinearRegression", "Ridge", "RidgeCV", "Lasso",
-    "LassoCV", "LassoLars", "Lars", "ElasticNet", "ElasticNetCV", "BayesianRidge", "HuberRegressor", "SGDRegressor", "LinearSVR",
-    "DecisionTreeClassifier", "DecisionTreeRegressor", "ExtraTreeClassifier", "ExtraTreeRegressor", "RandomForestClassifier",
-    "RandomForestRegressor", "ExtraTreesClassifier", "ExtraTreesRegressor", "GradientBoostingClassifier", "GradientBoostingRegressor",
+    "TruncatedSVD", "LogisticRegressionCV", "LinearRegression", "RidgeCV", "Lasso", "LassoCV", "LassoLars", "Lars", "ElasticNet",
+    "ElasticNetCV", "BayesianRidge", "HuberRegressor", "DecisionTreeRegressor", "ExtraTreeClassifier", "ExtraTreeRegressor",
+    "RandomForestRegressor", "ExtraTreesClassifier", "ExtraTreesRegressor", "GradientBoostingRegressor",
     "HistGradientBoostingClassifier", "HistGradientBoostingRegressor",
 }  # fmt: skip
 
