@@ -49,7 +49,7 @@ from .package import graph_names, validation_summary
 __all__ = ["from_onnx", "golden_rows", "golden_samples"]
 
 #: What a draft of this importer says about itself.
-IMPORTER: Final = Importer(name="onnx_import", proven=True, reference="skl2onnx 1.20.0 with scikit-learn 1.9.1; models of PyPI packages")
+IMPORTER: Final = Importer(name="onnx_import", proven=True, reference="skl2onnx 1.20.0 with scikit-learn 1.9.1")
 
 _FLOATS: Final = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE})
 _WHOLE: Final = frozenset(
