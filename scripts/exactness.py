@@ -49,15 +49,7 @@ ORDER = (
     "boosters",
 )
 #: Offered, and in no table yet: the page lists what is. A test refuses anything else without a row.
-UNMEASURED: set[str] = {
-    "from_timm", "from_onnx", "Pipeline", "ColumnTransformer", "FeatureUnion", "SimpleImputer", "StandardScaler", "RobustScaler",
-    "MaxAbsScaler", "MinMaxScaler", "OneHotEncoder", "OrdinalEncoder", "TargetEncoder", "MissingIndicator", "Binarizer",
-    "FunctionTransformer", "KBinsDiscretizer", "Normalizer", "PCA", "PolynomialFeatures", "PowerTransformer", "QuantileTransformer",
-    "TruncatedSVD", "LogisticRegressionCV", "LinearRegression", "RidgeCV", "Lasso", "LassoCV", "LassoLars", "Lars", "ElasticNet",
-    "ElasticNetCV", "BayesianRidge", "HuberRegressor", "DecisionTreeRegressor", "ExtraTreeClassifier", "ExtraTreeRegressor",
-    "RandomForestRegressor", "ExtraTreesClassifier", "ExtraTreesRegressor", "GradientBoostingRegressor",
-    "HistGradientBoostingClassifier", "HistGradientBoostingRegressor",
-}  # fmt: skip
+UNMEASURED: set[str] = set()
 
 #: Heads of the columns that the summary adds up, in the words sections use.
 INPUTS = re.compile(r"(inputs|images|rows|files|texts|levels a channel|requests)( tried)?|tried")

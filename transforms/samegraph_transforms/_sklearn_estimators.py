@@ -55,6 +55,11 @@ KERNEL_CLASSIFIERS: Final = (SVC, NuSVC)
 KERNEL_REGRESSORS: Final = (SVR, NuSVR)
 NEIGHBORS: Final = (KNeighborsClassifier, KNeighborsRegressor)
 NETWORKS: Final = (MLPClassifier, MLPRegressor)
+#: All that this module writes.
+OTHER_ESTIMATORS: Final = (
+    LinearDiscriminantAnalysis, GaussianNB, *MORE_LINEAR_REGRESSORS, *LOG_LINEAR, *KERNEL_CLASSIFIERS, *KERNEL_REGRESSORS, *NEIGHBORS,
+    *NETWORKS,
+)  # fmt: skip
 
 
 def _unsupported(estimator: Any, at: str, what: str) -> UnsupportedStep:

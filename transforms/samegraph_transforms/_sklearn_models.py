@@ -66,7 +66,7 @@ from ._sklearn_answer import (
     two_columns,
 )
 from ._sklearn_ensembles import ENSEMBLE_WRITERS, parts
-from ._sklearn_estimators import ESTIMATOR_EMITTERS, MORE_LINEAR_REGRESSORS, NETWORKS, bayes_answer, refuse_parameters
+from ._sklearn_estimators import ESTIMATOR_EMITTERS, MORE_LINEAR_REGRESSORS, NETWORKS, OTHER_ESTIMATORS, bayes_answer, refuse_parameters
 from ._sklearn_graph import Block, Column, GraphWriter, Sparse
 from ._sklearn_site import StepContext
 from ._sklearn_steps import emit_step
@@ -89,7 +89,7 @@ BOOSTERS: Final = (GradientBoostingClassifier, GradientBoostingRegressor)
 HISTOGRAM_BOOSTERS: Final = (HistGradientBoostingClassifier, HistGradientBoostingRegressor)
 SUPPORTED: Final = (
     *LINEAR_CLASSIFIERS, *SCORERS, *NAIVE_BAYES, *LINEAR_REGRESSORS, *TREES, *FORESTS, *BOOSTERS, *HISTOGRAM_BOOSTERS,
-    *(kind for kinds, _ in ESTIMATOR_EMITTERS for kind in kinds), *ENSEMBLE_WRITERS,
+    *OTHER_ESTIMATORS, *ENSEMBLE_WRITERS,
 )  # fmt: skip
 
 
