@@ -28,6 +28,7 @@ from samegraph_transforms.opencv import CvResize
 from samegraph_transforms.opencv_functions import CvFilter
 from samegraph_transforms.pack import pack
 from samegraph_transforms.package import write_package
+from samegraph_transforms.torch_resize import TorchResize
 from samegraph_transforms.verify import verify
 
 from models.imagenet.efficientnet import build_efficientnet_lite0
@@ -124,6 +125,16 @@ def test_a_resize_without_antialiasing_is_refused_by_name(tmp_path: Path) -> Non
     pixels = rows[:, low] * (1 - part)[:, None] + rows[:, np.minimum(low + 1, 77)] * part[:, None]
     error = refused(tmp_path, package_draft, [replace(golden, values={"pixels": pixels.round().astype(np.uint8)[None]})])
     assert (error.node, error.kind, error.tensor) == ("resize_2", "resize", "pixels")
+
+
+@pytest.mark.parametrize(("size", "function"), [((24, 24), "TorchResize_bicubic"), (24, "TorchResizeShorterSide_bicubic")])
+def test_a_tensors_resize_declared_as_pillows_is_refused_by_name(tmp_path: Path, size: Any, function: str) -> None:
+    """Training ran a fast image processor, the package says Pillow: the resize is at fault, and PyTorch's function is named."""
+    trained_steps, wrong_steps = steps(size=24), steps(size=24)
+    trained_steps[3], wrong_steps[3] = TorchResize(size, "bicubic"), Resize(size, "bicubic", semantics="pillow>=13")
+    error = refused(tmp_path, *image_package(Preprocess(trained_steps), Preprocess(wrong_steps), small_network(24)))
+    assert (error.kind, error.tensor) == ("resize", "pixels")
+    assert f"with {function} in its place the values are training's" in str(error)
 
 
 @pytest.mark.parametrize(("filter_", "function"), [("linear", "OpenCVResize_linear"), ("area", "OpenCVResize_area")])

@@ -683,13 +683,16 @@ def _relatives(name: str) -> list[str]:
             return [name.removesuffix(one) + other]
     head, _, rest = name.partition("_")
     order = rest.rpartition("_")[2]
-    heads = _SAME_CALL if head in _SAME_CALL else (head,)
+    heads = next((alike for alike in _SAME_CALL if head in alike), (head,))
     found = [other for other in function_names() if other.partition("_")[0] in heads and other != name and not needs_cv2([other])]
     return sorted(found, key=lambda other: (other.partition("_")[0] != head, not other.endswith(order)))
 
 
-#: Functions that take a size of (height, width) alike.
-_SAME_CALL = ("PillowResize", "OpenCVResize")
+#: Functions that take a size alike: (height, width), or the shorter side.
+_SAME_CALL = (
+    ("PillowResize", "OpenCVResize", "TorchResize", "TorchFloatResize"),
+    ("PillowResizeShorterSide", "TorchResizeShorterSide", "TorchFloatResizeShorterSide"),
+)
 
 
 def _run_function(one: StageTrace, node: onnx.NodeProto) -> dict[str, np.ndarray]:
