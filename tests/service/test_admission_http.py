@@ -398,22 +398,25 @@ def test_v2_says_priority_and_timeout_in_its_parameters(server: LiveServer) -> N
 
 
 def test_three_hundred_callers_who_obey_over_http(repository: Path) -> None:
-    """A burst over real connections: every caller is answered, nine of ten at the moment they were told, and the promises hold."""
-    limits = {"max_requests": 107, "default_deadline_s": 60}  # three batches of 32, and what is kept for interactive requests
-    execution = {"run_slots": 1, "simulated_batch_s": 0.2, "simulated_row_s": 0.2 / 32}
+    """A burst over real connections: every caller is answered, nine of ten at the moment they were told, and the promises hold.
+
+    Few long batches: what a busy machine adds to each, which no promise can know, is little beside the slack of a quarter of one.
+    """
+    limits = {"max_requests": 142, "default_deadline_s": 60}  # two batches of 64, and what is kept for interactive requests
+    execution = {"run_slots": 1, "simulated_batch_s": 0.4, "simulated_row_s": 0.2 / 64}
     wide = repository.parent / "wide"
-    pack(build.draft(batching=Batching(max_batch_size=32)), build.samples(), wide)
+    pack(build.draft(batching=Batching(max_batch_size=64)), build.samples(), wide)
     with live_server(wide, limits=limits, execution=execution, admission={"max_hint_s": 3600}) as server:
         assert asyncio.run(burst(server.port, 300)) == [200] * 300
         hits, misses = (server.metric("samegraph_hint_returns_total", result=result) for result in ("hit", "miss"))
-        assert hits + misses >= 190
+        assert hits + misses >= 150
         assert hits / (hits + misses) >= 0.9, (hits, misses)
         close = sum(server.metric("samegraph_hint_error_seconds_bucket", side=side, le="0.5") for side in ("early", "late"))
         assert close >= 0.95 * server.metric("samegraph_hint_error_seconds_count")
         assert server.metric("samegraph_tickets_waiting") == 0
         assert "simulated" in server.get("/readyz").body.decode()
         simulated = server.get("/v1/models/plants/metadata").json()["execution"]["simulated_s"]
-        assert simulated == {"batch": 0.2, "row": 0.2 / 32}
+        assert simulated == {"batch": 0.4, "row": 0.2 / 64}
 
 
 async def burst(port: int, jobs: int) -> list[int]:
