@@ -93,8 +93,7 @@ def registered() -> dict[str, list[str]]:
     filters = [f"`resize`, {name}" for name in _strings("functions.py", "FilterName")]
     filters += [f"INTER_{name.upper()}" for name in _strings("opencv_functions.py", "CvFilter")]
     filters += [f"`TorchResize`, {name}" for name in _strings("torch_functions.py", "TorchFilter")]
-    if (TRANSFORMS / "opencv_functions.py").exists():
-        filters += [f"`cv2.resize`, INTER_{name.upper()}" for name in _strings("opencv_functions.py", "CvFilter")]
+    filters += [f"`cv2.resize`, INTER_{name.upper()}" for name in _strings("opencv_functions.py", "CvFilter")]
     importers = [name for path in sorted(TRANSFORMS.glob("[!_]*.py")) for name in _functions(path) if name.startswith("from_")]
     estimators = [*_supported("_sklearn_steps.py", "_EMITTERS"), *_supported("_sklearn_models.py", "SUPPORTED")]
     estimators += [name for name in _strings("_sklearn_models.py", "BOOSTED") if "." not in name]
@@ -148,7 +147,7 @@ def _supported(path: str, name: str) -> list[str]:
         elif isinstance(node, ast.Starred):
             inner = [(module, node.value)]
         elif isinstance(node, ast.GeneratorExp):  # the first of each pair
-            inner = [(module, pair.elts[0]) for pair in _pairs(module, node.generators[0].iter)]
+            inner = _firsts(module, node.generators[0].iter)
         elif isinstance(node, ast.Name):
             where, called = _imported(module).get(node.id, (module, node.id))
             value = _values(where).get(called)
@@ -158,12 +157,13 @@ def _supported(path: str, name: str) -> list[str]:
     return found
 
 
-def _pairs(module: str, node: ast.expr) -> list[ast.Tuple]:
+def _firsts(module: str, node: ast.expr) -> list[tuple[str, ast.expr]]:
+    """Return the first of each pair in a tuple of pairs, with the module they are in."""
     assert isinstance(node, ast.Name)
     where, called = _imported(module).get(node.id, (module, node.id))
     value = _values(where)[called]
     assert isinstance(value, ast.Tuple)
-    return [pair for pair in value.elts if isinstance(pair, ast.Tuple)]
+    return [(where, pair.elts[0]) for pair in value.elts if isinstance(pair, ast.Tuple)]
 
 
 def _imported(module: str) -> dict[str, tuple[str, str]]:

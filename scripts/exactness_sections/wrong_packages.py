@@ -175,6 +175,8 @@ def _narrowed_before_trees(model: onnx.ModelProto) -> str:
 WRONG = (
     Wrong("ImageNet's normalisation on EfficientNet-Lite0", "imagenet/1", "preprocess.batch", _normalised_for_imagenet),
     Wrong("bilinear where training had bicubic", "imagenet/1", "preprocess.item", _resized_by("PillowResize_bilinear_since13")),
+    Wrong("OpenCV's INTER_LINEAR where training had Pillow's bicubic", "imagenet/1", "preprocess.item", _resized_by("OpenCVResize_linear")),
+    Wrong("OpenCV's INTER_CUBIC where training had Pillow's bicubic", "imagenet/1", "preprocess.item", _resized_by("OpenCVResize_cubic")),
     Wrong("categories of an encoder shuffled", "flights/1", "preprocess.batch", _with_shuffled_categories),
     Wrong("missing numbers filled with 0", "flights/1", "preprocess.batch", _filled_with_zero),
     Wrong("a float32 cast before trees", "flights/2", "model", _narrowed_before_trees),
