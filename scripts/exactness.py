@@ -93,7 +93,6 @@ def registered() -> dict[str, list[str]]:
     filters = [f"`resize`, {name}" for name in _strings("functions.py", "FilterName")]
     filters += [f"INTER_{name.upper()}" for name in _strings("opencv_functions.py", "CvFilter")]
     filters += [f"`TorchResize`, {name}" for name in _strings("torch_functions.py", "TorchFilter")]
-    filters += [f"`cv2.resize`, INTER_{name.upper()}" for name in _strings("opencv_functions.py", "CvFilter")]
     importers = [name for path in sorted(TRANSFORMS.glob("[!_]*.py")) for name in _functions(path) if name.startswith("from_")]
     estimators = [*_supported("_sklearn_steps.py", "_EMITTERS"), *_supported("_sklearn_models.py", "SUPPORTED")]
     estimators += [name for name in _strings("_sklearn_models.py", "BOOSTED") if "." not in name]
@@ -257,7 +256,8 @@ joined.
 
 *Inputs* are images, rows, files or texts, counted once for each reference they were compared with. *Different* counts elements that are not
 equal to the reference's bit by bit; in whole numbers one level is one. *Largest ULP* is the largest distance of two floats, in numbers that
-lie between them. *Decisions flipped* are labels that are not the reference's. A dash: there is no such thing in that section.
+lie between them; it is large where numbers are near zero, so promises are relative to the largest of a tensor, and each section states its
+own. *Decisions flipped* are labels that are not the reference's. A dash: there is no such thing in that section.
 """
 
 CLOSING = """- Machines other than x86-64, and builds of the libraries other than those on the package index.
