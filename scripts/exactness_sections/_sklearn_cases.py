@@ -105,7 +105,6 @@ CLASSIFIERS: list[Any] = [
     linear_model.RidgeClassifier(),
     linear_model.RidgeClassifierCV(),
     linear_model.Perceptron(**_SEED),
-    linear_model.PassiveAggressiveClassifier(**_SEED),
     linear_model.SGDClassifier(**_SEED),
     linear_model.SGDClassifier(loss="log_loss", **_SEED),
     discriminant_analysis.LinearDiscriminantAnalysis(),
