@@ -349,7 +349,9 @@ def report_crashes() -> Iterator[None]:
 
 #: Longest path that is written; a longer one is cut.
 MAX_PATH = 1024
-#: Least time over which the rate of answers is measured, in seconds.
+#: Time over which the rate of answers is measured, in seconds; the end of it is not waited for once there are more than belong in it.
+LOOK_S = 1.0
+#: Least time between the first and the last of them that says anything about a rate, in seconds.
 MIN_LOOK_S = 0.02
 #: Time between two looks whether a rush is over, in seconds.
 LOOK_AGAIN_S = 0.5
@@ -417,6 +419,8 @@ class AccessLog:
 
     Attributes:
         record: Notes one answered request.
+        pass_over: Answers below status 500 until the next line. Who finds it above 0 may count such an answer down here instead of telling
+            `record` all about it, which then does no more than that: in a rush that is most of what the log costs.
         dropped: Records lost so far, because the queue was full, the log was not running, or the stream refused the lines.
         written: Records written so far.
     """
@@ -459,9 +463,9 @@ class AccessLog:
         self._per_s = per_s
         self._clock = clock
         self._stride = 1
-        self._pass_over = 0  # answers until the next line
+        self.pass_over = 0
         self._seen = 0  # since the rate was looked at
-        self._looked_at = -math.inf
+        self._since = 0.0  # from when on they are counted
         self._lines: deque[str] = deque()
         self._parts: dict[_Facts, _Parts] = {}
         self._started_output = False
@@ -527,14 +531,16 @@ class AccessLog:
         ) -> None:
             nonlocal now
             if status < 500:
-                if samples and rng() >= sample_ratio:
-                    return
-                left = self._pass_over
+                left = self.pass_over
                 if left:
-                    self._pass_over = left - 1
+                    self.pass_over = left - 1
                     return
                 stride = self._stride
-                self._pass_over = stride - 1
+                self.pass_over = stride - 1
+                if samples and rng() >= sample_ratio:
+                    return
+                if stride == 1 and not self._seen:
+                    self._since = clock()  # nobody looked at the time while nothing came
                 self._seen += stride
             if len(lines) >= self._room:
                 self._drop(1)
@@ -597,15 +603,15 @@ class AccessLog:
     def _look_at_the_rate(self) -> None:
         """Choose how many answers share a line from how many there were since the last look: a power of two, so that it seldom changes."""
         now = self._clock()
-        seen, elapsed_s = self._seen, now - self._looked_at
-        if elapsed_s < MIN_LOOK_S:
+        seen, elapsed_s = self._seen, now - self._since
+        if elapsed_s < LOOK_S and seen <= self._per_s * LOOK_S:
             return
-        self._seen, self._looked_at = 0, now
-        wanted = seen / elapsed_s / self._per_s
+        self._seen, self._since = 0, now
+        wanted = seen / max(elapsed_s, MIN_LOOK_S) / self._per_s
         stride = 1 if wanted <= 1 else 1 << math.ceil(math.log2(wanted))
         if stride > self._stride or 2 * stride < self._stride or stride == 1 != self._stride:
             self._stride = stride
-            self._pass_over = min(self._pass_over, stride - 1)
+            self.pass_over = min(self.pass_over, stride - 1)
             self._parts.clear()  # lines tell the ratio
 
     def settled(self, lines: int, *, written: bool) -> None:

@@ -326,7 +326,7 @@ class LogSettings(_Group):
     access: bool = Field(default=True, description="Whether every answered request gets a line.")
     access_sample_ratio: float = Field(default=1.0, ge=0, le=1, description="Share of answers below status 500 that gets a line.")
     access_per_s: int = Field(
-        default=5000,
+        default=1000,
         ge=1,
         le=1_000_000,
         description="Most lines a second, about; beyond that a share of the answers below status 500 gets one, which tells the share.",

@@ -72,5 +72,4 @@ def test_the_benchmark_starts_reloads_and_scrapes_a_real_server(tmp_path: Path) 
         versions = json.loads(found.ask("GET", "/v1/models/penguins"))["model_version_status"]
         assert {v["version"]: v["state"] for v in versions} == {"1": "AVAILABLE", "101": "AVAILABLE"}
         assert len(reloads.seconds) == 1
-        (started,) = [event for event in found.events() if event["event"] == "server_started"]
-        assert started["ready"] is True
+        assert found.started()["ready"] is True

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from samegraph_service.batching import Entry, Work
 from samegraph_service.device import Segment
-from samegraph_service.drift.tap import QueueLimits, Tap
+from samegraph_service.drift.tap import CLOSE_BYTES, QueueLimits, Tap
 from samegraph_service.errors import CallerGone, ExecutionFailed
 from samegraph_transforms.errors import InputError
 
@@ -184,6 +184,37 @@ def test_the_chance_to_be_kept_follows_the_queue() -> None:
     tap.take(3000)
     tap.set_keep()
     assert tap.keep == 1.0
+
+
+def test_heavy_traffic_leaves_little_waiting_and_is_counted_at_full_pace() -> None:
+    """Six times as many rows come as are counted, for long: about what a core keeps near waits, and the counting never runs dry."""
+    tap = tap_of(QueueLimits(), rng=np.random.default_rng(5).random)
+    waiting, counted = [], []
+    for _ in range(300):
+        for _ in range(60):
+            tap.executed([entry([0.0] * 60)], [outcome(60)])
+        counted.append(sum(share.n for share in tap.take(600)))
+        tap.set_keep()
+        waiting.append(tap.waiting()[1])
+    assert max(waiting[50:]) < 4 * CLOSE_BYTES
+    assert np.mean(counted[50:]) > 0.85 * 600
+    assert tap.dropped["overflow"] == 0
+
+
+def test_a_burst_is_counted_whole_and_what_follows_it_too() -> None:
+    """Ten thousand rows at once wait for their turn; a few rows later on are all kept, although the burst still waits."""
+    tap = tap_of(QueueLimits(max_bytes=1 << 30), rng=lambda: 0.999)
+    for _ in range(200):
+        tap.executed([entry([0.0] * 50)], [outcome(50)])
+    tap.take(600)
+    tap.set_keep()
+    assert tap.keep < 0.1  # should it go on like this
+    for _ in range(3):
+        tap.take(600)
+        tap.set_keep()
+        tap.executed([entry([0.0] * 50)], [outcome(50)])
+    assert sum(tap.dropped.values()) == 0
+    assert tap.waiting()[0] > 5_000
 
 
 def test_sampling_is_blind_to_what_it_samples() -> None:

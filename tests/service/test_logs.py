@@ -544,6 +544,30 @@ def test_beyond_the_rate_answers_share_lines_that_tell_how_many() -> None:
     assert log.dropped == 0
 
 
+def test_a_rush_is_seen_soon_after_a_long_calm(sink: tuple[io.StringIO, LogOutput]) -> None:
+    """How long nothing came says nothing about how fast it comes: the first look ends the calm, the second sees the rush."""
+    stream, output = sink
+    now = 0.0
+    log = AccessLog(output, per_s=100, clock=lambda: now)
+    log.start()
+    log.record("GET", "/before", 200, 0.0)
+    assert output.flush(10)
+    now = 1000.0
+    record_some(log, 50)
+    assert output.flush(10)
+    now = 1000.1
+    record_some(log, 1)
+    now = 1000.15
+    record_some(log, 100)  # more than belong in a second, in a twentieth of one
+    assert output.flush(10)
+    assert log.written == 152
+    record_some(log, 64)
+    assert log.stop()
+    rush = events(stream)[152:]
+    assert [e["path"] for e in rush] == ["/0", "/32"]
+    assert {e["sample_ratio"] for e in rush} == {1 / 32}
+
+
 def test_it_can_be_started_again_and_counts_what_came_in_between(sink: tuple[io.StringIO, LogOutput]) -> None:
     """A record made while it is stopped is a counted drop, and stopping twice is harmless."""
     stream, output = sink

@@ -738,8 +738,13 @@ class Front:
             self._metrics.request(model, version, head.protocol, response.status)
             if assignment is not None and self._experiments is not None:
                 self._count_experiment(self._experiments, assignment, seconds, response)
-        if self._access_log is not None:
-            self._access_log.record(
+        log = self._access_log
+        if log is None:
+            return
+        if log.pass_over and response.status < 500:
+            log.pass_over -= 1
+        else:
+            log.record(
                 head.method,
                 head.path,
                 response.status,

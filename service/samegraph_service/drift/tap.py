@@ -31,6 +31,9 @@ DROP_REASONS: tuple[DropReason, ...] = ("sampled", "overflow", "failed")
 CALM = 0.25
 #: How often the chance is halved between there and a full queue.
 HALVINGS = 10
+#: What waits should not take more than this when counting stays behind for long, in bytes: about what a core keeps near. With more, every
+#: request pays for memory that was not in use a moment ago.
+CLOSE_BYTES = 1 << 20
 #: What a row takes in memory: as columns; and as Python's objects, besides what its request's body did. The second is more than it is, so
 #: that fewer of them wait: what waits as objects slows the loop down.
 COLUMNS_BYTES = 512
@@ -115,6 +118,8 @@ class Tap:
         self._wake = wake
         self._rng = rng
         self._failing = False
+        self._handed_then = self._taken_then = 0  # when the chance was fitted last
+        self._pace = 1.0
         # One writer each, so that no lock is needed: their difference is what waits.
         self._put_rows = self._put_bytes = 0
         self._taken_rows = self._taken_bytes = 0
@@ -224,7 +229,16 @@ class Tap:
         return taken
 
     def set_keep(self) -> None:
-        """Fit the chance of being kept to how full the queue is."""
+        """Fit the chance of being kept, after some were counted: to how full the queue is, and to how many come for one that is counted.
+
+        A burst finds room in the queue and is counted after it. When more come than are counted again and again, only as many are kept as
+        leave little waiting.
+        """
         rows, size = self.waiting()
         full = max(rows / self._max_rows, size / self._max_bytes)
-        self.keep = 1.0 if full <= CALM else 2.0 ** (-HALVINGS * min(1.0, (full - CALM) / (1 - CALM)))
+        room = 1.0 if full <= CALM else 2.0 ** (-HALVINGS * min(1.0, (full - CALM) / (1 - CALM)))
+        came, counted = self.handed - self._handed_then, self._taken_rows - self._taken_then
+        self._handed_then, self._taken_then = self.handed, self._taken_rows
+        if counted:
+            self._pace = min(1.0, counted / came * (CLOSE_BYTES / size if size > CLOSE_BYTES else 2.0)) if came > counted else 1.0
+        self.keep = min(room, max(self._pace, 2.0**-HALVINGS))
