@@ -27,7 +27,7 @@ from loadtest import checks  # noqa: E402
 from loadtest.checks import Check  # noqa: E402
 from loadtest.fleet import Fleet, FleetError, existing  # noqa: E402
 from loadtest.record import Record  # noqa: E402
-from loadtest.report import render, summary  # noqa: E402
+from loadtest.report import ends, render, summary  # noqa: E402
 from loadtest.run import RunTooLong, run  # noqa: E402
 from loadtest.samples import Sample, read_samples  # noqa: E402
 from loadtest.scenarios import BurstUser, InteractiveUser, LoadUser, OpenUser, Plan  # noqa: E402
@@ -274,6 +274,7 @@ def _conclude(arguments: argparse.Namespace, scenario: Scenario, plan: Plan) -> 
         "scenario": f"{arguments.scenario}, {scenario.about}",
         "model": f"{plan.model}, {len(plan.samples)} golden samples, every answer compared",
         "load": _load(scenario, plan),
+        "attempts": ends(plan.record),
         "servers": f"{scenario.replicas} on this machine" + "".join(f", {name}={value}" for name, value in scenario.settings.items()),
     }
     arguments.report.parent.mkdir(parents=True, exist_ok=True)
@@ -298,6 +299,7 @@ def _document(name: str, record: Record, found: Sequence[Check]) -> dict[str, ob
         "lost": record.lost(),
         "wrong": len(record.wrong()),
         "attempts_per_item": record.attempts_per_item(),
+        "attempts": dict(record.ends),
         "makespans_s": [burst.makespan_s for burst in record.bursts],
         "lower_bounds_s": [burst.lower_bound_s for burst in record.bursts],
         "latency_s": {role: {str(q): record.latency(q, role) for q in (0.5, 0.95, 0.99)} for role in record.roles()},

@@ -108,6 +108,7 @@ class Record:
         bursts: Every burst.
         moments: What the replicas said, about once a second.
         notes: (seconds, sentence) of what was done to the fleet.
+        ends: How attempts ended → how often.
         executed: Instances the replicas that are there at the end say they have computed; None when none was asked.
     """
 
@@ -115,6 +116,7 @@ class Record:
     bursts: list[Burst] = field(default_factory=list)
     moments: list[Moment] = field(default_factory=list)
     notes: list[tuple[float, str]] = field(default_factory=list)
+    ends: Counter[str] = field(default_factory=Counter)
     executed: float | None = None
 
     def add(self, item: Item) -> None:

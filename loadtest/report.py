@@ -215,6 +215,13 @@ def summary(record: Record, checks: Sequence[Check]) -> list[str]:
         words = ", ".join(f"{name} {_seconds(record.latency(q, role))}" for name, q in (("p50", 0.5), ("p99", 0.99)))
         answered, attempts = sum(item.ok for item in items), record.attempts_per_item(role)
         lines.append(f"{role}: {len(items):,} items, {answered:,} answered, {attempts:.3g} attempts each, {words}")
+    if record.ends:
+        lines.append("attempts: " + ends(record))
     width = max((len(check.what) for check in checks), default=0)
     lines += [f"{'met   ' if check.met else 'MISSED'} {check.what:<{width}}  {check.figure}  (asked: {check.bound})" for check in checks]
     return lines
+
+
+def ends(record: Record) -> str:
+    """Return how attempts ended in words, the most frequent first."""
+    return ", ".join(f"{count:,} {name}" for name, count in record.ends.most_common() if count)

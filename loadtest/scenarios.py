@@ -25,10 +25,11 @@ from locust import User, task
 from locust.env import Environment
 from locust.exception import StopUser
 from samegraph_client import Client, ClientError, Gate, Outcome, Prediction, Report, RetryPolicy
+from samegraph_client.transport import HttpxTransport, Transport
 
 from .record import Burst, Item, Record
 from .samples import Sample
-from .transport import GeventTransport
+from .transport import CountingTransport, GeventTransport
 
 #: Most items of an open load under way at once; more means the server is drowning, and they are counted as lost.
 MOST_OPEN = 20_000
@@ -83,7 +84,8 @@ class Plan:
 
     def client(self, caller: str, *, gate: Gate | None = None, open_load: bool = False) -> Client:
         """Return a client that says who calls; one for open load can have thousands of requests under way."""
-        transport = GeventTransport(self.url, MOST_OPEN) if open_load else None
+        inner: Transport = GeventTransport(self.url, MOST_OPEN) if open_load else HttpxTransport()
+        transport = CountingTransport(inner, self.record.ends)
         policy = RetryPolicy(deadline_s=self.deadline_s, attempt_timeout_s=self.attempt_timeout_s)
         return Client(self.url, headers={self.caller_header: caller}, policy=policy, gate=gate, transport=transport)
 

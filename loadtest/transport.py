@@ -1,22 +1,66 @@
-"""A transport for the client that a generator of open load can afford: locust's own HTTP library, whose parser is in C.
+"""Transports for the client: one that counts how attempts end, and one that a generator of open load can afford.
 
-The client's own transport keeps its connections in one list and looks through it for every request, which thousands of requests under
-way at once turn into the bottleneck of the measurement (300 a second became 50). The client's policy core, its gate and its retries are
-the same.
+The latter uses locust's own HTTP library, whose parser is in C. The client's own transport keeps its connections in one list and looks
+through it for every request, which thousands of requests under way at once turn into the bottleneck of the measurement (300 a second became
+50). The client's policy core, its gate and its retries are the same.
 """
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from urllib.parse import urlsplit
 
 import gevent
 from geventhttpclient.client import HTTPClient
 from samegraph_client.dispatch import Answer, Request
-from samegraph_client.errors import AttemptTimedOut, ConnectionFailed, Unreachable
+from samegraph_client.errors import AttemptTimedOut, ConnectionFailed, TransportFailure, Unreachable
+from samegraph_client.transport import Transport
 
 CONNECT_S = 5.0
 #: Longest silence of a server within an answer when the caller names no timeout.
 SILENCE_S = 300.0
+
+
+class CountingTransport:
+    """Sends through another transport, and counts how attempts end: answered (anew, joined, stored), refused with which code, failed how.
+
+    Args:
+        inner: Sends.
+        ends: What happened → how often; the client's questions about the server are left out.
+    """
+
+    def __init__(self, inner: Transport, ends: Counter[str]) -> None:
+        self._inner = inner
+        self._ends = ends
+
+    def send(self, request: Request, timeout_s: float | None) -> Answer:
+        """As the other's."""
+        counted = request.method == "POST"
+        try:
+            answer = self._inner.send(request, timeout_s)
+        except TransportFailure as failure:
+            self._ends[type(failure).__name__] += counted
+            raise
+        if counted:
+            self._ends[_end(answer)] += 1
+        return answer
+
+    def close(self) -> None:
+        """Close the other."""
+        self._inner.close()
+
+
+def _end(answer: Answer) -> str:
+    if 200 <= answer.status < 300:
+        replayed = answer.headers.get("samegraph-replayed")
+        return f"answered, {replayed}" if replayed else "answered"
+    try:
+        document = json.loads(answer.body)
+    except ValueError:
+        document = None
+    code = document.get("code") if isinstance(document, dict) else None
+    return f"{answer.status} {code or 'without a code'}"
 
 
 class GeventTransport:

@@ -14,6 +14,7 @@ from .blocking import Client, Results
 from .core import Prediction
 from .dispatch import Event
 from .errors import (
+    AddressInvalid,
     AnswerNotUnderstood,
     AttemptTimedOut,
     ClientError,
@@ -67,6 +68,7 @@ __all__ = [
     "TransportFailure",
     "ConnectionFailed",
     "Unreachable",
+    "AddressInvalid",
     "AttemptTimedOut",
     "AnswerNotUnderstood",
     "DeadlineExceeded",

@@ -256,10 +256,10 @@ class AsyncClient:
         else:
             error = task.exception()
             reply = error if isinstance(error, Exception) else None if error is not None else task.result()
-        before = self.gate.limit
+        before, away = self.gate.limit, self.gate.away
         self._dispatcher.landed(attempt, reply, self._clock())
         self._pump()
-        if self.gate.follows_server and self.gate.limit > before:
+        if (away or self.gate.follows_server) and self.gate.limit > before:
             for changed in self._readers:
                 changed.set()
 

@@ -149,7 +149,8 @@ class Client:
             unit: Who all of them are about.
             ordered: Outcomes in the items' order, or else as they complete.
             item_deadline_s: Longest one item may take, waits included, from being read; None: no limit.
-            deadline_s: Longest the whole burst may take; items that are left then fail with `DeadlineExceeded`.
+            deadline_s: Longest the whole burst may take; items that are left then fail with `DeadlineExceeded`. None: no limit, but a
+                server that nobody has reached is waited for no longer than the policy's `wait_for_ready_s`.
             journal: A file that lets a killed process go on where it was, given the same items.
             progress: Called with the report after every outcome, in whatever thread it came in; must be quick.
 
@@ -362,10 +363,10 @@ class Client:
 
     def _land(self, attempt: Attempt, reply: Answer | Exception) -> None:
         with self._lock:
-            before = self.gate.limit
+            before, away = self.gate.limit, self.gate.away
             self._dispatcher.landed(attempt, reply, self._clock())
             self._pump()
-            if self.gate.follows_server and self.gate.limit > before:
+            if (away or self.gate.follows_server) and self.gate.limit > before:
                 for condition in self._readers:
                     condition.notify()
 

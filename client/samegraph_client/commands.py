@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
 import click
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.table import Table
 
@@ -156,7 +156,7 @@ class _Burst:
         self._report_to: Path | None = given.pop("report_to")
         quiet = given.pop("quiet") or (self._output is None and sys.stdout.isatty())  # a display between the lines would be neither
         self._console = Console(stderr=True, quiet=quiet)
-        self._live: Live | None = None
+        self._report: Report | None = None
         self.client, self._options = _client(given)
 
     def arguments(self) -> dict[str, Any]:
@@ -172,17 +172,18 @@ class _Burst:
     @contextmanager
     def running(self) -> Iterator[None]:
         """Show what happens until it is over; errors become sentences."""
-        with self.client, _told(), Live(console=self._console, refresh_per_second=_PER_S, transient=True) as live:
-            self._live = live
+        with self.client, _told(), Live(console=self._console, refresh_per_second=_PER_S, transient=True, get_renderable=self._display):
             yield
+
+    def _display(self) -> RenderableType:
+        return "" if self._report is None else _shown(self._report, self.client)
 
     def write(self, results: Results, names: dict[int, str] | None) -> None:
         """Write every outcome as it comes."""
+        self._report = results.report
         with results, writer(self._output, self._kind, sys.stdout) as out:
             for outcome in results:
                 out.write(outcome, None if names is None else names.pop(outcome.index, None))
-                if self._live is not None:
-                    self._live.update(_shown(results.report, self.client))
 
     def exit(self, report: Report, damage: str | None = None) -> None:
         """Say how it went, and leave with the code for it."""
@@ -298,6 +299,8 @@ def _shown(report: Report, client: Client) -> Table:
     table.add_row("answered", f"{report.answered}", "failed", f"{report.failed}", "replayed", f"{report.replayed}")
     table.add_row("attempts", f"{report.attempts}", "refusals", f"{report.refusals}", "in flight", f"{gate.in_flight} of {gate.limit}")
     table.add_row("seconds", f"{report.makespan_s:.1f}", "a second", "-" if rate is None else f"{rate:.1f}")
+    if gate.away:
+        table.add_row("the server cannot be reached; everything waits for it")
     return table
 
 
@@ -305,8 +308,9 @@ def _told_in_a_line(report: Report) -> str:
     ratio = report.makespan_ratio
     beside = "" if ratio is None else f", {ratio:.2f} × the least at {report.service_rate_per_s:.1f} a second"
     per_item = "" if report.attempts_per_item is None else f" ({report.attempts_per_item:.2f} each)"
+    away = f", {report.unreachable_s:.1f} s of them without a server" if report.unreachable_waits else ""
     replayed = f", {report.replayed} of them from the journal" if report.replayed else ""
     return (
         f"{report.answered} of {report.items} answered{replayed}; {report.attempts} attempts{per_item}, {report.refusals} refusals; "
-        f"{report.makespan_s:.1f} s{beside}"
+        f"{report.makespan_s:.1f} s{away}{beside}"
     )

@@ -124,7 +124,10 @@ class Core:
         self._signatures: dict[tuple[str, str | None], v2.Signature | None] = {}
 
     def limit_asked(self) -> Request:
-        """Return the request whose answer tells the limit on requests in flight; a server of another maker answers it without."""
+        """Return the request whose answer tells the limit on requests in flight, and that somebody is there.
+
+        A server of another maker answers without a limit.
+        """
         return Request("GET", f"{self.base_url}/v2/health/ready", self._fixed(Options()), b"")
 
     def predict(

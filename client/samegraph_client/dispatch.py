@@ -117,6 +117,8 @@ class Call:
         request: What its next attempt sends.
         result: Its result once it has succeeded.
         error: Its error once it has failed.
+        ready_within_s: Longest it waits for a server that nobody has reached yet, if it is patient; infinite: until its deadline.
+        waits_from: Monotonic time before which that does not count.
     """
 
     exchange: Exchange
@@ -131,6 +133,8 @@ class Call:
     result: Prediction | None = None
     error: Exception | None = None
     order: int = 0
+    ready_within_s: float = math.inf
+    waits_from: float = -math.inf
     watched: bool = False
     last: ClientError | None = field(default=None, repr=False)
 
@@ -160,6 +164,45 @@ class Attempt:
     sent_at: float
 
 
+@dataclass
+class Absence:
+    """When the server could not be connected to, as far as it was tried.
+
+    Attributes:
+        since: Monotonic time of the first refused connection; None while the server is there.
+        last: What the last one failed with.
+        times: How often the server was away.
+        probes: Times it was asked whether it is there again.
+    """
+
+    since: float | None = None
+    last: Unreachable | None = None
+    times: int = 0
+    probes: int = 0
+    _before_s: float = 0.0
+
+    def found(self, failure: Unreachable, now: float) -> None:
+        """Note that no connection was made."""
+        self.last = failure
+        if self.since is None:
+            self.since = now
+            self.times += 1
+
+    def over(self, now: float) -> None:
+        """Note that one was."""
+        if self.since is not None:
+            self._before_s += now - self.since
+            self.since = self.last = None
+
+    def lasts_s(self, now: float, since: float = -math.inf) -> float:
+        """Return for how many seconds it has been away now, those before `since` left out; 0 when it is not."""
+        return 0.0 if self.since is None else now - max(self.since, since)
+
+    def total_s(self, now: float) -> float:
+        """Return the seconds of all times together."""
+        return self._before_s + self.lasts_s(now)
+
+
 #: Calls by when (or how urgently) they come, then by order of arrival.
 Heap = list[tuple[float, int, Call]]
 
@@ -171,7 +214,12 @@ class Dispatcher:
         gate: The window of the server.
         budget: Tokens for retries without a hint.
         hooks: Each is called with every event.
-        ask: Asks the server for its limit, once a burst's window is full; None asks nobody. No call waits for the answer.
+        ask: Asks the server for its limit, once a burst's window is full, and whether it is there, while it cannot be connected to.
+            None asks nobody.
+
+    Attributes:
+        gate: The window.
+        absence: When the server was away.
     """
 
     def __init__(self, gate: Gate, budget: RetryBudget, hooks: tuple[Hook, ...] = (), ask: Request | None = None) -> None:
@@ -183,7 +231,9 @@ class Dispatcher:
         self._deadlines: Heap = []
         self._order = 0
         self._answered = False
+        self.absence = Absence()
         self._ask = ask
+        self._tells_limit = True
         self._asking: Call | None = None
         self._ask_from = -math.inf
         self._ask_since: float | None = None
@@ -202,11 +252,16 @@ class Dispatcher:
             self._make_ready(heapq.heappop(self._delayed)[2])
         attempts = []
         while self._ready and self.gate.is_open(now + TICK_S):
-            call = heapq.heappop(self._ready)[2]
+            call = self._ready[0][2]
+            if call.state == "waiting" and self._held_back(call):
+                break
+            heapq.heappop(self._ready)
             if call.state == "waiting":
                 attempts.append(self._launch(call, now))
-        if now + TICK_S >= self._ask_from and self._wants_limit():
+        self._forget_the_ended()
+        if now + TICK_S >= self._ask_from and self._wants_to_ask():
             assert self._ask is not None
+            self.absence.probes += self.gate.away
             self._ask_since = now if self._ask_since is None else self._ask_since
             self._asking = Call(_question(self._ask), Tries(RetryPolicy(), now), state="sent", request=self._ask)
             attempts.append(Attempt(self._asking, self._ask, ASK_S, now))
@@ -214,15 +269,11 @@ class Dispatcher:
 
     def wake_at(self) -> float:
         """Return when `due` should be asked again if nothing happens before; infinite for never."""
-        for heap in (self._ready, self._delayed):
-            while heap and heap[0][2].state == "done":
-                heapq.heappop(heap)
-        while self._deadlines and self._deadlines[0][2].state != "waiting":  # an attempt in flight has its own limit
-            heapq.heappop(self._deadlines)[2].watched = False
+        self._forget_the_ended()
         times = [heap[0][0] for heap in (self._delayed, self._deadlines) if heap]
-        if self._ready and self.gate.has_room():
+        if self._ready and self.gate.has_room() and not self._held_back(self._ready[0][2]):
             times.append(self.gate.paused_until)
-        if self._wants_limit():
+        if self._wants_to_ask():
             times.append(self._ask_from)
         return min(times, default=math.inf)
 
@@ -239,6 +290,8 @@ class Dispatcher:
         error = _error(reply)
         self._answered = self._answered or isinstance(reply, Answer)
         said = advertised(reply.headers) if isinstance(reply, Answer) else None
+        if isinstance(error, Unreachable):
+            self.absence.found(error, now)
         if call.state == "done":  # cancelled meanwhile, but the server's word still counts
             self._learn(attempt, error, said, now, 0.0)
             return
@@ -280,25 +333,60 @@ class Dispatcher:
 
     # -- inside ------------------------------------------------------------------------------------------------------------------------
 
-    def _wants_limit(self) -> bool:
-        """Whether to ask the server how much it takes at once: calls of a burst wait for a window that nobody has told the size of."""
-        if self._ask is None or self._asking is not None or not self.gate.wants_limit:
+    def _held_back(self, call: Call) -> bool:
+        """Whether a call waits until the question has found the server there again: one looks for all of a burst."""
+        return self._ask is not None and call.patient and self.gate.away
+
+    def _wants_to_ask(self) -> bool:
+        """Whether to ask the server: calls of a burst wait for one that is away, or for a window that nobody has told the size of."""
+        if self._ask is None or self._asking is not None or not (self.gate.away or (self._tells_limit and self.gate.wants_limit)):
             return False
         return any(call.state == "waiting" and call.patient for _, _, call in (*self._ready[:1], *self._delayed[:1]))
 
     def _heard(self, reply: Answer | Exception | None, now: float) -> None:
-        """Take what the server said to the question for its limit; one that is not there yet is asked again, one without limits never."""
+        """Take what the server said to the question; one that is not there yet is asked again, for its limit one without limits never."""
         self._asking = None
+        if self.gate.away and isinstance(reply, Unreachable):
+            self.absence.found(reply, now)
+            self._give_up_on_server(now)
+        elif self.gate.away:  # somebody took the connection, whatever he made of the question
+            self.gate.told(None)
+            self.absence.over(now)
         if isinstance(reply, Answer) and reply.status not in (429, 502, 503, 504):
             said = advertised(reply.headers)
             self._ask_since = None
             self._answered = True
             self.gate.told(said)
-            if said is None:
-                self._ask = None
+            self._tells_limit = said is not None
         else:
             waited_s = 0.0 if self._ask_since is None else now - self._ask_since
             self._ask_from = now + min(ASK_LATEST_S, max(ASK_AGAIN_S, ASK_RATIO * waited_s))
+
+    def _give_up_on_server(self, now: float) -> None:
+        """End the calls that have waited long enough for a server that nobody has reached yet."""
+        if self._answered:
+            return
+        for _, _, call in [*self._ready, *self._delayed]:
+            if call.state == "waiting" and call.patient and self.absence.lasts_s(now, call.waits_from) >= call.ready_within_s:
+                call.exchange.close()
+                self.finish(call, now, self._unreached(call, now))
+
+    def _unreached(self, call: Call, now: float) -> Unreachable:
+        waited_s = self.absence.lasts_s(now, call.waits_from)
+        error = Unreachable(
+            f"the server could not be reached for {waited_s:.3g} s ({self.absence.last}): is it started, and is the address right? "
+            f"RetryPolicy(wait_for_ready_s=…) or a deadline of the burst makes it wait longer"
+        )
+        error.attempts, error.waited_s = call.tries.attempts, waited_s
+        error.__cause__ = self.absence.last
+        return error
+
+    def _forget_the_ended(self) -> None:
+        for heap in (self._ready, self._delayed):
+            while heap and heap[0][2].state == "done":
+                heapq.heappop(heap)
+        while self._deadlines and self._deadlines[0][2].state != "waiting":  # an attempt in flight has its own limit
+            heapq.heappop(self._deadlines)[2].watched = False
 
     def _queue(self, call: Call, now: float) -> None:
         call.state = "waiting"
@@ -332,20 +420,21 @@ class Dispatcher:
 
     def _verdict(self, call: Call, error: ClientError, now: float) -> tuple[float | None, ClientError | None]:
         """Return the wait before the next attempt, or the error the call is left with."""
-        # A server that has answered before is being restarted: a burst waits for it as long as its deadline allows. A wrong address is not.
-        restarting = call.patient and self._answered and isinstance(error, Unreachable)
-        wait_s = call.tries.after(error, now, excused=restarting)
+        waits_for_server = call.patient and isinstance(error, Unreachable)  # nothing was sent, so trying again is always safe
+        if waits_for_server and not self._answered and self.absence.lasts_s(now, call.waits_from) >= call.ready_within_s:
+            return None, self._unreached(call, now)
+        wait_s = call.tries.after(error, now, excused=waits_for_server)
         if wait_s is None:
             return None, error
-        if restarting:
-            wait_s = min(wait_s, PROBE_S)
+        if waits_for_server:
+            wait_s = min(wait_s, PROBE_S) if self._ask is None else 0.0
         elif not (has_hint(error) or (call.patient and call.tries.first_loss and self._repeats_cheaply(error))):
             if call.patient:
                 wait_s = max(wait_s, self._budget.reserve(now))
             elif not self._budget.try_take(now):
                 return None, error
         if now + wait_s >= call.deadline:  # fail now, with what is known, rather than sleep towards a deadline that cannot be met
-            return None, _too_late(call, error, wait_s)
+            return None, _too_late(call, error, wait_s, self.absence.lasts_s(now))
         return wait_s, None
 
     def _repeats_cheaply(self, error: ClientError) -> bool:
@@ -369,11 +458,14 @@ class Dispatcher:
             isinstance(error, TransportFailure) and error.overload
         )
         if overloaded:
-            self.gate.refused(said, attempt.sent_at, now, wait_s)
+            late = attempt.call.patient and isinstance(error, ServerError) and error.code == "deadline_unreachable"
+            self.gate.refused(said, attempt.sent_at, now, wait_s, late=late)
         elif isinstance(error, Unreachable):
             self.gate.unreachable(attempt.sent_at, now, wait_s)
         elif error is None or isinstance(error, ServerError):
             self.gate.accepted(said, attempt.sent_at)
+        if not self.gate.away:
+            self.absence.over(now)
 
     def _go_on(self, call: Call, reply: Answer | Exception, now: float) -> None:
         """Let the exchange take the answer, or the error that is left; it ends, or has something else to send."""
@@ -405,7 +497,7 @@ class Dispatcher:
             call.watched = False
             if call.state == "waiting":
                 call.exchange.close()
-                self.finish(call, now, _too_late(call, call.last, None))
+                self.finish(call, now, _too_late(call, call.last or self.absence.last, None, self.absence.lasts_s(now)))
 
     def _tell(self, kind: Kind, call: Call, now: float, duration_s: float, wait_s: float | None, error: Exception | None) -> None:
         if self._hooks:
@@ -424,9 +516,11 @@ def _error(reply: Answer | Exception) -> Exception | None:
     return None if 200 <= reply.status < 300 else from_answer(reply.status, reply.headers, reply.body)
 
 
-def _too_late(call: Call, last: ClientError | None, wait_s: float | None) -> DeadlineExceeded:
+def _too_late(call: Call, last: ClientError | None, wait_s: float | None, away_s: float) -> DeadlineExceeded:
     why = f"the next attempt would have to wait {wait_s:.3g} s" if wait_s is not None else "the time is over"
     failed = f"; the last one failed: {last}" if last else ""
+    if away_s > 0:
+        failed = f"; the server could not be reached for {away_s:.3g} s: {last}"
     limit_s = call.deadline - call.tries.started
     error = DeadlineExceeded(
         f"no answer within {limit_s:.6g} s: {why} after {call.tries.attempts} attempts{failed}", last=last, wait_s=wait_s

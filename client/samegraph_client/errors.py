@@ -4,7 +4,8 @@ ClientError
 ├── RawInputInvalid           the raw input cannot be put on the wire (nothing was sent)
 ├── TransportFailure          an attempt got no answer
 │   ├── ConnectionFailed      no connection, or it was lost before the answer
-│   │   └── Unreachable       no connection could be made
+│   │   ├── Unreachable       no connection could be made; nothing was sent
+│   │   └── AddressInvalid    the address is none; trying again changes nothing
 │   └── AttemptTimedOut       no answer within the attempt's time
 ├── AnswerNotUnderstood       a 2xx answer that is not in V1's shape
 ├── DeadlineExceeded          the call's deadline leaves no room for another attempt
@@ -59,7 +60,17 @@ class ConnectionFailed(TransportFailure):
 
 
 class Unreachable(ConnectionFailed):
-    """Raised when no connection could be made: nobody listens, or the address is wrong."""
+    """Raised when no connection could be made: nobody listens, or the address is wrong. Nothing was sent.
+
+    Attributes:
+        waited_s: Seconds a burst waited for the server before it gave up; None when nothing waited for it.
+    """
+
+    waited_s: float | None = None
+
+
+class AddressInvalid(ConnectionFailed):
+    """Raised when what was given as the address of a server is none; trying again changes nothing."""
 
 
 class AttemptTimedOut(TransportFailure):

@@ -6,6 +6,9 @@ where independent senders need two with honest hints and eight with backoff (doc
 Two sources say how wide the window is. A samegraph server states a limit in every answer (`RateLimit`), and the window follows it. About
 any other server the window learns by AIMD: one more per answer until the first refusal, then one more per round, and a
 cut per round with a refusal.
+
+A server that has places may still refuse what it cannot answer by its deadline. What it accepted is then what fits, and the window is that
+wide until answers in time widen it again.
 """
 
 from __future__ import annotations
@@ -16,6 +19,8 @@ from .hints import Advertised
 
 #: A round of evidence cuts the window to this part of it.
 CUT_RATIO = 0.7
+#: What one more answer in time widens a window that was found too wide for everybody's deadline by, at least one for a whole window.
+WIDEN_RATIO = 0.05
 
 
 class Gate:
@@ -43,17 +48,23 @@ class Gate:
         self._window = float(start)
         self._advertised = False
         self._probing = False
+        self._fits = math.inf  # requests that are answered by their deadlines, as far as refusals have shown
         self._evidence_from = -math.inf  # refusals of requests sent before this time are evidence already acted on
 
     @property
     def limit(self) -> int:
         """Requests that may be in flight now, >= 1."""
-        return 1 if self._probing else max(1, min(int(self._window), self._most))
+        return 1 if self._probing else max(1, int(min(self._window, self._most, self._fits)))
 
     @property
     def follows_server(self) -> bool:
         """Whether the window is the server's own figure, rather than learned."""
         return self._advertised
+
+    @property
+    def away(self) -> bool:
+        """Whether the server could not be connected to when that was last tried."""
+        return self._probing
 
     def has_room(self) -> bool:
         """Whether the window has a free place, pause or not."""
@@ -76,18 +87,24 @@ class Gate:
 
         An answer gives its own place back, so it never narrows a window below what is in flight plus one; the server's quota may.
         """
-        self._probing = False
+        if sent_at >= self._evidence_from:
+            self._probing = False
+        fewer = self._fits < math.inf  # the pause was for what was in flight, of which this is one less
+        has_places = fewer if said is None else said.remaining > 0
+        if has_places and (fewer or sent_at >= self._evidence_from) and not self._probing:
+            self.paused_until = -math.inf  # it has room for us after all
+        if fewer and self.in_flight + 1 >= self.limit:
+            self._fits += max(WIDEN_RATIO, 1.0 / self._fits)
+            self._fits = self._fits if self._fits < self._most else math.inf
         if said is not None:
             self._follow(said, at_least=1)
-            if said.remaining > 0 and sent_at >= self._evidence_from:
-                self.paused_until = -math.inf  # it has room for us after all
         elif not self._advertised and self.in_flight + 1 >= self.limit:  # growing an unused window would measure nothing
             self._window = min(self._window + (1.0 / self._window if self.cuts else 1.0), float(self._most))
 
     @property
     def wants_limit(self) -> bool:
-        """Whether to ask the server: it is away, or the window is full, may be wider, and is not the server's own figure yet."""
-        return self._probing or (not self._advertised and not self.has_room() and self._window < self._most)
+        """Whether to ask the server: the window is full, may be wider, and is not the server's own figure yet."""
+        return not self._advertised and not self.has_room() and self._window < self._most
 
     def told(self, said: Advertised | None) -> None:
         """Learn that the server is there, and follow what it says to somebody who only asks."""
@@ -97,7 +114,7 @@ class Gate:
         if said is not None:
             self._follow(said, at_least=1)
 
-    def refused(self, said: Advertised | None, sent_at: float, now: float, wait_s: float) -> None:
+    def refused(self, said: Advertised | None, sent_at: float, now: float, wait_s: float, *, late: bool = False) -> None:
         """Learn from a request the server refused or let time out, after it has landed; pauses the gate once per round.
 
         Args:
@@ -105,11 +122,15 @@ class Gate:
             sent_at: When the refused request was sent.
             now: Monotonic seconds.
             wait_s: How long the refused request will wait.
+            late: Whether there was a place, and too little time: the others that are in flight are what can be answered in time.
         """
-        self._probing = False
+        if sent_at >= self._evidence_from:
+            self._probing = False
         if said is not None:
             self._follow(said, at_least=0)
-        if said is None and not self._advertised and sent_at >= self._evidence_from:
+        if late:
+            self._fits = float(max(1, min(self._fits, self.in_flight)))
+        elif said is None and not self._advertised and sent_at >= self._evidence_from:
             self._window = max(1.0, self._window * CUT_RATIO)
             self.cuts += 1
         self.pause(sent_at, now, wait_s)

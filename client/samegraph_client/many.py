@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from .core import Core, InstanceError, Options, Prediction
 from .dispatch import BATCH, Call, Dispatcher
 from .encoding import fingerprint
-from .errors import DeadlineExceeded, JournalError
+from .errors import DeadlineExceeded, JournalError, Unreachable
 from .report import Report
 
 #: Outcomes that may wait for an earlier item in ordered results. They are predictions; the items' bodies are gone by then.
@@ -147,7 +147,11 @@ class Job:
         self._item_deadline_s = item_deadline_s
         self._started = core.clock()
         self._deadline = None if deadline_s is None else self._started + deadline_s
+        self._first_sent: float | None = None
         self._pauses_before = dispatcher.gate.pauses
+        absence = dispatcher.absence
+        self._absence_before = absence.times - dispatcher.gate.away, absence.probes, absence.total_s(self._started)
+        self._unreached: Unreachable | None = None
         self._running: dict[int, Call] = {}
         self._finished: dict[int, Outcome] = {}
         self._completed: deque[int] = deque()
@@ -185,6 +189,11 @@ class Job:
         remaining_s = self._remaining_s()
         if remaining_s is not None and remaining_s <= 0:
             self._put(_outcome(index, frame, error=DeadlineExceeded("the burst's deadline passed before the item was sent", last=None)))
+            return None
+        if self._unreached is not None:
+            error = Unreachable(str(self._unreached))
+            error.waited_s = self._unreached.waited_s
+            self._put(_outcome(index, frame, error=error))
             return None
         try:
             if self._journal is not None:
@@ -258,6 +267,10 @@ class Job:
             priority=BATCH,
             patient=True,
         )
+        self._first_sent = call.tries.started if self._first_sent is None else self._first_sent
+        patience_s = self._core.policy.wait_for_ready_s
+        if self._deadline is None and patience_s is not None:
+            call.ready_within_s, call.waits_from = patience_s, self._first_sent
         note = None if frame is None else replace(frame, content=b"")  # the picture itself is in the request; it need not live longer
         call.on_done = lambda call, now: self._ended(index, note, call, now)
         call.begin()
@@ -267,6 +280,8 @@ class Job:
     def _ended(self, index: int, frame: Frame | None, call: Call, now: float) -> None:
         self._running.pop(index, None)
         tries = call.tries
+        if isinstance(call.error, Unreachable) and call.error.waited_s is not None:
+            self._unreached = call.error  # what is not read yet would only wait for the same server again
         outcome = replace(
             _outcome(index, frame, call.result, call.error),
             attempts=tries.attempts,
@@ -303,11 +318,18 @@ class Job:
             report.errors[name] = report.errors.get(name, 0) + 1
         report.makespan_s = self._core.clock() - self._started
         report.gate_pauses = self._dispatcher.gate.pauses - self._pauses_before
+        self._count_absence(report)
         self._finished[outcome.index] = outcome
         if not self._ordered:
             self._completed.append(outcome.index)
         if self._progress is not None:
             self._progress(report)
+
+    def _count_absence(self, report: Report) -> None:
+        absence, (times, probes, total_s) = self._dispatcher.absence, self._absence_before
+        report.unreachable_waits = absence.times - times
+        report.readiness_probes = absence.probes - probes
+        report.unreachable_s = absence.total_s(self._core.clock()) - total_s
 
 
 def requested(model: str, options: Options, described: Mapping[str, object]) -> dict[str, object]:

@@ -15,7 +15,7 @@ from tenacity import Future, RetryCallState, Retrying
 from tenacity.stop import stop_after_attempt
 from tenacity.wait import wait_base
 
-from .errors import ClientError, ConnectionFailed, ServerError, TransportFailure
+from .errors import AddressInvalid, ClientError, ConnectionFailed, ServerError, TransportFailure, Unreachable
 
 Wait = wait_base | Callable[[RetryCallState], float]
 Stop = Callable[[RetryCallState], bool]
@@ -82,6 +82,8 @@ class RetryPolicy:
         hint_wait: The wait when it did.
         deadline_s: Longest the whole call may take, waits included; None: no limit.
         attempt_timeout_s: Longest one attempt may take; None: whatever is left until the deadline.
+        wait_for_ready_s: How long a burst without a deadline waits for a server that nobody has reached yet, counted from the first refused
+            connection; None: as long as the deadlines of its items allow. A burst with a deadline waits until that, a single call never.
     """
 
     stop: Stop = field(default_factory=lambda: stop_after_attempt(5))
@@ -89,10 +91,11 @@ class RetryPolicy:
     hint_wait: Wait = field(default_factory=wait_hint)
     deadline_s: float | None = 60.0
     attempt_timeout_s: float | None = None
+    wait_for_ready_s: float | None = 120.0
 
     def __post_init__(self) -> None:
         """Refuse times that are not positive."""
-        for name in ("deadline_s", "attempt_timeout_s"):
+        for name in ("deadline_s", "attempt_timeout_s", "wait_for_ready_s"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be > 0 seconds or None, got {value}")
@@ -199,7 +202,8 @@ class Tries:
     def landed(self, error: ClientError | None, now: float) -> None:
         """Count the end of an attempt: how honest the last hint was, and whether there is one now."""
         self.ended = now
-        lost = isinstance(error, ConnectionFailed) or (isinstance(error, ServerError) and error.cut_off)
+        lost = isinstance(error, ConnectionFailed) and not isinstance(error, Unreachable)  # what was not sent was not lost
+        lost = lost or (isinstance(error, ServerError) and error.cut_off)
         self._losses += lost
         self.first_loss = lost and self._losses == 1
         hint_s = error.hint_s if isinstance(error, ServerError) and error.hinted_refusal else None
@@ -245,4 +249,6 @@ def has_hint(error: ClientError) -> bool:
 
 def _worth_repeating(error: ClientError) -> bool:
     """Whether the same request may succeed later. A prediction is safe to repeat: it changes nothing, and it carries its key."""
+    if isinstance(error, AddressInvalid):
+        return False
     return isinstance(error, TransportFailure) or (isinstance(error, ServerError) and error.retryable)

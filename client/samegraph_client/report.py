@@ -28,6 +28,9 @@ class Report:
         hint_error_s: Seconds by which hints were too early, summed.
         makespan_s: From the first item's start to the last item's end.
         gate_pauses: Pauses of the gate since the burst began, those due to other calls included.
+        unreachable_waits: Times the server could not be connected to since the burst began, so that all of it waited.
+        unreachable_s: Seconds of that.
+        readiness_probes: Times it was asked then whether it is there again; costs no attempt.
         errors: Name of the error's class → items that ended so.
         stream: What a video's stream was like; None for other bursts.
     """
@@ -47,6 +50,9 @@ class Report:
     hint_error_s: float = 0.0
     makespan_s: float = 0.0
     gate_pauses: int = 0
+    unreachable_waits: int = 0
+    unreachable_s: float = 0.0
+    readiness_probes: int = 0
     errors: dict[str, int] = field(default_factory=dict)
     stream: object | None = None
     _times: list[float] = field(default_factory=list, repr=False)

@@ -6,6 +6,8 @@ A transport sends one request and returns the whole answer, or raises a Transpor
 from __future__ import annotations
 
 import asyncio
+import socket
+import ssl
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -13,7 +15,7 @@ from typing import Any, Protocol
 import httpx2
 
 from .dispatch import Answer, Request
-from .errors import AttemptTimedOut, ConnectionFailed, Unreachable
+from .errors import AddressInvalid, AttemptTimedOut, ConnectionFailed, Unreachable
 
 #: Servers close idle connections (uvicorn after 5 s unless told otherwise); ours go first, so that no request races the close.
 IDLE_EXPIRY_S = 4.0
@@ -91,13 +93,25 @@ def translated(url: str) -> Iterator[None]:
     try:
         yield
     except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
-        raise Unreachable(f"no answer from {url}: {str(error) or type(error).__name__}") from error
+        raise _unconnected(url, error) from error
     except (httpx2.TimeoutException, TimeoutError) as error:
         raise AttemptTimedOut(f"no answer from {url} in time ({type(error).__name__})") from error
+    except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
+        raise AddressInvalid(f"{url!r} is not an address: {error}; it must begin with http:// or https:// and name a host") from error
     except httpx2.TransportError as error:
         raise ConnectionFailed(f"no answer from {url}: {str(error) or type(error).__name__}") from error
-    except httpx2.InvalidURL as error:
-        raise Unreachable(f"{url!r} is not an address: {error}") from error
+
+
+def _unconnected(url: str, error: Exception) -> ConnectionFailed:
+    """Return the error of a connection that was not made: whether it is worth waiting for depends on what went wrong."""
+    because: BaseException | None = error
+    while because is not None:
+        if isinstance(because, ssl.SSLError):  # somebody listens, but is not who was asked for: waiting would not change it
+            return ConnectionFailed(f"no secure connection to {url}: {because}")
+        if isinstance(because, socket.gaierror):
+            return Unreachable(f"no connection to {url}: the name of its host is not known ({because.strerror})")
+        because = because.__cause__ or because.__context__
+    return Unreachable(f"no connection to {url}: {str(error) or type(error).__name__}")
 
 
 def _limits() -> httpx2.Limits:

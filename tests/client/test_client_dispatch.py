@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from itertools import pairwise
 
@@ -10,7 +11,7 @@ import tenacity
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from samegraph_client.dispatch import BATCH, INTERACTIVE, Answer, Attempt, Call, Dispatcher, Event, Request
-from samegraph_client.errors import ClientError, ConnectionFailed, DeadlineExceeded, Refused, ServerFault, Unreachable
+from samegraph_client.errors import AttemptTimedOut, ClientError, ConnectionFailed, DeadlineExceeded, Refused, ServerFault, Unreachable
 from samegraph_client.gate import Gate
 from samegraph_client.policy import RetryBudget, RetryPolicy, Tries
 from simulated_burst import Simulation, Slots, exchange
@@ -174,9 +175,10 @@ def test_empty_budget_makes_a_burst_wait_and_a_single_call_fail() -> None:
     assert isinstance(hasty.error, ConnectionFailed)
 
 
-@pytest.mark.parametrize(("was_there", "patient", "survives"), [(True, True, True), (False, True, False), (True, False, False)])
-def test_burst_waits_for_a_server_that_restarts(was_there: bool, patient: bool, survives: bool) -> None:
-    """Half a minute without a server costs no item, if there ever was one; a single call, and a wrong address, end after five attempts."""
+@pytest.mark.parametrize("was_there", [True, False])
+@pytest.mark.parametrize(("patient", "survives"), [(True, True), (False, False)])
+def test_burst_waits_for_a_server_that_is_away(was_there: bool, patient: bool, survives: bool) -> None:
+    """Half a minute without a server costs no item, whether there ever was one or not; a single call ends after five attempts."""
     dispatcher = Dispatcher(Gate(), RetryBudget())
     if was_there:
         dispatcher.submit(call(9), 0.0)
@@ -330,6 +332,13 @@ SEEDS = range(3)
         pytest.param(Slots(hint="slot"), None, 190, 309, id="AIMD, no queue"),
         pytest.param(Slots(), None, 190, 309, id="AIMD, no queue and no hints"),
         pytest.param(Slots(queue=300), None, 165, 300, id="AIMD, all may wait"),
+        pytest.param(
+            Slots(n=16, service_s=0.4, queue=32, hint="late", advertise=3000, front_s=0.0005),
+            None,
+            8.7,
+            400,
+            id="advertised limit, too little time",
+        ),
     ],
 )
 def test_the_burst_through_the_gate(server: Slots, gate: Gate | None, makespan_s: float, attempts: int, seed: int) -> None:
@@ -410,6 +419,95 @@ def test_a_server_that_is_away_is_asked_until_it_is_there() -> None:
     dispatcher.landed(questions[0], Answer(200, {"ratelimit": '"inflight";r=5'}, b""), now)
     assert dispatcher.gate.limit >= 5
     assert dispatcher.gate.is_open(now)
+
+
+def play(dispatcher: Dispatcher, calls: list[Call], up_from: float, now: float = 0.0) -> tuple[float, dict[str, int]]:
+    """Let time pass until the calls are over; the server takes connections from `up_from` on. Return the time and requests by method."""
+    requests: dict[str, int] = defaultdict(int)
+    while any(made.state != "done" for made in calls):
+        for attempt in dispatcher.due(now):
+            requests[attempt.request.method] += 1
+            there = Answer(404, {}, b"") if attempt.request.method == "GET" else GOOD
+            dispatcher.landed(attempt, there if now >= up_from else Unreachable("connection refused"), now)
+        if any(made.state != "done" for made in calls):
+            assert sum(requests.values()) < 3000
+            now = max(now, dispatcher.wake_at())
+    return now, requests
+
+
+def test_one_question_looks_for_a_whole_burst() -> None:
+    """Ten minutes before a refused port cost the first window one attempt each, the others none; then everything goes on at once."""
+    dispatcher = Dispatcher(Gate(), RetryBudget(), ask=Request("GET", "/ready", {}, b""))
+    items = [call(index, deadline=3600.0) for index in range(300)]
+    for item in items:
+        dispatcher.submit(item, 0.0)
+    now, requests = play(dispatcher, items, 600.0)
+    assert all(item.error is None for item in items)
+    assert 600.0 <= now <= 601.1
+    assert requests["POST"] == 300 + 8
+    assert sum(item.tries.attempts for item in items) == 300 + 8
+    assert requests["GET"] <= 650
+    absence = dispatcher.absence
+    assert (absence.times, absence.since, absence.probes) == (1, None, requests["GET"] - 1)  # the first was for the limit
+    assert absence.total_s(9999.0) == pytest.approx(now, abs=0.01)
+
+
+def test_burst_without_a_deadline_waits_as_long_as_its_policy_says() -> None:
+    """Then every item that waits ends with an error that says how long that was, and what can be done."""
+    dispatcher = Dispatcher(Gate(), RetryBudget(), ask=Request("GET", "/ready", {}, b""))
+    items = [call(index) for index in range(20)]
+    for item in items:
+        item.ready_within_s = 120.0
+        dispatcher.submit(item, 0.0)
+    now, _ = play(dispatcher, items, 9999.0)
+    assert 120.0 <= now <= 121.1
+    for item in items:
+        assert isinstance(item.error, Unreachable)
+        assert item.error.waited_s == now
+        assert item.error.attempts == item.tries.attempts
+        assert re.search(r"not be reached for 12\d s \(connection refused\).*wait_for_ready_s.*deadline", str(item.error))
+    later = call(21, deadline=9999.0)  # another burst, an hour later, waits as long again
+    later.ready_within_s, later.waits_from = 120.0, 3600.0
+    dispatcher.submit(later, 3600.0)
+    assert play(dispatcher, [later], 3700.0, 3600.0)[0] <= 3701.1
+    assert later.error is None
+
+
+def test_single_call_does_not_wait_with_the_burst() -> None:
+    """It ends after its five attempts, which also look whether the server is there; the deadline of an item says why it ended."""
+    dispatcher = Dispatcher(Gate(), RetryBudget(), ask=Request("GET", "/ready", {}, b""))
+    items, single = [call(index, deadline=100.0) for index in range(20)], call(99, INTERACTIVE, patient=False)
+    for made in [*items, single]:
+        dispatcher.submit(made, 0.0)
+    assert play(dispatcher, [single], 9999.0)[0] <= 8.0
+    assert isinstance(single.error, Unreachable)
+    assert (single.error.attempts, single.error.waited_s) == (5, None)
+    assert play(dispatcher, items, 9999.0, 8.0)[0] == 100.0
+    assert all(isinstance(item.error, DeadlineExceeded) for item in items)
+    assert re.search(r"could not be reached for .* s: connection refused", str(items[-1].error))
+
+
+@pytest.mark.parametrize("reply", [Answer(503, {}, b""), Answer(200, {}, b""), AttemptTimedOut("slow"), ConnectionFailed("reset")])
+def test_whoever_takes_the_connection_ends_the_wait(reply: Answer | Exception) -> None:
+    """What becomes of the requests themselves is then for them to find out."""
+    dispatcher = asking(Gate(2), 9)
+    for attempt in dispatcher.due(0.0):
+        dispatcher.landed(attempt, Unreachable("connection refused"), 0.0)
+    assert dispatcher.due(0.0) == []
+    (question,) = dispatcher.due(1.0)
+    assert question.request.method == "GET"
+    dispatcher.landed(question, reply, 1.1)
+    assert [a.request.url for a in dispatcher.due(1.1)] == ["/0", "/1"]
+
+
+def test_answers_to_what_was_sent_before_do_not_end_the_wait() -> None:
+    """A server that drains answers what it has and takes nothing new."""
+    dispatcher = asking(Gate(2), 9)
+    first, second, question = dispatcher.due(0.0)
+    dispatcher.landed(question, Answer(404, {}, b""), 0.1)
+    dispatcher.landed(first, Unreachable("connection refused"), 1.0)
+    dispatcher.landed(second, GOOD, 1.1)
+    assert [a.request.method for a in dispatcher.due(1.1)] == ["GET"]
 
 
 def test_a_slower_caller_is_not_starved_by_the_order() -> None:

@@ -97,6 +97,29 @@ def test_free_places_end_a_pause() -> None:
     assert gate.is_open(11.0)
 
 
+def test_window_is_what_is_answered_in_time() -> None:
+    """Refused for want of time, not of places: what was accepted fits; an answer makes room at once, and in time for more."""
+    gate = flown(Gate(start=100), 100)
+    for _ in range(60):
+        gate.landed()
+        gate.refused(Advertised(3000, 2900), 0.0, 1.0, 30.0, late=True)
+    assert (gate.limit, gate.pauses) == (40, 1)
+    assert not gate.is_open(1.0)
+    gate.landed()
+    gate.accepted(Advertised(3000, 2900), 0.0)
+    assert gate.limit == 40
+    assert gate.is_open(1.0)
+    gate.sent()
+    for _ in range(20):
+        gate.landed()
+        gate.accepted(Advertised(3000, 2900), 1.0)
+        gate.sent()
+    assert gate.limit == 41
+    gate.landed()
+    gate.accepted(Advertised(3000, 0), 1.0)
+    assert gate.limit == 40  # the server's own figure is the narrower one now
+
+
 @pytest.mark.parametrize(("start", "most"), [(0, 8), (9, 8)])
 def test_impossible_gates_are_refused(start: int, most: int) -> None:
     """A gate lets at least one request through."""

@@ -60,6 +60,7 @@ class ScriptedServer:
         received: Every POST so far, in order of arrival.
         documents: Path → JSON that a GET is answered with; other paths are 404.
         asked: Paths of every GET so far.
+        listen: Opens the port of a server that did not listen from the beginning.
     """
 
     url: str
@@ -67,6 +68,7 @@ class ScriptedServer:
     received: list[Received] = field(default_factory=list)
     documents: dict[str, object] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
+    listen: Callable[[], None] = lambda: None
 
     def next_reply(self, request: Received) -> Reply:
         """Remember the request and take the next answer of the script; the last one repeats."""
@@ -75,15 +77,19 @@ class ScriptedServer:
 
 
 @contextmanager
-def scripted_server(*script: Reply) -> Iterator[ScriptedServer]:
-    """Run a server that gives these answers in turn, the last one for ever."""
+def scripted_server(*script: Reply, listening: bool = True) -> Iterator[ScriptedServer]:
+    """Run a server that gives these answers in turn, the last one for ever; one that does not listen yet has its port all the same."""
     state = ScriptedServer(url="", script=list(script))
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers.get("content-length", "0")))
+            length = int(self.headers.get("content-length", "0"))
+            body = self.rfile.read(length)
+            if len(body) < length:  # the client was killed in the middle of it: it is no request
+                self.close_connection = True
+                return
             headers = {name.lower(): value for name, value in self.headers.items()}
             reply = state.next_reply(Received(self.path, headers, body))
             if reply.before:
@@ -119,12 +125,21 @@ def scripted_server(*script: Reply) -> Iterator[ScriptedServer]:
             if not isinstance(sys.exception(), ConnectionError):
                 super().handle_error(request, client_address)  # type: ignore[arg-type]
 
-    with Server(("127.0.0.1", 0), Handler) as server:
+    with Server(("127.0.0.1", 0), Handler, bind_and_activate=False) as server:
+        server.server_bind()  # from here on the port is taken, and connections to it are refused
         state.url = f"http://127.0.0.1:{server.server_address[1]}"
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+
+        def listen() -> None:
+            server.server_activate()
+            thread.start()
+
+        state.listen = listen
+        if listening:
+            listen()
         try:
             yield state
         finally:
-            server.shutdown()
-            thread.join()
+            if thread.ident is not None:
+                server.shutdown()
+                thread.join()

@@ -37,7 +37,8 @@ class Slots:
         n: Workers.
         service_s: Seconds one request takes, plus or minus five per cent.
         queue: Requests that may wait.
-        hint: `none`; `slot`: when the next worker is free; `ticket`: when this caller's place in the line of the refused comes up.
+        hint: `none`; `slot`: when the next worker is free; `ticket`: when this caller's place in the line of the refused comes up;
+            `late`: it has places enough, but refuses what would wait longer than `queue`, for the whole of its deadline.
         advertise: Requests in flight the caller is told it may have; None: it is told nothing.
         front_s: Seconds of one shared front door that every attempt costs.
     """
@@ -64,6 +65,8 @@ class Slots:
     def hint_s(self, index: int, now: float) -> float | None:
         if self.hint == "none":
             return None
+        if self.hint == "late":
+            return (self.queue / self.n + 1.5) * self.service_s
         position = 0
         if self.hint == "ticket":
             if index not in self.tickets:
@@ -167,6 +170,8 @@ class Simulation:
         else:
             hint_s = server.hint_s(index, self.now)
             members = {"error": "full", "retryable": True, "spread": server.hint == "ticket"}
+            if server.hint == "late":
+                members["code"] = "deadline_unreachable"
             headers = server.headers(inside) | ({} if hint_s is None else {"retry-after-ms": str(int(hint_s * 1000) + 1)})
             self._answer(attempt, Answer(429, headers, json.dumps(members).encode()), index)
             return
