@@ -157,6 +157,7 @@ class _Burst:
         quiet = given.pop("quiet") or (self._output is None and sys.stdout.isatty())  # a display between the lines would be neither
         self._console = Console(stderr=True, quiet=quiet)
         self._report: Report | None = None
+        self._first_error: Exception | None = None
         self.client, self._options = _client(given)
 
     def arguments(self) -> dict[str, Any]:
@@ -183,6 +184,7 @@ class _Burst:
         self._report = results.report
         with results, writer(self._output, self._kind, sys.stdout) as out:
             for outcome in results:
+                self._first_error = self._first_error or outcome.error
                 out.write(outcome, None if names is None else names.pop(outcome.index, None))
 
     def exit(self, report: Report, damage: str | None = None) -> None:
@@ -192,7 +194,7 @@ class _Burst:
         self._console.print(_told_in_a_line(report), highlight=False, soft_wrap=True)
         if report.failed:
             kinds = ", ".join(f"{n} × {name}" for name, n in sorted(report.errors.items()))
-            click.echo(f"{report.failed} of {report.items} have no prediction: {kinds}", err=True)
+            click.echo(f"{report.failed} of {report.items} have no prediction: {kinds}; the first: {self._first_error}", err=True)
         if damage is not None:
             click.echo(damage, err=True)
         if report.failed or damage is not None:
@@ -300,7 +302,7 @@ def _shown(report: Report, client: Client) -> Table:
     table.add_row("attempts", f"{report.attempts}", "refusals", f"{report.refusals}", "in flight", f"{gate.in_flight} of {gate.limit}")
     table.add_row("seconds", f"{report.makespan_s:.1f}", "a second", "-" if rate is None else f"{rate:.1f}")
     if gate.away:
-        table.add_row("the server cannot be reached; everything waits for it")
+        table.add_row("server", "waited for")
     return table
 
 

@@ -188,7 +188,10 @@ class Job:
         raw = frame.content if frame is not None else item
         remaining_s = self._remaining_s()
         if remaining_s is not None and remaining_s <= 0:
-            self._put(_outcome(index, frame, error=DeadlineExceeded("the burst's deadline passed before the item was sent", last=None)))
+            away = self._dispatcher.absence.last
+            why = "" if away is None else f"; the server could not be reached: {away}"
+            late = DeadlineExceeded(f"the burst's deadline passed before the item was sent{why}", last=away)
+            self._put(_outcome(index, frame, error=late))
             return None
         if self._unreached is not None:
             error = Unreachable(str(self._unreached))

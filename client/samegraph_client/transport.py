@@ -97,7 +97,7 @@ def translated(url: str) -> Iterator[None]:
     except (httpx2.TimeoutException, TimeoutError) as error:
         raise AttemptTimedOut(f"no answer from {url} in time ({type(error).__name__})") from error
     except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
-        raise AddressInvalid(f"{url!r} is not an address: {error}; it must begin with http:// or https:// and name a host") from error
+        raise AddressInvalid(f"{url!r} is not an address ({error}): it must begin with http:// or https:// and name a host") from error
     except httpx2.TransportError as error:
         raise ConnectionFailed(f"no answer from {url}: {str(error) or type(error).__name__}") from error
 

@@ -77,6 +77,16 @@ def test_lost_items_are_the_exit_code() -> None:
     assert "1 of 2 have no prediction: 1 × InputRejected" in result.stderr
 
 
+def test_server_that_never_came_is_named() -> None:
+    """The burst waits until its deadline; then every input has its line, and the last words say where nobody was."""
+    with scripted_server(predicted(1), listening=False) as server:
+        result = run("burst", "m", "-", "--url", server.url, "--quiet", "--deadline", "0.3", stdin='{"x": 1}\n' * 20)
+    assert result.exit_code == 1
+    assert len(result.stdout.splitlines()) == 20
+    assert "20 of 20 have no prediction: 20 × DeadlineExceeded; the first: no answer within 0." in result.stderr
+    assert f"no connection to {server.url}" in result.stderr
+
+
 def test_frames_of_a_video(tmp_path: Path) -> None:
     """One line per frame with its time; a damaged stream fails the command with a sentence."""
     clip = write_clip(tmp_path / "clip.avi", n=60, codec="mpeg4")

@@ -76,6 +76,13 @@ class ScriptedServer:
         return self.script.pop(0) if len(self.script) > 1 else self.script[0]
 
 
+def _body(handler: BaseHTTPRequestHandler) -> bytes | None:
+    """Read a request's body; None when its client was killed in the middle of it."""
+    length = int(handler.headers.get("content-length", "0"))
+    body = handler.rfile.read(length)
+    return body if len(body) == length else None
+
+
 @contextmanager
 def scripted_server(*script: Reply, listening: bool = True) -> Iterator[ScriptedServer]:
     """Run a server that gives these answers in turn, the last one for ever; one that does not listen yet has its port all the same."""
@@ -85,9 +92,8 @@ def scripted_server(*script: Reply, listening: bool = True) -> Iterator[Scripted
         protocol_version = "HTTP/1.1"
 
         def do_POST(self) -> None:
-            length = int(self.headers.get("content-length", "0"))
-            body = self.rfile.read(length)
-            if len(body) < length:  # the client was killed in the middle of it: it is no request
+            body = _body(self)
+            if body is None:
                 self.close_connection = True
                 return
             headers = {name.lower(): value for name, value in self.headers.items()}
