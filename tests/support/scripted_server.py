@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 
 
 @dataclass(frozen=True)
@@ -134,18 +134,25 @@ def scripted_server(*script: Reply, listening: bool = True) -> Iterator[Scripted
     with Server(("127.0.0.1", 0), Handler, bind_and_activate=False) as server:
         server.server_bind()  # from here on the port is taken, and connections to it are refused
         state.url = f"http://127.0.0.1:{server.server_address[1]}"
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-
-        def listen() -> None:
-            server.server_activate()
-            thread.start()
-
-        state.listen = listen
-        if listening:
-            listen()
-        try:
+        with _served(server, state, listening):
             yield state
-        finally:
-            if thread.ident is not None:
-                server.shutdown()
-                thread.join()
+
+
+@contextmanager
+def _served(server: HTTPServer, state: ScriptedServer, listening: bool) -> Iterator[None]:
+    """Serve in a thread, from now on or from `state.listen()` on."""
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+
+    def listen() -> None:
+        server.server_activate()
+        thread.start()
+
+    state.listen = listen
+    if listening:
+        listen()
+    try:
+        yield
+    finally:
+        if thread.ident is not None:
+            server.shutdown()
+            thread.join()
