@@ -26,7 +26,7 @@ it is up to `IPP_BOUND` level away from IPP's, and cv2 itself must run in its pl
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from string import Template
 from typing import Final, Literal, get_args
 
@@ -116,17 +116,6 @@ OpenCVAreaPlaces (n_in, n_out) => (first, fraction) {
 """
 
 # fraction: float [n] → weights: float [taps, n]
-_LINEAR_WEIGHTS = """
-OpenCVWeights_linear (fraction) => (weights) {
-    one = Constant <value = float {1}> ()
-    before = Sub (one, fraction)
-    axis = Constant <value = int64[1] {0}> ()
-    w0 = Unsqueeze (before, axis)
-    w1 = Unsqueeze (fraction, axis)
-    weights = Concat <axis = 0> (w0, w1)
-}
-"""
-
 _CUBIC_WEIGHTS = Template("""
 OpenCVWeights_$name (fraction) => (weights) {
     x = Cast <to = $type> (fraction)
@@ -213,16 +202,23 @@ OpenCVWeights_lanczos4 (fraction) => (weights) {{
 }}
 """
 
-# weights: float → int32, of 11 fractional bits
-_FIXED = """
-OpenCVFixed (weights) => (fixed) {
+# weights: float → whole numbers of 2048ths, float
+_ROUNDED = """
+OpenCVRounded (weights) => (fixed) {
     one = Constant <value = float {2048}> ()
     scaled = Mul (weights, one)
     rounded = Round (scaled)
     least = Constant <value = float {-32768}> ()
     most = Constant <value = float {32767}> ()
-    clipped = Clip (rounded, least, most)
-    fixed = Cast <to = 6> (clipped)
+    fixed = Clip (rounded, least, most)
+}
+"""
+
+# weights: float → int32, of 11 fractional bits
+_FIXED = """
+OpenCVFixed (weights) => (fixed) {
+    rounded = samegraph.OpenCVRounded (weights)
+    fixed = Cast <to = 6> (rounded)
 }
 """
 
@@ -264,33 +260,90 @@ def _sum_of_taps(taps: int, source: str, cast: str) -> str:
     return "\n".join(lines)
 
 
+def _sum_of_bytes(taps: int) -> str:
+    """Return nodes that add share × byte over the taps into `sum`; `shares` and `rows` are [taps, n], `upright` is what lines are of."""
+    lines = [f"    {_names('row', taps)} = Split <axis = 0, num_outputs = {taps}> (rows)"]
+    lines += [f"    {_names('share', taps)} = Split <axis = 0, num_outputs = {taps}> (shares)"]
+    lines.append("    flat = Constant <value = int64[1] {-1}> ()")
+    for tap in range(taps):
+        lines += [
+            f"    rows_{tap} = Reshape (row_{tap}, flat)",
+            f"    shares_{tap} = Reshape (share_{tap}, flat)",
+            f"    bytes_{tap} = Gather <axis = 0> (upright, rows_{tap})",
+            f"    part_{tap} = DequantizeLinear <axis = 0> (bytes_{tap}, shares_{tap})",
+            f"    sum_{tap} = Add (sum_{tap - 1}, part_{tap})" if tap else "    sum_0 = Identity (part_0)",
+        ]
+    return "\n".join(lines)
+
+
 def _names(name: str, count: int) -> str:
     return ", ".join(f"{name}_{place}" for place in range(count))
 
 
-# X: uint8 [H, W, C] → columns: int32 [H, w, C], a row at a time with weights of 11 bits
+# X: uint8 [H, W, C] → columns: float [H, w, C], whole numbers below 2^24, which floats hold and add without loss: levels times weights of
+# 11 fractional bits. To scale bytes as they are read saves a pass over what is four times as long.
 _COLUMNS = Template("""
 OpenCVColumns_$name (X, width) => (columns) {
     n_in = Shape <start = 1, end = 2> (X)
-    first_1, fraction_1 = samegraph.OpenCV${places} (n_in, width)
-$edges
-    weights = samegraph.OpenCVWeights_$weights (fraction)
-    weights_all = samegraph.OpenCVFixed (weights)
+    first, fraction = samegraph.OpenCVPlaces (n_in, width)
+    weights = samegraph.OpenCVWeights_$name (fraction)
+    shares = samegraph.OpenCVRounded (weights)
     rows = samegraph.OpenCVRows_$taps (first, n_in)
     # [H,W,C] as [W,C,H]: whole lines are taken and weighed then.
-    lines = Transpose <perm = [1, 2, 0]> (X)
+    upright = Transpose <perm = [1, 2, 0]> (X)
 $sum
     columns = Transpose <perm = [2, 0, 1]> (sum_$last)
 }
 """)
 
-_AS_THEY_ARE: Final = """
-    first = Identity (first_1)
-    fraction = Identity (fraction_1)
+
+# (first: int64 [n], n_in: int64 [1]) → before, after: int64 [n], a pixel and the next, none of which lies outside
+_NEIGHBOURS = """
+OpenCVNeighbours (first, n_in) => (before, after) {
+    zero = Constant <value = int64[1] {0}> ()
+    one = Constant <value = int64[1] {1}> ()
+    last = Sub (n_in, one)
+    next = Add (first, one)
+    before_1 = Max (first, zero)
+    before = Min (before_1, last)
+    after_1 = Max (next, zero)
+    after = Min (after_1, last)
+}
 """
 
-# Beyond the outermost pixels `linear` has no way to go, in a line; between lines it goes on with the same pixel twice.
-_AT_THE_EDGE: Final = """
+# fraction: float [n] → before, after: float [n], whole numbers of 2048ths. Together they are 2048, or 2049 where 1 - fraction was rounded.
+_SHARES = """
+OpenCVShares (fraction) => (before, after) {
+    one = Constant <value = float {1}> ()
+    whole = Constant <value = float {2048}> ()
+    rest = Sub (one, fraction)
+    before_1 = Mul (rest, whole)
+    before = Round (before_1)
+    after_1 = Mul (fraction, whole)
+    after = Round (after_1)
+}
+"""
+
+# X: uint8 [W, C, h], columns: int64 [w], shares: float [w], of 16 × 2048ths → sums: int32 [w, C, h], what is behind the point cut off.
+# Floats of 24 bits hold every product and sum as it is; to scale bytes in the same step as they are read saves half of all passes.
+_ACROSS = """
+OpenCVAcross (X, before, after, share_before, share_after) => (sums) {
+    bytes_0 = Gather <axis = 0> (X, before)
+    bytes_1 = Gather <axis = 0> (X, after)
+    part_0 = DequantizeLinear <axis = 0> (bytes_0, share_before)
+    part_1 = DequantizeLinear <axis = 0> (bytes_1, share_after)
+    exact = Add (part_0, part_1)
+    sums = Cast <to = 6> (exact)
+}
+"""
+
+# X, height_width: int64 [2] → Y; every line of the result out of two lines of integers
+_TWO_LINES = Template("""
+OpenCVWeighted_$name (X, height_width) => (Y) {
+    height, width = Split <axis = 0, num_outputs = 2> (height_width)
+    n_in = Shape <start = 1, end = 2> (X)
+    first_1, fraction_1 = samegraph.OpenCV${places} (n_in, width)
+    # Beyond the outermost pixels there is no way to go, in a line; between lines it goes on with the same pixel twice.
     zero_i = Constant <value = int64[1] {0}> ()
     zero_f = Constant <value = float {0}> ()
     one_i = Constant <value = int64[1] {1}> ()
@@ -299,47 +352,41 @@ _AT_THE_EDGE: Final = """
     is_after = GreaterOrEqual (first_1, last)
     is_outside = Or (is_before, is_after)
     fraction = Where (is_outside, zero_f, fraction_1)
-    first_2 = Max (first_1, zero_i)
-    first = Min (first_2, last)
-"""
-
-# X, height_width: int64 [2] → Y; every line of the result out of `taps` lines of integers
-_TWO_LINES = Template("""
-OpenCVWeighted_$name (X, height_width) => (Y) {
-    height, width = Split <axis = 0, num_outputs = 2> (height_width)
-    columns = samegraph.OpenCVColumns_$name (X, width)
-    n_in = Shape <start = 0, end = 1> (X)
-    first, fraction = samegraph.OpenCV${places} (n_in, height)
-    weights = samegraph.OpenCVWeights_linear (fraction)
-    fixed = samegraph.OpenCVFixed (weights)
-    rows = samegraph.OpenCVRows_2 (first, n_in)
-    row_0, row_1 = Split <axis = 0, num_outputs = 2> (rows)
-    weight_0, weight_1 = Split <axis = 0, num_outputs = 2> (fixed)
-    flat = Constant <value = int64[1] {-1}> ()
-    by_row = Constant <value = int64[3] {-1, 1, 1}> ()
-    four = Constant <value = uint32 {4}> ()
-    sixteen = Constant <value = uint32 {16}> ()
-    two = Constant <value = uint32 {2}> ()
-    unsigned = Cast <to = 12> (columns)
-    short = BitShift <direction = "RIGHT"> (unsigned, four)
-    rows_0 = Reshape (row_0, flat)
-    rows_1 = Reshape (row_1, flat)
-    weights_0 = Reshape (weight_0, by_row)
-    weights_1 = Reshape (weight_1, by_row)
-    unsigned_0 = Cast <to = 12> (weights_0)
-    unsigned_1 = Cast <to = 12> (weights_1)
-    lines_0 = Gather <axis = 0> (short, rows_0)
-    lines_1 = Gather <axis = 0> (short, rows_1)
-    product_0 = Mul (lines_0, unsigned_0)
-    product_1 = Mul (lines_1, unsigned_1)
-    part_0 = BitShift <direction = "RIGHT"> (product_0, sixteen)
-    part_1 = BitShift <direction = "RIGHT"> (product_1, sixteen)
-    both = Add (part_0, part_1)
-    rounded = Add (both, two)
-    level = BitShift <direction = "RIGHT"> (rounded, two)
-    white = Constant <value = uint32 {255}> ()
-    clipped = Min (level, white)
-    Y = Cast <to = 2> (clipped)
+    left, right = samegraph.OpenCVNeighbours (first_1, n_in)
+    share_left_1, share_right_1 = samegraph.OpenCVShares (fraction)
+    sixteenth = Constant <value = float {0.0625}> ()
+    share_left = Mul (share_left_1, sixteenth)
+    share_right = Mul (share_right_1, sixteenth)
+    height_in = Shape <start = 0, end = 1> (X)
+    first_line, fraction_line = samegraph.OpenCV${places} (height_in, height)
+    above, below = samegraph.OpenCVNeighbours (first_line, height_in)
+    share_above_1, share_below_1 = samegraph.OpenCVShares (fraction_line)
+    share_above = Cast <to = 6> (share_above_1)
+    share_below = Cast <to = 6> (share_below_1)
+    # Only the lines that are wanted, as [W,C,h]: bytes are cheap to move, and long runs of them cheap to take.
+    lines_0 = Gather <axis = 0> (X, above)
+    lines_1 = Gather <axis = 0> (X, below)
+    upright_0 = Transpose <perm = [1, 2, 0]> (lines_0)
+    upright_1 = Transpose <perm = [1, 2, 0]> (lines_1)
+    sums_0 = samegraph.OpenCVAcross (upright_0, left, right, share_left, share_right)
+    sums_1 = samegraph.OpenCVAcross (upright_1, left, right, share_left, share_right)
+    # 26 bits, which a float does not hold.
+    product_0 = Mul (sums_0, share_above)
+    product_1 = Mul (sums_1, share_below)
+    # Their lowest 16 bits are lost, each product's own: as what a number of 16 bits keeps of them.
+    low_bits_0 = Cast <to = 4> (product_0)
+    low_bits_1 = Cast <to = 4> (product_1)
+    lost_0 = Cast <to = 6> (low_bits_0)
+    lost_1 = Cast <to = 6> (low_bits_1)
+    products = Add (product_0, product_1)
+    lost = Add (lost_0, lost_1)
+    both = Sub (products, lost)
+    quarters = Cast <to = 1> (both)
+    # (quarters + 2) >> 2 of at most 1020 quarters of 65536: a divisor a little below four rounds every half up.
+    almost_four = Constant <value = float {262078.464}> ()
+    black = Constant <value = uint8 {0}> ()
+    turned = QuantizeLinear (quarters, almost_four, black)
+    Y = Transpose <perm = [2, 0, 1]> (turned)
 }
 """)
 
@@ -357,63 +404,108 @@ _INTEGER_SUM: Final = """
     in_integers = Cast <to = 2> (clipped)
 """
 
-_LINES = Template("""
-OpenCVWeighted_$name (X, height_width) => (Y) {
+_LANCZOS_LINES = Template("""
+OpenCVWeighted_lanczos4 (X, height_width) => (Y) {
     height, width = Split <axis = 0, num_outputs = 2> (height_width)
-    columns = samegraph.OpenCVColumns_$name (X, width)
+    wide = samegraph.OpenCVColumns_lanczos4 (X, width)
+    columns = Cast <to = 6> (wide)
     n_in = Shape <start = 0, end = 1> (X)
     first, fraction = samegraph.OpenCVPlaces (n_in, height)
-    weights = samegraph.OpenCVWeights_$name (fraction)
+    weights = samegraph.OpenCVWeights_lanczos4 (fraction)
     weights_all = samegraph.OpenCVFixed (weights)
-    rows = samegraph.OpenCVRows_$taps (first, n_in)
+    rows = samegraph.OpenCVRows_8 (first, n_in)
 $sum
 $integers
-$floats
+    Y = Identity (in_integers)
 }
 """)
 
-_CUBIC_IN_FLOATS: Final = """
+# The last seven values of a line at most are summed in integers: only there are both sums made.
+_CUBIC_LINES = Template("""
+OpenCVWeighted_cubic (X, height_width) => (Y) {
+    height, width = Split <axis = 0, num_outputs = 2> (height_width)
+    wide = samegraph.OpenCVColumns_cubic (X, width)
+    channels = Shape <start = 2, end = 3> (X)
+    values = Mul (width, channels)
+    unknown = Constant <value = int64[1] {-1}> ()
+    lines_of_values = Concat <axis = 0> (unknown, values)
+    columns = Reshape (wide, lines_of_values)
+    n_in = Shape <start = 0, end = 1> (X)
+    first, fraction = samegraph.OpenCVPlaces (n_in, height)
+    weights = samegraph.OpenCVWeights_cubic (fraction)
+    weights_float = samegraph.OpenCVRounded (weights)
+    weights_int = Cast <to = 6> (weights_float)
     unit = Constant <value = float {2.384185791015625e-07}> ()
-    float_0 = Cast <to = 1> (weights_0)
-    float_1 = Cast <to = 1> (weights_1)
-    float_2 = Cast <to = 1> (weights_2)
-    float_3 = Cast <to = 1> (weights_3)
-    unit_0 = Mul (float_0, unit)
-    unit_1 = Mul (float_1, unit)
-    unit_2 = Mul (float_2, unit)
-    unit_3 = Mul (float_3, unit)
-    line_0 = Cast <to = 1> (level_0)
-    line_1 = Cast <to = 1> (level_1)
-    line_2 = Cast <to = 1> (level_2)
-    line_3 = Cast <to = 1> (level_3)
-    p3 = Mul (line_3, unit_3)
-    p2 = Mul (line_2, unit_2)
-    p1 = Mul (line_1, unit_1)
-    p0 = Mul (line_0, unit_0)
+    weights_unit = Mul (weights_float, unit)
+    rows = samegraph.OpenCVRows_4 (first, n_in)
+    row_0, row_1, row_2, row_3 = Split <axis = 0, num_outputs = 4> (rows)
+    rows_0 = Reshape (row_0, unknown)
+    rows_1 = Reshape (row_1, unknown)
+    rows_2 = Reshape (row_2, unknown)
+    rows_3 = Reshape (row_3, unknown)
+    by_row = Constant <value = int64[2] {-1, 1}> ()
+    unit_0, unit_1, unit_2, unit_3 = Split <axis = 0, num_outputs = 4> (weights_unit)
+    units_0 = Reshape (unit_0, by_row)
+    units_1 = Reshape (unit_1, by_row)
+    units_2 = Reshape (unit_2, by_row)
+    units_3 = Reshape (unit_3, by_row)
+    line_0 = Gather <axis = 0> (columns, rows_0)
+    line_1 = Gather <axis = 0> (columns, rows_1)
+    line_2 = Gather <axis = 0> (columns, rows_2)
+    line_3 = Gather <axis = 0> (columns, rows_3)
+    p3 = Mul (line_3, units_3)
+    p2 = Mul (line_2, units_2)
+    p1 = Mul (line_1, units_1)
+    p0 = Mul (line_0, units_0)
     s2 = Add (p2, p3)
     s1 = Add (p1, s2)
     s0 = Add (p0, s1)
-    float_black = Constant <value = float {0}> ()
-    float_white = Constant <value = float {255}> ()
-    nearest = Round (s0)
-    float_level = Clip (nearest, float_black, float_white)
-    in_floats = Cast <to = 2> (float_level)
+    one_level = Constant <value = float {1}> ()
+    black = Constant <value = uint8 {0}> ()
+    # Rounds half to even and stops at 0 and 255.
+    in_floats = QuantizeLinear (s0, one_level, black)
     # Whole groups of eight values of a line are summed in floats, the rest of it in integers.
-    channels = Shape <start = 2, end = 3> (X)
-    values = Mul (width, channels)
+    seven = Constant <value = int64[1] {7}> ()
+    zero_i = Constant <value = int64[1] {0}> ()
+    one_i = Constant <value = int64[1] {1}> ()
     eight = Constant <value = int64[1] {8}> ()
     groups = Div (values, eight)
     grouped = Mul (groups, eight)
+    start_1 = Sub (values, seven)
+    start = Max (start_1, zero_i)
+    tail_float = Slice (columns, start, values, one_i)
+    tail = Cast <to = 6> (tail_float)
+    fixed_0, fixed_1, fixed_2, fixed_3 = Split <axis = 0, num_outputs = 4> (weights_int)
+    weight_0 = Reshape (fixed_0, by_row)
+    weight_1 = Reshape (fixed_1, by_row)
+    weight_2 = Reshape (fixed_2, by_row)
+    weight_3 = Reshape (fixed_3, by_row)
+    level_0 = Gather <axis = 0> (tail, rows_0)
+    level_1 = Gather <axis = 0> (tail, rows_1)
+    level_2 = Gather <axis = 0> (tail, rows_2)
+    level_3 = Gather <axis = 0> (tail, rows_3)
+    product_0 = Mul (level_0, weight_0)
+    product_1 = Mul (level_1, weight_1)
+    product_2 = Mul (level_2, weight_2)
+    product_3 = Mul (level_3, weight_3)
+    sum_1 = Add (product_0, product_1)
+    sum_2 = Add (sum_1, product_2)
+    sum_3 = Add (sum_2, product_3)
+$integers
+    head = Slice (in_floats, zero_i, start, one_i)
+    tail_in_floats = Slice (in_floats, start, values, one_i)
     scalar = Constant <value = int64[0] {}> ()
-    n = Reshape (values, scalar)
-    zero_n = Constant <value = int64 {0}> ()
-    one_n = Constant <value = int64 {1}> ()
-    place_1 = Range (zero_n, n, one_n)
-    pixel_shape = Concat <axis = 0> (width, channels)
-    place = Reshape (place_1, pixel_shape)
+    start_0 = Reshape (start, scalar)
+    stop_0 = Reshape (values, scalar)
+    step_0 = Constant <value = int64 {1}> ()
+    place = Range (start_0, stop_0, step_0)
     is_grouped = Less (place, grouped)
-    Y = Where (is_grouped, in_floats, in_integers)
-"""
+    end = Where (is_grouped, tail_in_floats, in_integers)
+    flat = Concat <axis = 1> (head, end)
+    shape = Concat <axis = 0> (height, width, channels)
+    Y = Reshape (flat, shape)
+}
+""")
 
 # In double: what a sum in any order and precision comes close to.
 _CUBIC_IPP = Template("""
@@ -840,25 +932,20 @@ ReverseChannels (X) => (Y) {
 
 def texts() -> list[str]:
     """Return the text of every function of this module."""
-    found = [_SCALE, _PLACES, _AREA_PLACES, _LINEAR_WEIGHTS, _LANCZOS_WEIGHTS, _FIXED, _AREA_TAPS, _AREA_ANY, _AREA_BLOCKS, _AREA_WHOLE]
-    found += [_AREA, _PAIRS, _HALF, _LINEAR_OR_HALF, _NEAREST, _NEAREST_WHOLE, _CUBIC_IPP_WHOLE, _REVERSE_CHANNELS]
+    found = [_SCALE, _PLACES, _AREA_PLACES, _LANCZOS_WEIGHTS, _ROUNDED, _FIXED, _NEIGHBOURS, _SHARES, _ACROSS]
+    found += [_AREA_TAPS, _AREA_ANY, _AREA_BLOCKS, _AREA_WHOLE, _AREA, _PAIRS, _HALF, _LINEAR_OR_HALF]
+    found += [_NEAREST, _NEAREST_WHOLE, _CUBIC_IPP_WHOLE, _REVERSE_CHANNELS]
     found.append(_CUBIC_WEIGHTS.substitute(name="cubic", type=1, float="float"))
     found.append(_CUBIC_WEIGHTS.substitute(name="cubic_ipp", type=11, float="double"))
-    found += [_ROWS.substitute(taps=taps, steps=_steps(taps)) for taps in (2, 4, 8)]
+    found += [_ROWS.substitute(taps=taps, steps=_steps(taps)) for taps in (4, 8)]
     found.append(_CUBIC_IPP.substitute(last=3, sum=_sum_of_taps(4, "X", "11")))
     found += [_ADD_LINES.substitute(name=name, type=name, to=to) for name, to in (("float", 1), ("int32", 6))]
-    for name, weights, places, taps, edges in _COLUMN_KINDS:
-        found.append(
-            _COLUMNS.substitute(
-                name=name, weights=weights, places=places, taps=taps, edges=edges, last=taps - 1, sum=_sum_of_taps(taps, "lines", "6")
-            )
-        )
-        if taps == 2:
-            found.append(_TWO_LINES.substitute(name=name, places=places))
-            continue
-        floats = _CUBIC_IN_FLOATS if name == "cubic" else "    Y = Identity (in_integers)"
-        integers = Template(_INTEGER_SUM).substitute(last=taps - 1)
-        found.append(_LINES.substitute(name=name, taps=taps, sum=_sum_of_taps(taps, "columns", "6"), integers=integers, floats=floats))
+    found += [_TWO_LINES.substitute(name=name, places=places) for name, places in (("linear", "Places"), ("area_up", "AreaPlaces"))]
+    found += [
+        _COLUMNS.substitute(name=name, taps=taps, last=taps - 1, sum=_sum_of_bytes(taps)) for name, taps in (("cubic", 4), ("lanczos4", 8))
+    ]
+    found.append(_CUBIC_LINES.substitute(integers=Template(_INTEGER_SUM).substitute(last=3)))
+    found.append(_LANCZOS_LINES.substitute(sum=_sum_of_taps(8, "columns", "6"), integers=Template(_INTEGER_SUM).substitute(last=7)))
     for by, rounding in itertools.product(CV_SIZES_BY, CV_ROUNDINGS):
         found.append(_SIZE_BY.substitute(rule=f"{by}_{rounding}", exact=_SIZE_EXACT[by], rounded=_SIZE_ROUNDED[rounding]))
     for kind in CV_KINDS:
@@ -868,14 +955,6 @@ def texts() -> list[str]:
         found.append(_RESIZE.substitute(kind=kind, required=required))
         found += [_RESIZE_BY.substitute(rule=rule, kind=kind, required=required) for rule in CV_SIZE_RULES]
     return found
-
-
-_COLUMN_KINDS: Final[Sequence[tuple[str, str, str, int, str]]] = (
-    ("linear", "linear", "Places", 2, _AT_THE_EDGE),
-    ("area_up", "linear", "AreaPlaces", 2, _AT_THE_EDGE),
-    ("cubic", "cubic", "Places", 4, _AS_THEY_ARE),
-    ("lanczos4", "lanczos4", "Places", 8, _AS_THEY_ARE),
-)
 
 
 def needs_cv2(op_types: Iterable[str]) -> bool:
