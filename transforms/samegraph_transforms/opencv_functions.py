@@ -76,15 +76,22 @@ OpenCVScale (n_in, n_out) => (scale, index) {
 }
 """
 
-# (n_in, n_out) → first: int64 [n_out], the pixel before; fraction: float [n_out], the way from it to the next
-_PLACES = """
-OpenCVPlaces (n_in, n_out) => (first, fraction) {
+# (n_in, n_out) → place: float [n_out]
+_PLACE = """
+OpenCVPlace (n_in, n_out) => (place) {
     scale, index = samegraph.OpenCVScale (n_in, n_out)
     half = Constant <value = double {0.5}> ()
     middle = Add (index, half)
     place_middle = Mul (middle, scale)
     place_double = Sub (place_middle, half)
     place = Cast <to = 1> (place_double)
+}
+"""
+
+# (n_in, n_out) → first: int64 [n_out], the pixel before; fraction: float [n_out], the way from it to the next
+_PLACES = """
+OpenCVPlaces (n_in, n_out) => (first, fraction) {
+    place = samegraph.OpenCVPlace (n_in, n_out)
     floor = Floor (place)
     fraction = Sub (place, floor)
     first = Cast <to = 7> (floor)
@@ -297,17 +304,15 @@ $sum
 """)
 
 
-# (first: int64 [n], n_in: int64 [1]) → before, after: int64 [n], a pixel and the next, none of which lies outside
+# (first: int64 [n] from -1 to n_in - 1, n_in: int64 [1]) → before, after: int64 [n], a pixel and the next, none of which lies outside
 _NEIGHBOURS = """
 OpenCVNeighbours (first, n_in) => (before, after) {
     zero = Constant <value = int64[1] {0}> ()
     one = Constant <value = int64[1] {1}> ()
     last = Sub (n_in, one)
     next = Add (first, one)
-    before_1 = Max (first, zero)
-    before = Min (before_1, last)
-    after_1 = Max (next, zero)
-    after = Min (after_1, last)
+    before = Max (first, zero)
+    after = Min (next, last)
 }
 """
 
@@ -324,16 +329,24 @@ OpenCVShares (fraction) => (before, after) {
 }
 """
 
-# X: uint8 [W, C, h], columns: int64 [w], shares: float [w], of 16 × 2048ths → sums: int32 [w, C, h], what is behind the point cut off.
-# Floats of 24 bits hold every product and sum as it is; to scale bytes in the same step as they are read saves half of all passes.
+# X: uint8 [H, W, C]; rows: int64 [h], of one line for each of the result; share: int32 [h]; before, after: int64 [w]; share_before,
+# share_after: float [w], 16ths of shares → levels: int32 [w, C, h], times 65536 and without what is behind the point.
+# Floats of 24 bits hold every product and sum in a line as it is; to scale bytes in the same step as they are read saves half of all passes.
 _ACROSS = """
-OpenCVAcross (X, before, after, share_before, share_after) => (sums) {
-    bytes_0 = Gather <axis = 0> (X, before)
-    bytes_1 = Gather <axis = 0> (X, after)
+OpenCVAcross (X, rows, share, before, after, share_before, share_after) => (levels) {
+    lines = Gather <axis = 0> (X, rows)
+    upright = Transpose <perm = [1, 2, 0]> (lines)
+    bytes_0 = Gather <axis = 0> (upright, before)
+    bytes_1 = Gather <axis = 0> (upright, after)
     part_0 = DequantizeLinear <axis = 0> (bytes_0, share_before)
     part_1 = DequantizeLinear <axis = 0> (bytes_1, share_after)
     exact = Add (part_0, part_1)
     sums = Cast <to = 6> (exact)
+    # 26 bits, which a float does not hold. The lowest 16 are lost: those that a number of 16 bits keeps.
+    product = Mul (sums, share)
+    low_bits = Cast <to = 4> (product)
+    lost = Cast <to = 6> (low_bits)
+    levels = Sub (product, lost)
 }
 """
 
@@ -341,54 +354,75 @@ OpenCVAcross (X, before, after, share_before, share_after) => (sums) {
 _TWO_LINES = Template("""
 OpenCVWeighted_$name (X, height_width) => (Y) {
     height, width = Split <axis = 0, num_outputs = 2> (height_width)
-    n_in = Shape <start = 1, end = 2> (X)
-    first_1, fraction_1 = samegraph.OpenCV${places} (n_in, width)
-    # Beyond the outermost pixels there is no way to go, in a line; between lines it goes on with the same pixel twice.
-    zero_i = Constant <value = int64[1] {0}> ()
-    zero_f = Constant <value = float {0}> ()
-    one_i = Constant <value = int64[1] {1}> ()
-    last = Sub (n_in, one_i)
-    is_before = Less (first_1, zero_i)
-    is_after = GreaterOrEqual (first_1, last)
-    is_outside = Or (is_before, is_after)
-    fraction = Where (is_outside, zero_f, fraction_1)
-    left, right = samegraph.OpenCVNeighbours (first_1, n_in)
-    share_left_1, share_right_1 = samegraph.OpenCVShares (fraction)
+    height_in = Shape <start = 0, end = 1> (X)
+    width_in = Shape <start = 1, end = 2> (X)
+    above, below, share_above_1, share_below_1 = samegraph.OpenCVDown_$name (height_in, height)
+    left, right, share_left_1, share_right_1 = samegraph.OpenCVRight_$name (width_in, width)
+    share_above = Cast <to = 6> (share_above_1)
+    share_below = Cast <to = 6> (share_below_1)
     sixteenth = Constant <value = float {0.0625}> ()
     share_left = Mul (share_left_1, sixteenth)
     share_right = Mul (share_right_1, sixteenth)
-    height_in = Shape <start = 0, end = 1> (X)
-    first_line, fraction_line = samegraph.OpenCV${places} (height_in, height)
-    above, below = samegraph.OpenCVNeighbours (first_line, height_in)
-    share_above_1, share_below_1 = samegraph.OpenCVShares (fraction_line)
-    share_above = Cast <to = 6> (share_above_1)
-    share_below = Cast <to = 6> (share_below_1)
-    # Only the lines that are wanted, as [W,C,h]: bytes are cheap to move, and long runs of them cheap to take.
-    lines_0 = Gather <axis = 0> (X, above)
-    lines_1 = Gather <axis = 0> (X, below)
-    upright_0 = Transpose <perm = [1, 2, 0]> (lines_0)
-    upright_1 = Transpose <perm = [1, 2, 0]> (lines_1)
-    sums_0 = samegraph.OpenCVAcross (upright_0, left, right, share_left, share_right)
-    sums_1 = samegraph.OpenCVAcross (upright_1, left, right, share_left, share_right)
-    # 26 bits, which a float does not hold.
-    product_0 = Mul (sums_0, share_above)
-    product_1 = Mul (sums_1, share_below)
-    # Their lowest 16 bits are lost, each product's own: as what a number of 16 bits keeps of them.
-    low_bits_0 = Cast <to = 4> (product_0)
-    low_bits_1 = Cast <to = 4> (product_1)
-    lost_0 = Cast <to = 6> (low_bits_0)
-    lost_1 = Cast <to = 6> (low_bits_1)
-    products = Add (product_0, product_1)
-    lost = Add (lost_0, lost_1)
-    both = Sub (products, lost)
-    quarters = Cast <to = 1> (both)
+    levels_0 = samegraph.OpenCVAcross (X, above, share_above, left, right, share_left, share_right)
+    levels_1 = samegraph.OpenCVAcross (X, below, share_below, left, right, share_left, share_right)
+    levels_int = Add (levels_0, levels_1)
+    levels = Cast <to = 1> (levels_int)
     # (quarters + 2) >> 2 of at most 1020 quarters of 65536: a divisor a little below four rounds every half up.
     almost_four = Constant <value = float {262078.464}> ()
     black = Constant <value = uint8 {0}> ()
-    turned = QuantizeLinear (quarters, almost_four, black)
+    turned = QuantizeLinear (levels, almost_four, black)
     Y = Transpose <perm = [2, 0, 1]> (turned)
 }
 """)
+
+# (n_in, n_out: int64 [1]) → before, after: int64 [n_out], a pixel and the next, and their shares, float [n_out]
+_LINEAR_DOWN = """
+OpenCVDown_linear (n_in, n_out) => (before, after, share_before, share_after) {
+    first, fraction = samegraph.OpenCVPlaces (n_in, n_out)
+    before, after = samegraph.OpenCVNeighbours (first, n_in)
+    share_before, share_after = samegraph.OpenCVShares (fraction)
+}
+"""
+
+# Beyond the outermost pixels there is no way to go, in a line; between lines it goes on with the same pixel twice.
+_LINEAR_RIGHT = """
+OpenCVRight_linear (n_in, n_out) => (before, after, share_before, share_after) {
+    anywhere = samegraph.OpenCVPlace (n_in, n_out)
+    zero = Constant <value = float {0}> ()
+    one = Constant <value = int64[1] {1}> ()
+    last = Sub (n_in, one)
+    last_place = Cast <to = 1> (last)
+    not_before = Max (anywhere, zero)
+    place = Min (not_before, last_place)
+    floor = Floor (place)
+    fraction = Sub (place, floor)
+    before = Cast <to = 7> (floor)
+    next = Add (before, one)
+    after = Min (next, last)
+    share_before, share_after = samegraph.OpenCVShares (fraction)
+}
+"""
+
+_AREA_DOWN = """
+OpenCVDown_area_up (n_in, n_out) => (before, after, share_before, share_after) {
+    first, fraction = samegraph.OpenCVAreaPlaces (n_in, n_out)
+    before, after = samegraph.OpenCVNeighbours (first, n_in)
+    share_before, share_after = samegraph.OpenCVShares (fraction)
+}
+"""
+
+_AREA_RIGHT = """
+OpenCVRight_area_up (n_in, n_out) => (before, after, share_before, share_after) {
+    first, fraction_anywhere = samegraph.OpenCVAreaPlaces (n_in, n_out)
+    zero = Constant <value = float {0}> ()
+    one = Constant <value = int64[1] {1}> ()
+    last = Sub (n_in, one)
+    is_last = GreaterOrEqual (first, last)
+    fraction = Where (is_last, zero, fraction_anywhere)
+    before, after = samegraph.OpenCVNeighbours (first, n_in)
+    share_before, share_after = samegraph.OpenCVShares (fraction)
+}
+"""
 
 _INTEGER_SUM: Final = """
     # (sum + 2^21) >> 22, clipped; clipping below first makes the shift of an unsigned number a floor division
@@ -932,7 +966,8 @@ ReverseChannels (X) => (Y) {
 
 def texts() -> list[str]:
     """Return the text of every function of this module."""
-    found = [_SCALE, _PLACES, _AREA_PLACES, _LANCZOS_WEIGHTS, _ROUNDED, _FIXED, _NEIGHBOURS, _SHARES, _ACROSS]
+    found = [_SCALE, _PLACE, _PLACES, _AREA_PLACES, _LANCZOS_WEIGHTS, _ROUNDED, _FIXED, _NEIGHBOURS, _SHARES, _ACROSS]
+    found += [_LINEAR_DOWN, _LINEAR_RIGHT, _AREA_DOWN, _AREA_RIGHT]
     found += [_AREA_TAPS, _AREA_ANY, _AREA_BLOCKS, _AREA_WHOLE, _AREA, _PAIRS, _HALF, _LINEAR_OR_HALF]
     found += [_NEAREST, _NEAREST_WHOLE, _CUBIC_IPP_WHOLE, _REVERSE_CHANNELS]
     found.append(_CUBIC_WEIGHTS.substitute(name="cubic", type=1, float="float"))
@@ -940,7 +975,7 @@ def texts() -> list[str]:
     found += [_ROWS.substitute(taps=taps, steps=_steps(taps)) for taps in (4, 8)]
     found.append(_CUBIC_IPP.substitute(last=3, sum=_sum_of_taps(4, "X", "11")))
     found += [_ADD_LINES.substitute(name=name, type=name, to=to) for name, to in (("float", 1), ("int32", 6))]
-    found += [_TWO_LINES.substitute(name=name, places=places) for name, places in (("linear", "Places"), ("area_up", "AreaPlaces"))]
+    found += [_TWO_LINES.substitute(name=name) for name in ("linear", "area_up")]
     found += [
         _COLUMNS.substitute(name=name, taps=taps, last=taps - 1, sum=_sum_of_bytes(taps)) for name, taps in (("cubic", 4), ("lanczos4", 8))
     ]
