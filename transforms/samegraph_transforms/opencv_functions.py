@@ -329,9 +329,9 @@ OpenCVShares (fraction) => (before, after) {
 }
 """
 
-# X: uint8 [H, W, C]; rows: int64 [h], of one line for each of the result; share: int32 [h]; before, after: int64 [w]; share_before,
-# share_after: float [w], 16ths of shares → levels: int32 [w, C, h], times 65536 and without what is behind the point.
-# Floats of 24 bits hold every product and sum in a line as it is; to scale bytes in the same step as they are read saves half of all passes.
+# X: uint8 [H, W, C]; rows: int64 [h], a line of X for each of the result; share: int32 [h], its part in that; before, after: int64 [w] and
+# share_before, share_after: float [w], the two pixels at each place of a line, 1/16 of their shares → levels: int32 [w, C, h], quarters
+# of levels times 65536. Floats of 24 bits hold all products and sums in a line. Bytes are scaled in the same pass in which they are read.
 _ACROSS = """
 OpenCVAcross (X, rows, share, before, after, share_before, share_after) => (levels) {
     lines = Gather <axis = 0> (X, rows)
@@ -341,6 +341,7 @@ OpenCVAcross (X, rows, share, before, after, share_before, share_after) => (leve
     part_0 = DequantizeLinear <axis = 0> (bytes_0, share_before)
     part_1 = DequantizeLinear <axis = 0> (bytes_1, share_after)
     exact = Add (part_0, part_1)
+    # What is behind the point is lost, which is 4 bits.
     sums = Cast <to = 6> (exact)
     # 26 bits, which a float does not hold. The lowest 16 are lost: those that a number of 16 bits keeps.
     product = Mul (sums, share)
