@@ -41,6 +41,7 @@ replies = st.one_of(
     st.just(Answer(400, {}, b"{}")),
     st.just(Answer(504, {}, b"gateway time-out")),
     st.builds(ConnectionFailed, st.just("lost")),
+    st.builds(Unreachable, st.just("refused")),
     st.just(None),
     st.integers(0, 30).map(lambda r: Answer(200, {"ratelimit": f'"inflight";r={r}', "ratelimit-policy": '"inflight";q=20'}, b"")),
 )
