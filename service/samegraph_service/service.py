@@ -444,7 +444,7 @@ class Service:
         yield "samegraph_tickets_waiting", "Refused callers who hold a ticket.", len(self.gate.tickets)
         yield "samegraph_callers", "Callers that are told apart.", len(self.gate.callers)
         yield "samegraph_stored_answers", "Answers kept for repeated requests.", self.front.repeats.kept
-        yield "samegraph_abandoned_requests", "Requests that run on although their callers have left.", self.front.repeats.abandoned
+        yield "samegraph_abandoned_running_requests", "Requests that run on although their callers have left.", self.front.repeats.abandoned
         yield "samegraph_stored_answers_bytes", "Bytes of their bodies.", self.front.repeats.bytes
         yield "samegraph_predicted_drain_seconds", "Predicted run time of everything that waits.", self.device.pending_s()
 

@@ -269,9 +269,9 @@ def test_what_everybody_has_left_goes_on_and_is_found_again(server: LiveServer) 
             held.until_waiting(1)
             follower.send(request(body=BODY, **head))
             until(lambda: server.service.front.repeats.joined == 1)
-        until(lambda: server.metric("samegraph_abandoned_requests") == 1)
+        until(lambda: server.metric("samegraph_abandoned_running_requests") == 1)
         again = held.send(**head)
-        until(lambda: server.metric("samegraph_abandoned_requests") == 0)
+        until(lambda: server.metric("samegraph_abandoned_running_requests") == 0)
         held.let_go()
         assert is_right(again.result())
     assert again.result().headers["samegraph-replayed"] == "joined"
@@ -280,9 +280,9 @@ def test_what_everybody_has_left_goes_on_and_is_found_again(server: LiveServer) 
         with Wire(server.port) as wire:
             wire.send(request(body=BODY, **head))
             held.until_waiting(1)
-        until(lambda: server.metric("samegraph_abandoned_requests") == 1)
+        until(lambda: server.metric("samegraph_abandoned_running_requests") == 1)
         held.let_go()
-    until(lambda: server.metric("samegraph_abandoned_requests") == 0)
+    until(lambda: server.metric("samegraph_abandoned_running_requests") == 0)
     later = server.predict("plants", BODY, **{"x-tenant": "i", "idempotency-key": "seven"})
     assert (is_right(later), later.headers["samegraph-replayed"]) == (True, "stored")
     assert server.metric("samegraph_instances_total") == ran + 2
@@ -312,7 +312,7 @@ def test_what_was_left_does_not_outlive_its_deadline(server: LiveServer) -> None
             held.until_waiting(1)
         until(lambda: server.service.gate.load.requests == 0)
         held.let_go()
-    assert server.metric("samegraph_abandoned_requests") == 0
+    assert server.metric("samegraph_abandoned_running_requests") == 0
     assert server.metric("samegraph_instances_total") == ran
 
 
@@ -327,7 +327,7 @@ def test_only_so_many_go_on_without_callers(repository: Path, most: int) -> None
                 held.until_waiting(number)
         until(lambda: left(server, "dropped") == 2 - most)
         until(lambda: server.service.gate.load.requests == most)
-        assert (left(server, "kept"), server.metric("samegraph_abandoned_requests")) == (most, most)
+        assert (left(server, "kept"), server.metric("samegraph_abandoned_running_requests")) == (most, most)
         held.let_go()
         until(lambda: server.service.gate.load.requests == 0)
         assert server.metric("samegraph_instances_total") == most
