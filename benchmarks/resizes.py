@@ -52,8 +52,8 @@ SIZE, SHORTER_SIDE, ALLOWED = 224, 256, 5.0
 NATIVE, KERNEL, BODY = "native", "kernel", "body"
 CROPPED, WHOLE = "shorter side 256, centre crop", "224 × 224"
 
-#: Filters of OpenCV; its cubic is left to IPP, which the body does not give back bit for bit.
-CV_MEASURED: tuple[CvFilter, ...] = ("nearest", "linear", "area", "lanczos4")
+#: Filters of OpenCV; cubic without IPP, whose bits no body gives back.
+CV_MEASURED: tuple[CvFilter, ...] = ("nearest", "linear", "area", "cubic", "lanczos4")
 
 #: A decoded photo → uint8 [224, 224, 3].
 Way = Callable[[Image.Image], np.ndarray]
