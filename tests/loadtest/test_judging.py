@@ -116,6 +116,9 @@ def test_lost_and_wrong_items_miss_their_thresholds() -> None:
     assert all(check.met for check in checks.bursts(record, attempts=1.1, makespan_ratio=1.1))
     assert not all(check.met for check in checks.bursts(Record(good, [Burst(20, 2.5, 1.9)]), attempts=1.1, makespan_ratio=1.1))
     assert not all(check.met for check in checks.bursts(Record(good), attempts=1.1, makespan_ratio=1.1))
+    disturbed, calm = Burst(20, 2.5, 1.9), Burst(20, 2.0, 1.9)
+    assert all(check.met for check in checks.bursts(Record(good, [disturbed, calm, calm]), attempts=1.1, makespan_ratio=1.1))
+    assert not all(check.met for check in checks.bursts(Record(good, [disturbed, disturbed, calm]), attempts=1.1, makespan_ratio=1.1))
 
 
 def test_a_unit_with_two_arms_and_unfair_shares_are_seen() -> None:
