@@ -167,7 +167,7 @@ class Fleet:
                 replica.await_ready()
             if self._balanced:
                 self._start_balancer()
-        except BaseException:
+        except BaseException:  # KeyboardInterrupt as well: no replica may be left running
             self.close()
             raise
         return self

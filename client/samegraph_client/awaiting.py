@@ -292,7 +292,7 @@ class AsyncResults(AsyncIterator[Outcome]):
             raise StopAsyncIteration
         try:
             outcome = await self._next()
-        except BaseException:
+        except BaseException:  # cancelled above all: what is on its way is given up, and what it held in the gate is freed
             await self.close()
             raise
         if outcome is None:

@@ -468,7 +468,7 @@ class Results(Iterator[Outcome]):
             raise StopIteration
         try:
             outcome = self._next()
-        except BaseException:
+        except BaseException:  # KeyboardInterrupt above all: what is on its way is given up, and what it held in the gate is freed
             self.close()
             raise
         if outcome is None:

@@ -91,7 +91,7 @@ class Journal:
         try:
             self._lock()
             self.burst = self._read(dict(request))
-        except BaseException:
+        except BaseException:  # whatever ends this, the lock on the file must not outlive it
             os.close(self._file)
             raise
 

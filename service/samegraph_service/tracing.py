@@ -183,7 +183,7 @@ class Tracer:
         while (finished := self._queue.get()) is not None:
             try:
                 self._export.take(finished)
-            except Exception:
+            except Exception:  # a span no exporter takes costs itself, not those after it
                 log.exception("trace_not_exported")
 
 

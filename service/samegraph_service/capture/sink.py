@@ -158,7 +158,7 @@ class CaptureSink:
                 self._stopping.wait(1.0)
         try:
             self.flush()
-        except Exception:
+        except Exception:  # the thread ends either way; why what was gathered is lost stands in the log
             log.exception("capture_failed")
 
     def _wait(self) -> None:

@@ -103,7 +103,7 @@ class LocalStorage:
                 file.flush()
                 os.fsync(file.fileno())
             partial.rename(target)
-        except BaseException:
+        except BaseException:  # whatever it was, half a file is not left behind
             partial.unlink(missing_ok=True)
             raise
 

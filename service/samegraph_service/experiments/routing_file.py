@@ -728,7 +728,7 @@ def _replace(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         os.chmod(name, mode)  # noqa: PTH101 - mkstemp gave a name
         os.replace(name, path)  # noqa: PTH105
-    except BaseException:
+    except BaseException:  # whatever it was, the file beside the routing file is not left behind
         Path(name).unlink(missing_ok=True)
         raise
 

@@ -132,7 +132,7 @@ class GrpcServer:
                 return messages.filled(answered, await ask(messages.parsed(asked, data), context))
             except SamegraphError as failure:
                 error = failure
-            except Exception:
+            except Exception:  # the caller gets the error, and the log the traceback, whatever broke
                 log.exception("request_crashed", method=asked.DESCRIPTOR.name)
                 error = Internal()
             return await self._abort(context, self._front.failed(error, self._front.fresh_id()))
