@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RECIPES = {
     "serve": (".venv", "constraints.txt", ["-e", ".[text]", "-e", "transforms", "-e", "client"], None),
     "test": (".venv", "constraints.txt", ["-e", ".[test]", "-e", "transforms", "-e", "client"], "serve"),
-    "build": (".venv-build", "constraints-build.txt", ["-e", "transforms[train]"], None),
+    "build": (".venv-build", "constraints-build.txt", ["-e", "transforms[train,text]"], None),
     "clients": (".venv-clients", "constraints-clients.txt", ["tritonclient[http,grpc]", "kserve", "requests", "litserve"], None),
     "build-test": (".venv-build", "constraints-build.txt", ["-e", "transforms[train,test]"], "build"),
 }

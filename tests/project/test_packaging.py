@@ -119,6 +119,36 @@ def test_environment_script_names_its_recipes() -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_the_examples_build_in_what_make_serve_installs() -> None:
+    """A clone that never ran the tests has everything that the example models' scripts import: what only a test asks for is no help."""
+    recipe = runpy.run_path(str(ROOT / "scripts/environment.py"))["RECIPES"]["build"][2]
+    extras = re.fullmatch(r"transforms\[(.*)\]", recipe[-1])
+    assert extras
+    table = declared("transforms/pyproject.toml")
+    asked = {package(line) for line in table["dependencies"]}
+    asked |= {package(line) for extra in extras[1].split(",") for line in table["optional-dependencies"][extra]}
+    own = {"samegraph_transforms", "models"}
+    brought = {
+        "sklearn": "scikit-learn",
+        "scipy": "scikit-learn",
+        "threadpoolctl": "scikit-learn",
+        "PIL": "pillow",
+        "onnxruntime": "onnxruntime",
+    }
+    wanted = {brought.get(name, name) for name in imports_of(ROOT / "models") - own - sys.stdlib_module_names}
+    assert "tokenizers" in wanted
+    assert wanted <= asked
+
+
+def imports_of(directory: Path) -> set[str]:
+    """Return the top-level modules that files below a directory import; those of a reference run in an environment of their own."""
+    files = [file for file in directory.rglob("*.py") if "reference" not in file.parts]
+    nodes = [node for file in files for node in ast.walk(ast.parse(file.read_text()))]
+    named = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    named |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level}
+    return {name.partition(".")[0] for name in named}
+
+
 def test_make_lists_its_targets() -> None:
     """`make help` shows the two commands a newcomer needs."""
     shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
